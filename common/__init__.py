@@ -1,0 +1,1 @@
+"""What master and worker must agree on: records, wire format, queue, names of files. No torch."""

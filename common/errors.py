@@ -1,0 +1,41 @@
+"""The errors that a user may meet, as a tree.
+
+SearchError
+|-- ConfigError       the search file or the command line is wrong   (exit 2)
+|-- TaskError         the task cannot be loaded or raised            (exit 1)
+|-- CheckpointError   the checkpoint folder cannot be used           (exit 1)
+'-- QueueError        Redis cannot be reached or refuses             (exit 4)
+    '-- LeaseLost     somebody else holds the trial now
+
+Every message names the value that is wrong and the remedy; a command prints it alone, without a traceback.
+"""
+
+
+class SearchError(Exception):
+    """Base of all errors that are the user's to see; ``exit_code`` is what the command ends with."""
+
+    exit_code = 1
+
+
+class ConfigError(SearchError):
+    """A search file, a hyperparameter or a command-line value is wrong."""
+
+    exit_code = 2
+
+
+class TaskError(SearchError):
+    """A task cannot be found or loaded, or its own code raised."""
+
+
+class CheckpointError(SearchError):
+    """The checkpoint folder cannot be read or written, or a file in it is damaged."""
+
+
+class QueueError(SearchError):
+    """Redis cannot be reached, refuses the login, or refuses to write."""
+
+    exit_code = 4
+
+
+class LeaseLost(QueueError):
+    """The fence (attempt, token) is stale: the trial has been given to another or has ended."""

@@ -1,0 +1,276 @@
+"""The checkpoint folder: the grammar of its file names, and the records in it.
+
+    checkpoints/digits/search.toml
+    checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt
+    checkpoints/digits/coarse/trials/coarse-0042-try=1.json
+    checkpoints/digits/coarse/resume/coarse-0042-try=1.pt
+
+Every name is made and read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from common import durable
+from common.errors import CheckpointError, ConfigError
+from common.search import NAME_PATTERN, STAGE_PATTERN, Search, load_search
+from common.space import Scalar
+from common.trial import Fence, Result, Trial, TrialState
+
+MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is not ours
+_STAGE = STAGE_PATTERN.pattern
+_TRIAL = rf"(?P<trial>(?P<stage>{_STAGE})-\d{{4,9}})"
+CHECKPOINT_PATTERN = re.compile(rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4}})-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt")
+ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d+)\.(?:json|pt)")
+
+
+class Record(BaseModel):
+    """All that is known of an ended attempt. Non-finite numbers are written as strings."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+    format: int = 1
+    search_id: str
+    trial: str
+    stage: str
+    index: int
+    seed: int
+    group: str = "{}"
+    budget_epochs: float
+    hyperparameters: dict[str, Scalar]
+    attempt: int
+    state: TrialState
+    reason: str | None = None
+    traceback: str | None = None
+    val_acc: float | None = None  # of the best epoch
+    val_loss: float | None = None  # of the best epoch
+    epochs: float = 0.0  # trained
+    best_epoch: float | None = None
+    first_loss: float | None = None  # data loss plus L2 term before the first update, in nats
+    curves: dict[str, list[float | None]] = {}  # by name, one value an evaluation; "epoch" is their axis
+    checkpoint: str | None = None  # file name in the stage's folder
+    worker: str | None = None
+    host: str | None = None
+    device: str | None = None
+    device_model: str | None = None
+    array_width: int = 1
+    seconds: float = 0.0
+    epoch_s: float | None = None
+    task_digest: str | None = None
+    ended_at: float = 0.0  # Unix time, s
+
+    @classmethod
+    def of(cls, search_id: str, trial: Trial, attempt: int, result: Result, **more: object) -> Record:
+        """The record of ``result``; ``more`` are the fields that Redis does not keep."""
+        shared = {name: getattr(result, name) for name in Result.__dataclass_fields__}
+        return cls.model_validate({
+            "search_id": search_id, "trial": trial.id, "stage": trial.stage, "index": trial.index, "seed": trial.seed,
+            "group": trial.group, "budget_epochs": trial.epochs, "hyperparameters": trial.hyperparameters, "attempt": attempt,
+            **shared, **more})
+
+    def result(self) -> Result:
+        """What Redis keeps of it."""
+        return Result(**{name: getattr(self, name) for name in Result.__dataclass_fields__})
+
+    def as_trial(self) -> Trial:
+        """The trial it belongs to."""
+        return Trial(self.trial, self.stage, self.index, self.seed, self.budget_epochs, dict(self.hyperparameters), self.group)
+
+
+@dataclass(frozen=True)
+class CheckpointName:
+    """What the name of a weights file says."""
+
+    value: float  # the metric's, of the best epoch
+    trial_id: str
+    epoch: int  # the best epoch, a fraction rounded up
+    attempt: int
+    metric: str = "val_acc"
+
+    def __str__(self) -> str:
+        return f"{self.metric}={self.value:.4f}-trial={self.trial_id}-epoch={self.epoch:03d}-try={self.attempt}.pt"
+
+    @classmethod
+    def parse(cls, name: str) -> CheckpointName | None:
+        """Reads a file name; None if it is not a checkpoint's."""
+        match = CHECKPOINT_PATTERN.fullmatch(name)
+        if not match:
+            return None
+        return cls(float(match["value"]), match["trial"], int(match["epoch"]), int(match["attempt"]), match["metric"])
+
+
+@dataclass(frozen=True)
+class AttemptFile:
+    """A record or a resume state: which attempt of which trial."""
+
+    trial_id: str
+    attempt: int
+    path: Path
+
+
+class StageFolder:
+    """One stage's part of a search's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trials = path / "trials"
+        self.resume = path / "resume"
+        self.ranges = path / "ranges.toml"
+        self.leaderboard = path / "leaderboard.csv"
+
+    def make(self) -> None:
+        """Creates the folders.
+
+        Raises:
+            CheckpointError: they cannot be made.
+        """
+        durable.make_folder(self.trials)
+        durable.make_folder(self.resume)
+
+    def record_path(self, trial_id: str, attempt: int) -> Path:
+        """``trials/coarse-0042-try=1.json``."""
+        return self.trials / f"{trial_id}-try={attempt}.json"
+
+    def resume_path(self, trial_id: str, attempt: int) -> Path:
+        """``resume/coarse-0042-try=1.pt``."""
+        return self.resume / f"{trial_id}-try={attempt}.pt"
+
+    def write_records(self, records: Sequence[Record]) -> None:
+        """Makes a batch of records durable. One that exists already stays: the first word about an attempt counts.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        durable.write_new({self.record_path(r.trial, r.attempt): r.model_dump_json(exclude_none=True).encode() for r in records})
+
+    def record(self, trial_id: str, attempt: int) -> Record | None:
+        """The record of one attempt, None if there is none or it is damaged."""
+        path = self.record_path(trial_id, attempt)
+        try:
+            return read_record(path)
+        except (CheckpointError, FileNotFoundError):
+            return None
+
+    def records(self, warn: Callable[[str], None]) -> list[Record]:
+        """Each trial's highest readable ended attempt, in the order of trial numbers; damaged files are told and passed over."""
+        latest: dict[str, Record] = {}
+        for file in sorted(self.attempts(self.trials), key=lambda f: f.attempt, reverse=True):
+            if file.trial_id in latest:
+                continue
+            try:
+                latest[file.trial_id] = read_record(file.path)
+            except FileNotFoundError:
+                continue
+            except CheckpointError as error:
+                warn(str(error))
+        return sorted(latest.values(), key=lambda r: r.index)
+
+    @staticmethod
+    def attempts(folder: Path) -> list[AttemptFile]:
+        """The records (in ``trials``) or resume states (in ``resume``) of all attempts."""
+        matches = ((ATTEMPT_PATTERN.fullmatch(name), name) for name in _names(folder))
+        return [AttemptFile(m["trial"], int(m["attempt"]), folder / name) for m, name in matches if m]
+
+    def highest_attempts(self) -> dict[str, int]:
+        """Each trial's highest attempt that left any file here."""
+        highest: dict[str, int] = {}
+        for file in [*self.attempts(self.trials), *self.attempts(self.resume)]:
+            highest[file.trial_id] = max(file.attempt, highest.get(file.trial_id, 0))
+        return highest
+
+    def latest_resume(self, trial_id: str) -> Path | None:
+        """The latest saved state of an unfinished trial."""
+        own = [f for f in self.attempts(self.resume) if f.trial_id == trial_id]
+        return max(own, key=lambda f: f.attempt).path if own else None
+
+    def checkpoints(self) -> list[CheckpointName]:
+        """The weights files, best first as `ls -r` shows them."""
+        parsed = (CheckpointName.parse(name) for name in sorted(_names(self.path), reverse=True))
+        return [name for name in parsed if name]
+
+
+class SearchFolder:
+    """The folder of one search below the checkpoint root."""
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root = root
+        self.name = name
+        self.path = root / name
+        self.search_file = self.path / "search.toml"
+
+    def stage(self, name: str) -> StageFolder:
+        """The part of one stage."""
+        return StageFolder(self.path / name)
+
+    def search(self) -> Search | None:
+        """The search as launched, None if it never was.
+
+        Raises:
+            CheckpointError: its ``search.toml`` is damaged.
+        """
+        if not self.search_file.exists():
+            return None
+        try:
+            search = load_search(self.search_file)
+        except ConfigError as error:
+            raise CheckpointError(f"{error} (the file as launched; restore it from your own copy, adding the line id = \"...\" back)") from None
+        if search.id is None:
+            raise CheckpointError(f"{self.search_file}: has no id, so it was not written by launch; move it out of the checkpoint folder")
+        return search
+
+
+def searches(root: Path) -> list[SearchFolder]:
+    """The searches below ``root`` that were launched, by name."""
+    folders = (SearchFolder(root, name) for name in sorted(_names(root)) if NAME_PATTERN.fullmatch(name))
+    return [folder for folder in folders if folder.search_file.is_file()]
+
+
+def read_record(path: Path) -> Record:
+    """Reads and validates one record.
+
+    Raises:
+        FileNotFoundError: gone.
+        CheckpointError: unreadable, damaged, or another trial's.
+    """
+    match = ATTEMPT_PATTERN.fullmatch(path.name)
+    try:
+        if path.stat().st_size > MAX_RECORD_BYTES:
+            raise CheckpointError(f"{path}: larger than a record can be; set it aside")
+        record = Record.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise durable.explained(error, path) from error
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: damaged record ({error.errors(include_url=False)[0]['msg']}); set aside, its trial counts as not ended") from None
+    if not match or record.trial != match["trial"] or record.attempt != int(match["attempt"]):
+        raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
+    return record
+
+
+def record_for(fence: Fence, folder: StageFolder) -> Record | None:
+    """The ended record of exactly this attempt: the folder's witness for the reaper."""
+    return folder.record(fence.trial_id, fence.attempt)
+
+
+def epoch_number(epochs: float) -> int:
+    """Epochs for a file name: a fraction rounded up, so that half an epoch is ``epoch=001``."""
+    return math.ceil(epochs - 1e-9)
+
+
+def _names(folder: Path) -> Iterable[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [entry.name for entry in entries]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise durable.explained(error, folder) from error

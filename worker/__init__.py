@@ -1,0 +1,1 @@
+"""Claims trials, trains them as stacked arrays, records what came of them."""
