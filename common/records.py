@@ -28,7 +28,10 @@ from common.trial import Fence, Result, Trial, TrialState
 MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is not ours
 _STAGE = STAGE_PATTERN.pattern
 _TRIAL = rf"(?P<trial>(?P<stage>{_STAGE})-\d{{4,9}})"
-CHECKPOINT_PATTERN = re.compile(rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4}})-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt")
+CHECKPOINT_PATTERN = re.compile(
+    rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4}})"
+    rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt"
+)
 ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d+)\.(?:json|pt)")
 
 
@@ -71,10 +74,21 @@ class Record(BaseModel):
     def of(cls, search_id: str, trial: Trial, attempt: int, result: Result, **more: object) -> Record:
         """The record of ``result``; ``more`` are the fields that Redis does not keep."""
         shared = {name: getattr(result, name) for name in Result.__dataclass_fields__}
-        return cls.model_validate({
-            "search_id": search_id, "trial": trial.id, "stage": trial.stage, "index": trial.index, "seed": trial.seed,
-            "group": trial.group, "budget_epochs": trial.epochs, "hyperparameters": trial.hyperparameters, "attempt": attempt,
-            **shared, **more})
+        return cls.model_validate(
+            {
+                "search_id": search_id,
+                "trial": trial.id,
+                "stage": trial.stage,
+                "index": trial.index,
+                "seed": trial.seed,
+                "group": trial.group,
+                "budget_epochs": trial.epochs,
+                "hyperparameters": trial.hyperparameters,
+                "attempt": attempt,
+                **shared,
+                **more,
+            }
+        )
 
     def result(self) -> Result:
         """What Redis keeps of it."""
@@ -221,7 +235,8 @@ class SearchFolder:
         try:
             search = load_search(self.search_file)
         except ConfigError as error:
-            raise CheckpointError(f"{error} (the file as launched; restore it from your own copy, adding the line id = \"...\" back)") from None
+            remedy = 'the file as launched; restore it from your own copy and add its line id = "..." back'
+            raise CheckpointError(f"{error} ({remedy})") from None
         if search.id is None:
             raise CheckpointError(f"{self.search_file}: has no id, so it was not written by launch; move it out of the checkpoint folder")
         return search
@@ -250,7 +265,8 @@ def read_record(path: Path) -> Record:
     except OSError as error:
         raise durable.explained(error, path) from error
     except ValidationError as error:
-        raise CheckpointError(f"{path}: damaged record ({error.errors(include_url=False)[0]['msg']}); set aside, its trial counts as not ended") from None
+        problem = error.errors(include_url=False)[0]["msg"]
+        raise CheckpointError(f"{path}: damaged record ({problem}); set aside, its trial counts as not ended") from None
     if not match or record.trial != match["trial"] or record.attempt != int(match["attempt"]):
         raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
     return record

@@ -90,7 +90,8 @@ class Search(_Table):
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise ConfigError(f"--stage {name}: no such stage in search {self.name!r}; use one of {', '.join(s.name for s in self.stages)} or all")
+        names = ", ".join(stage.name for stage in self.stages)
+        raise ConfigError(f"--stage {name}: no such stage in search {self.name!r}; use one of {names} or all")
 
     def before(self, name: str) -> Stage | None:
         """The stage that runs before ``name``, None for the first."""
@@ -110,8 +111,10 @@ def check_name(name: str) -> str:
         ConfigError: it climbs, hides, or has characters that file systems dislike.
     """
     if not NAME_PATTERN.fullmatch(name) or ".." in name:
-        raise ConfigError(f"name: {name!r} cannot be a folder below the checkpoint root; "
-                          "use letters, digits, '.', '_' and '-', a letter or digit first, no '..', at most 64")
+        raise ConfigError(
+            f"name: {name!r} cannot be a folder below the checkpoint root; "
+            "use letters, digits, '.', '_' and '-', a letter or digit first, no '..', at most 64"
+        )
     return name
 
 
@@ -155,7 +158,7 @@ def read_text(path: Path) -> str:
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; give the search file in it, such as {path / 'search.toml'}")
         if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size} bytes is too large for a search file (at most {MAX_FILE_BYTES}); is it the right file?")
+            raise ConfigError(f"{path}: larger than a search file can be ({MAX_FILE_BYTES} bytes); is it the right file?")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `master init` writes one to start from") from None
@@ -183,7 +186,7 @@ def _explained(error: ValidationError, place: str, model: type[BaseModel]) -> st
     where = " ".join([place, *(str(part) for part in first["loc"])]).strip()
     value = first.get("input")
     if first["type"] == "extra_forbidden":
-        nested = model.model_fields[str(first["loc"][0])].annotation if len(first["loc"]) > 1 else model
+        nested: Any = model.model_fields[str(first["loc"][0])].annotation if len(first["loc"]) > 1 else model
         known = ", ".join(getattr(nested, "model_fields", model.model_fields))
         return f"{where} = {value!r}: unknown key; remove it or use one of {known}"
     if first["type"] == "missing":

@@ -106,7 +106,7 @@ class IntUniform(_Interval):
 
     def moved(self, low: float, high: float) -> Self:
         """The same parameter over another range, ends rounded to whole numbers."""
-        return replace(self, low=int(round(low)), high=int(round(high)))
+        return replace(self, low=round(low), high=round(high))
 
 
 @dataclass(frozen=True)
@@ -196,8 +196,11 @@ class Space:
 
     def n_groups(self) -> float:
         """How many groups the space falls into: the product of its options and whole numbers."""
-        sizes = [len(p.options) if isinstance(p, Choice) else p.high - p.low + 1
-                 for p in self.parameters.values() if isinstance(p, Choice | IntUniform)]
+        sizes = [
+            len(p.options) if isinstance(p, Choice) else p.high - p.low + 1
+            for p in self.parameters.values()
+            if isinstance(p, Choice | IntUniform)
+        ]
         return math.prod(sizes)
 
     def limits(self, name: str) -> tuple[float, float]:
@@ -256,8 +259,8 @@ def _interval(kind: type[Numeric], raw: Mapping[str, object], place: str, name: 
     if low == high:
         raise ConfigError(f"{place}: the range [{low:g}, {high:g}] is a single point; write {name or 'the value'} = {low:g} instead")
     if kind.log and low <= 0:
-        raise ConfigError(f"{place}: the range [{low:g}, {high:g}] touches zero, which a log scale never reaches; "
-                          f"start at a small positive number such as {1 if kind.integer else 1e-6:g}, or use {kind.kind.removeprefix('log_')}")
+        remedy = f"start at {'1' if kind.integer else 'a small positive number such as 1e-06'}, or use {kind.kind.removeprefix('log_')}"
+        raise ConfigError(f"{place}: the range [{low:g}, {high:g}] touches zero, which a log scale never reaches; {remedy}")
     limits = _pair(raw["limits"], f"{place}: limits", False) if "limits" in raw else None
     allowed = limits or (-math.inf, math.inf)
     natural = NATURAL_LIMITS.get(name, (-math.inf, math.inf))
@@ -276,6 +279,6 @@ def _pair(raw: object, place: str, integer: bool) -> tuple[float, float]:
         if not math.isfinite(end):
             raise ConfigError(f"{place} = {raw!r}: {end!r} is not a finite number; write a number")
         if integer and int(end) != end:
-            raise ConfigError(f"{place} = {raw!r}: {end!r} is not a whole number; round it, or use {'log_' if 'log' in place else ''}uniform")
+            raise ConfigError(f"{place} = {raw!r}: {end!r} is not a whole number; round it")
     low, high = raw
     return (int(low), int(high)) if integer else (float(low), float(high))

@@ -106,3 +106,32 @@ def trial_id(stage: str, index: int) -> str:
 def trial_seed(search_seed: int, stage: str, index: int) -> int:
     """63 bits that depend on nothing but their arguments, on any platform and Python version."""
     return int.from_bytes(hashlib.sha256(f"trial/{search_seed}/{stage}/{index}".encode()).digest()[:8]) >> 1
+
+
+@dataclass(frozen=True)
+class Running:
+    """A trial under lease, as the master sees it; durations by the server's clock."""
+
+    trial: Trial
+    fence: Fence
+    worker: str
+    claimed_s: float  # since the claim
+    still_s: float  # since its beat last grew
+    progress: Progress | None  # None: no heartbeat yet
+    avoid: str | None = None  # the worker it was taken from for being slow: it has been passed on once
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """One line of ``master workers``. ``state``: "idle" | "training" | "slow" | "lost" | "quitting"."""
+
+    worker: str
+    host: str
+    pid: int
+    device: str
+    device_model: str = ""
+    state: str = "idle"
+    array_width: int = 0
+    trials: int = 0  # under lease now
+    trials_done: int = 0
+    last_seen_s: float = 0.0
