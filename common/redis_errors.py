@@ -1,0 +1,84 @@
+"""What Redis may answer or not answer, as errors for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from redis import exceptions
+
+from common.errors import QueueError
+
+# The marks of refusals, looked for in the text too: Redis 6.2 wraps what a command inside a script answered in an ERR of its own.
+REFUSALS = {
+    "WRONGPASS": "refuses the login; check the user and the password in --redis or REDIS_URL, or REDIS_PASSWORD_FILE",
+    "NOAUTH": "asks for a password; give it in --redis or REDIS_URL as redis://:PASSWORD@HOST, or name its file in REDIS_PASSWORD_FILE",
+    "NOPERM": "does not let this user do what a search needs; give the user the rights +@all ~* in its ACL, or log in as another",
+    "OOM": "is out of memory; raise its maxmemory, or remove what else it holds",
+    "MISCONF": "cannot write to its disk and therefore takes no more changes; free space on its disk or make its folder writable",
+    "READONLY": "is a read-only replica; give the address of its primary",
+    "LOADING": "is still loading its data; try again in a moment",
+    "MASTERDOWN": "is a replica that has lost its primary; give the address of the primary",
+    "CLUSTERDOWN": "belongs to a Redis Cluster that is down; repair the cluster, or give another Redis",
+    "MOVED": "is a node of a Redis Cluster that holds other keys; give the node that MOVED names, or a Redis that is no cluster",
+}
+UNREACHABLE = "cannot be reached; start it, or correct --redis or REDIS_URL (none of both means the embedded server of this machine)"
+TYPES: tuple[tuple[type[Exception], str], ...] = (
+    (exceptions.OutOfMemoryError, "OOM"),
+    (exceptions.ReadOnlyError, "READONLY"),
+    (exceptions.BusyLoadingError, "LOADING"),
+    (exceptions.NoPermissionError, "NOPERM"),
+    (exceptions.MasterDownError, "MASTERDOWN"),
+    (exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (exceptions.MovedError, "MOVED"),
+)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turns what redis-py raises inside the block into ``QueueError`` with a remedy; errors of the program itself pass unchanged.
+
+    Args:
+        where: the server as the message shall name it, such as "Redis at localhost:6379"; it must not hold a password.
+
+    Raises:
+        QueueError: Redis cannot be reached, refuses the login, or refuses to write.
+    """
+    try:
+        yield
+    except exceptions.RedisError as error:
+        message = explained(error)
+        if message is None:
+            raise
+        raise QueueError(f"{where} {message}") from error
+
+
+def explained(error: Exception) -> str | None:
+    """What is wrong and what to do, to follow the server's name; None where the fault is the program's."""
+    mark = refusal(error)
+    if mark:
+        return f"{REFUSALS[mark]} (it says: {_first_line(error)})"
+    if isinstance(error, exceptions.TimeoutError):
+        return f"does not answer in time; see whether it is overloaded or the network is down ({_first_line(error)})"
+    if isinstance(error, exceptions.InvalidResponse):
+        return "answers, but not as Redis does; correct the address and the port in --redis or REDIS_URL"
+    if isinstance(error, exceptions.ConnectionError):
+        return f"{UNREACHABLE} ({_first_line(error)})"
+    return None
+
+
+def refusal(error: Exception) -> str | None:
+    """The mark of a refusal by a server that is there, such as "NOAUTH"; None for any other error."""
+    for kind, mark in TYPES:
+        if isinstance(error, kind):
+            return mark
+    if isinstance(error, exceptions.AuthenticationError | exceptions.AuthenticationWrongNumberOfArgsError):
+        return "NOAUTH" if "required" in str(error) else "WRONGPASS"
+    if isinstance(error, exceptions.ResponseError):
+        words = set(str(error).replace("-", " ").replace(":", " ").split())
+        return next((mark for mark in REFUSALS if mark in words), None)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip()

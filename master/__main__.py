@@ -1,0 +1,6 @@
+"""``python -P -m master``: the same as the console script ``master``."""
+
+from master.cli import main
+
+if __name__ == "__main__":
+    main()

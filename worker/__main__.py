@@ -1,0 +1,6 @@
+"""``python -P -m worker``: the same as the console script ``worker``."""
+
+from worker.cli import main
+
+if __name__ == "__main__":
+    main()
