@@ -1,0 +1,187 @@
+"""The Redis connection of a command or a worker: from a URL, or to the embedded server of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import ConnectionPool, parse_url
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
+
+from common.embedded import EmbeddedServer
+from common.errors import ConfigError, QueueError
+from common.redis_errors import translated
+from common.redis_program import MIN_VERSION, parse_version, version_text
+
+PASSWORD_FILE = "REDIS_PASSWORD_FILE"
+CONNECT_TIMEOUT_S = 5.0
+SOCKET_TIMEOUT_S = 10.0  # a blocking command must wait for less
+DEFAULT_PORT = 6379
+EXAMPLE = "write redis://HOST:6379/0, rediss://HOST:6379/0 or unix:///path/to/redis.sock, special characters of a password as %XX"
+PARSE: Callable[[str], dict[str, Any]] = parse_url  # which brings no types
+USER_INFO = re.compile(r"(?P<scheme>^|://)(?P<user>[^:@/]*:)?[^/].*@|(?P<query>[?&]password=)[^&]*")
+
+
+class Broker:
+    """A client with what belongs to it. Closing it gives up this process's part in the embedded server."""
+
+    def __init__(self, client: redis.Redis, url: str, where: str, server: EmbeddedServer | None = None) -> None:
+        self.client = client
+        self.url = url  # may hold a password: show `where`
+        self.where = where  # for messages, as in "Redis at localhost:6379"
+        self._server = server
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the server is the embedded one of this machine."""
+        return self._server is not None
+
+    def ensure(self) -> bool:
+        """To be called when the connection fails: starts the embedded server again if it has died. True if it did so.
+
+        A server with a URL is somebody else's to start; for that it does nothing.
+
+        Raises:
+            CheckpointError: the embedded server's folder cannot be used.
+            QueueError: the embedded server does not start.
+        """
+        return self._server.ensure() if self._server else False
+
+    def close(self) -> None:
+        """Ends the connection; the last user of the embedded server stops it. A second call does nothing.
+
+        Raises:
+            QueueError: the embedded server does not stop.
+        """
+        self.client.close()
+        server, self._server = self._server, None
+        if server:
+            server.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_broker(url: str | None, root: Path, environ: Mapping[str, str] = os.environ) -> Broker:
+    """Connects, and makes sure once that a usable Redis answers.
+
+    Args:
+        url: redis://, rediss:// or unix://; None or empty means the embedded server of ``root``.
+        root: the checkpoint root.
+        environ: for ``REDIS_PASSWORD_FILE``, which gives the password where the URL has none.
+
+    Raises:
+        ConfigError: the URL or the password file cannot be read.
+        QueueError: the server cannot be reached, refuses the login, is none, or is too old.
+        CheckpointError: the embedded server's folder cannot be used.
+    """
+    if url:
+        return _checked(_connected(url, environ))
+    server = EmbeddedServer(root)
+    server.acquire()
+    own_url = f"unix://{quote(server.socket)}"
+    broker = Broker(_client(PARSE(own_url)), own_url, f"the embedded Redis server in {server.folder}", server)
+    return _checked(broker)
+
+
+def redact(url: str) -> str:
+    """The URL for people's eyes: without the password, whatever else is wrong with it."""
+    return USER_INFO.sub(lambda m: f"{m['query']}***" if m["query"] else f"{m['scheme']}{m['user'] or ''}***@", url)
+
+
+def _connected(url: str, environ: Mapping[str, str]) -> Broker:
+    options = _options(url)
+    if not options.get("password") and environ.get(PASSWORD_FILE):
+        options["password"] = _read_password(Path(environ[PASSWORD_FILE]))
+    try:
+        client = _client(options)
+    except (TypeError, ValueError, RedisError) as error:
+        raise ConfigError(f"{redact(url)}: an option after the question mark is not one of redis-py; {EXAMPLE}") from error
+    return Broker(client, url, f"Redis at {_address(options)}")
+
+
+def _options(url: str) -> dict[str, Any]:
+    try:
+        options = PARSE(url)
+    except ValueError:  # its text may quote a part of the password
+        raise ConfigError(f"{redact(url)} is not the URL of a Redis server; {EXAMPLE}") from None
+    database = re.match(r"rediss?://[^/?#]*/+([^/?#]+)", url)
+    if database and not database[1].isdecimal():
+        raise ConfigError(f"{redact(url)}: {redact(database[1])!r} is not the number of a database; {EXAMPLE}")
+    if url.startswith("unix://") and not options.get("path"):
+        raise ConfigError(f"{redact(url)} names no socket; {EXAMPLE}")
+    return options
+
+
+def _client(options: Mapping[str, Any]) -> redis.Redis:
+    """A client that sends everything exactly once: a script sent again in silence could act twice."""
+    timeouts = {"socket_timeout": SOCKET_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
+    if "path" in options:
+        del timeouts["socket_connect_timeout"]
+    fixed = {
+        "decode_responses": True,
+        "retry": Retry(NoBackoff(), 0),
+        "retry_on_error": [],
+        "retry_on_timeout": False,
+        "health_check_interval": 0,
+        "client_name": "coarsefine",
+        "protocol": 2,  # the same answers from every version
+    }
+    pool = ConnectionPool(**{**timeouts, **options, **fixed})
+    pool.make_connection()  # refuses unknown options here rather than at the first command
+    return redis.Redis.from_pool(pool)
+
+
+def _read_password(path: Path) -> str:
+    try:
+        password = path.read_text().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(
+            f"{PASSWORD_FILE}={path} cannot be read: {reason}; correct the path, make it readable, or give the password in the URL"
+        ) from error
+    if not password:
+        raise ConfigError(f"{PASSWORD_FILE}={path} is empty; write the password into it, or unset {PASSWORD_FILE}")
+    return password
+
+
+def _address(options: Mapping[str, Any]) -> str:
+    if "path" in options:
+        return str(options["path"])
+    host = str(options.get("host", "localhost"))
+    return f"{f'[{host}]' if ':' in host else host}:{options.get('port', DEFAULT_PORT)}"
+
+
+def _checked(broker: Broker) -> Broker:
+    try:
+        with translated(broker.where):
+            broker.client.ping()
+            version = _version(broker.client)
+        if version and version < MIN_VERSION:
+            needed = version_text(MIN_VERSION)
+            raise QueueError(
+                f"{broker.where} is version {version_text(version)}; a search needs {needed} or newer: upgrade it, or give another"
+            )
+    except BaseException:
+        broker.close()
+        raise
+    return broker
+
+
+def _version(client: redis.Redis) -> tuple[int, ...]:
+    try:
+        info: Any = client.info("server")
+    except ResponseError:
+        return ()  # hosted servers may forbid INFO; the scripts then tell what is missing
+    return parse_version(str(info.get("redis_version", "")))

