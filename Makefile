@@ -1,0 +1,52 @@
+# `make search` and `make test` set up what they need; `make help` lists the rest.
+
+# The first of these that is Python 3.11 or newer; `make PYTHON=/path/to/python search` takes another.
+PYTHON ?= $(shell for candidate in python3.11 python3 python3.12 python3.13; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+PINS := pyproject.toml constraints.txt
+PROGRAM := common master worker
+CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup search test check bench compose-test clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev  ## install everything into .venv, as pinned in constraints.txt
+
+search: setup  ## the main job: the coarse stage of the built-in digits search
+	$(BIN)/master launch --stage coarse
+
+test: setup  ## unit, contract and integration tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: setup  ## lint, format and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(addprefix -p ,$(PROGRAM))
+
+bench: $(VENV)/.bench  ## the benchmarks of benchmarks/, one after the other
+	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -P "$$file"; done
+
+compose-test: setup  ## docker compose on a fresh clone, from build to stop (needs Docker)
+	$(BIN)/python -m pytest tests/compose $(PYTEST_ARGS)
+
+clean:  ## remove what was installed and cached; checkpoints stay
+	rm -rf $(VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find $(PROGRAM) docker tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.dev: $(PINS) | $(VENV)/bin/python
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(PIP_INSTALL) -e '.[dev,bench]'
+	@touch $@
