@@ -27,7 +27,7 @@ SOCKET_TIMEOUT_S = 10.0  # a blocking command must wait for less
 DEFAULT_PORT = 6379
 EXAMPLE = "write redis://HOST:6379/0, rediss://HOST:6379/0 or unix:///path/to/redis.sock, special characters of a password as %XX"
 PARSE: Callable[[str], dict[str, Any]] = parse_url  # which brings no types
-USER_INFO = re.compile(r"(?P<scheme>^|://)(?P<user>[^:@/]*:)?[^/].*@|(?P<query>[?&]password=)[^&]*")
+PASSWORD_OPTION = re.compile(r"(?<=[?&]password=)[^&]*")
 
 
 class Broker:
@@ -61,10 +61,12 @@ class Broker:
         Raises:
             QueueError: the embedded server does not stop.
         """
-        self.client.close()
         server, self._server = self._server, None
-        if server:
-            server.release()
+        try:
+            if server:
+                server.release(self.client)
+        finally:
+            self.client.close()
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +99,13 @@ def open_broker(url: str | None, root: Path, environ: Mapping[str, str] = os.env
 
 def redact(url: str) -> str:
     """The URL for people's eyes: without the password, whatever else is wrong with it."""
-    return USER_INFO.sub(lambda m: f"{m['query']}***" if m["query"] else f"{m['scheme']}{m['user'] or ''}***@", url)
+    url = PASSWORD_OPTION.sub("***", url)
+    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
+    if "@" not in rest or rest.startswith("/"):
+        return f"{scheme}{mark}{rest}"
+    login, _, place = rest.rpartition("@")
+    user = f"{login.partition(':')[0]}:" if ":" in login else ""  # what stands alone may be a password
+    return f"{scheme}{mark}{user}***@{place}"
 
 
 def _connected(url: str, environ: Mapping[str, str]) -> Broker:

@@ -8,53 +8,40 @@ Its hidden folder ``.redis`` in the root holds
     server.json    host, boot and socket of the server; there while one may be running
     version        of the newest server that wrote the data
     redis.sock, redis.log, and the append-only file
+
+Users that were all killed leave a server behind; the next one finds it, uses it and stops it at its end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
+from redis.retry import Retry
 
 from common import durable, redis_program
+from common.embedded_place import Place, make_private
 from common.errors import QueueError
 from common.filelock import RETRY_S, FileLock
 
 FOLDER = ".redis"
-MAX_SOCKET_BYTES = 100  # the system's limit is 108 (104 on macOS)
 LOCK_PATIENCE_S = 120.0  # another process starts or stops the server: a large append-only file takes its time
 ANSWER_PATIENCE_S = 60.0  # from start or discovery to the first answer, loading not counted
 LOADING_PATIENCE_S = 600.0
 STOP_PATIENCE_S = 30.0  # the last write to a slow disk
+ANSWER_TIMEOUT_S = 5.0
 MAX_LOG_BYTES = 1 << 20
 LOG_TAIL_LINES = 8
-BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 ELSEWHERE = "start a Redis server and give --redis URL"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a server may be running."""
-
-    host: str
-    boot_id: str
-    socket: str
-
-    def may_run_elsewhere(self) -> bool:
-        """True if neither this boot of a kernel (containers share it) nor an earlier one of this host started it."""
-        return self.boot_id != boot_id() and self.host != socket.gethostname()
 
 
 class EmbeddedServer:
@@ -78,7 +65,7 @@ class EmbeddedServer:
             QueueError: the server does not start, or may be running on another host.
         """
         durable.make_folder(self.folder.parent)
-        _make_private(self.folder)
+        make_private(self.folder)
         self._start_lock = FileLock(self.folder / "start.lock")
         self._users_lock = FileLock(self.folder / "users.lock")
         try:
@@ -99,8 +86,11 @@ class EmbeddedServer:
         with self._alone():
             return self._run()
 
-    def release(self) -> None:
+    def release(self, client: redis.Redis) -> None:
         """Ceases to be a user, and stops the server after the last one.
+
+        Args:
+            client: reaches the server even where its folder has been removed.
 
         Raises:
             QueueError: the server does not stop.
@@ -108,7 +98,7 @@ class EmbeddedServer:
         try:
             with self._alone():
                 if self._users_lock.try_exclusive():
-                    self._stop()
+                    self._stop(client)
         finally:
             self._forget()
 
@@ -123,54 +113,50 @@ class EmbeddedServer:
             lock.close()
 
     def _run(self) -> bool:
-        place = self._place()
-        self.socket = place.socket
+        """Has a server answer; True if it had to be started."""
+        place = self._known_place()
+        self.socket = place.socket if place else ""
         deadline = Deadline(ANSWER_PATIENCE_S)
-        while True:
-            alive = FileLock(self._alive_file)
-            if alive.try_exclusive():
-                self._start(place, alive)
-                return True
-            alive.close()
-            if self._answers(deadline):
+        while self._lives():
+            if place and self._answers(deadline):
                 return False
             if deadline.passed():
                 raise QueueError(
-                    f"{self.folder}: a server runs, but does not answer at {self.socket} (it hangs, or runs in a container "
-                    f"with its own /tmp); `fuser {self._alive_file}` shows its process: end it and try again"
+                    f"{self.folder}: a server runs, but does not answer at {self.socket or 'a known socket'} (it hangs, or runs in a "
+                    f"container with its own /tmp); `fuser {self._alive_file}` shows its process: end it and try again"
                 )
             time.sleep(RETRY_S)
+        self._start(place)
+        return True
 
-    def _place(self) -> Place:
-        """Where the server is, or where it is to be started."""
-        known = self._read_place()
+    def _known_place(self) -> Place | None:
+        known = Place.read(self._place_file)
         if known and known.may_run_elsewhere():
             raise QueueError(
                 f"{self.folder}: its Redis server may be running on the host {known.host}; run this there, or end what runs there, "
                 f"or, for several hosts, {ELSEWHERE}. If {known.host} is gone for good, delete {self._place_file}"
             )
-        if known and known.boot_id == boot_id():
-            return known
-        return Place(socket.gethostname(), boot_id(), str(choose_socket(self.folder)))
+        return None if known and known.outlived() else known
 
-    def _read_place(self) -> Place | None:
+    def _lives(self) -> bool:
+        alive = FileLock(self._alive_file)
         try:
-            return Place(**json.loads(self._place_file.read_text()))
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise durable.explained(error, self._place_file) from error
-        except (ValueError, TypeError) as error:
-            raise QueueError(f"{self._place_file}: it is damaged; if no search runs on this folder, delete it") from error
+            if not alive.try_exclusive():
+                return True
+            alive.release()
+            return False
+        finally:
+            alive.close()
 
-    def _start(self, place: Place, alive: FileLock) -> None:
+    def _start(self, known: Place | None) -> None:
         program = redis_program.choose(redis_program.installed(), self._written(), self.folder)
         durable.replace(self._version_file, redis_program.version_text(max(program.version, self._written())).encode())
-        durable.replace(self._place_file, json.dumps(asdict(place)).encode())
-        _make_private(Path(place.socket).parent)
+        place = known or Place.new(self.folder)
+        place.write(self._place_file)
+        self.socket = place.socket
+        make_private(Path(place.socket).parent)
         Path(place.socket).unlink(missing_ok=True)  # what a killed server left
-        self._process = self._spawn(program, alive)
-        alive.close()  # from here on it is the server's
+        self._process = self._spawn(program)
         deadline = Deadline(ANSWER_PATIENCE_S)
         while not self._answers(deadline):
             if self._process.poll() is not None:
@@ -179,21 +165,26 @@ class EmbeddedServer:
                 raise self._not_started(f"{program} does not answer")
             time.sleep(RETRY_S)
 
-    def _spawn(self, program: redis_program.Program, alive: FileLock) -> subprocess.Popen[bytes]:
+    def _spawn(self, program: redis_program.Program) -> subprocess.Popen[bytes]:
         if self.log.exists() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.old"))
-        with self.log.open("ab") as log:
-            return subprocess.Popen(
-                [program.path, *_options(self.socket)],
-                cwd=self.folder,
-                env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 does not start under a locale that is not installed
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[alive.fd],
-                start_new_session=True,  # Ctrl-C is for the command, not for the server
-                umask=0o077,
-            )
+        alive = FileLock(self._alive_file)
+        try:
+            alive.try_exclusive()  # free, as was seen under the start lock; the server inherits it
+            with self.log.open("ab") as log:
+                return subprocess.Popen(
+                    [program.path, *_options(self.socket)],
+                    cwd=self.folder,
+                    env={**os.environ, "LC_ALL": "C"},  # Redis 7.2 does not start under a locale that is not installed
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[alive.fd],
+                    start_new_session=True,  # Ctrl-C is for the command, not for the server
+                    umask=0o077,
+                )
+        finally:
+            alive.close()  # not released: from here on it is the server's
 
     def _written(self) -> tuple[int, ...]:
         """The newest version that wrote the data; empty where there is none."""
@@ -218,20 +209,16 @@ class EmbeddedServer:
             return False
 
     def _connection(self) -> redis.Redis:
-        return redis.Redis(unix_socket_path=self.socket, socket_timeout=5, protocol=2)
+        return redis.Redis(unix_socket_path=self.socket, socket_timeout=ANSWER_TIMEOUT_S, protocol=2, retry=Retry(NoBackoff(), 0))
 
-    def _stop(self) -> None:
+    def _stop(self, client: redis.Redis) -> None:
         deadline = Deadline(STOP_PATIENCE_S)
-        with suppress(RedisError), self._connection() as connection:  # it may be dead already, which the lock below tells
+        with suppress(RedisError), self._connection() if Path(self.socket).exists() else client as connection:
             connection.shutdown(nosave=True)  # the append-only file is written and synchronised all the same
-        alive = FileLock(self._alive_file)
-        try:
-            while not alive.try_exclusive():
-                if deadline.passed():
-                    raise QueueError(f"{self.folder}: its Redis server does not stop; `fuser {self._alive_file}` shows its process, end it")
-                time.sleep(RETRY_S)
-        finally:
-            alive.close()
+        while self.folder.exists() and self._lives():
+            if deadline.passed():
+                raise QueueError(f"{self.folder}: its Redis server does not stop; `fuser {self._alive_file}` shows its process, end it")
+            time.sleep(RETRY_S)
         if self._process:
             self._process.wait()
         if Path(self.socket).parent != self.folder:
@@ -266,31 +253,6 @@ class Deadline:
             self._extended = True
 
 
-def choose_socket(folder: Path) -> Path:
-    """A path for a socket: in ``folder``, or in a new directory of the user's own where that path is too long or holds no sockets.
-
-    Raises:
-        QueueError: there is no such path.
-    """
-    inside = folder / "redis.sock"
-    if _fits(inside) and _holds_sockets(folder):
-        return inside
-    for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
-        with suppress(OSError):
-            path = Path(tempfile.mkdtemp(prefix="coarsefine-", dir=parent)) / "redis.sock"  # a new one has rights 0700
-            if _fits(path):
-                return path
-            path.parent.rmdir()
-    raise QueueError(f"{folder}: there is no folder for the server's socket with a path below {MAX_SOCKET_BYTES} bytes; set TMPDIR to one")
-
-
-def boot_id() -> str:
-    """Names this start of the kernel."""
-    if BOOT_ID_FILE.exists():
-        return BOOT_ID_FILE.read_text().strip()
-    return subprocess.run(["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=True).stdout.strip()  # macOS
-
-
 def _options(socket_path: str) -> list[str]:
     pairs = {
         "port": "0",  # no TCP
@@ -304,31 +266,3 @@ def _options(socket_path: str) -> list[str]:
         "always-show-logo": "no",
     }
     return [word for name, value in pairs.items() for word in (f"--{name}", value)]
-
-
-def _fits(path: Path) -> bool:
-    return len(os.fsencode(path)) <= MAX_SOCKET_BYTES
-
-
-def _holds_sockets(folder: Path) -> bool:
-    probe = folder / f"probe-{os.getpid()}.sock"
-    try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(os.fspath(probe))
-    except OSError:
-        return False
-    probe.unlink(missing_ok=True)
-    return True
-
-
-def _make_private(folder: Path) -> None:
-    """Makes a folder that nobody else can look into.
-
-    Raises:
-        CheckpointError: it cannot be made, or belongs to somebody else.
-    """
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-    except OSError as error:
-        raise durable.explained(error, folder) from error
