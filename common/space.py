@@ -204,12 +204,18 @@ class Space:
         return math.prod(sizes)
 
     def limits(self, name: str) -> tuple[float, float]:
-        """What values the parameter allows: the user's ``limits``, within what its meaning allows."""
+        """What values the parameter allows: the user's ``limits``, within what its meaning allows.
+
+        A range without limits that starts at 0 or above stays there (a noise level), a whole number that starts at 1 or
+        above stays at 1 or above (a width, a depth).
+        """
         parameter = self.numeric[name]
         low, high = NATURAL_LIMITS.get(name, (-math.inf, math.inf))
-        if isinstance(parameter, LogIntUniform):
-            low = max(low, 1)
         own_low, own_high = parameter.limits or (-math.inf, math.inf)
+        if parameter.log and parameter.integer:
+            low = max(low, 1)
+        elif parameter.limits is None and parameter.low >= 0:
+            low = max(low, 1 if parameter.integer and parameter.low >= 1 else 0)
         return max(low, own_low), min(high, own_high)
 
 

@@ -1,0 +1,220 @@
+"""Records into a ranking: best first, and the same ranking as rows, CSV, Markdown and a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from common.records import Record
+from common.space import Scalar
+from common.trial import TrialState
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+STATE_ORDER = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED, TrialState.KILLED, TrialState.FAILED)
+SHARED = ("trial", "stage", "index", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason")
+COLUMNS = ("rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "checkpoint", "worker", "attempt", "reason")
+Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+TABLE_WIDTH = 80  # characters: what a terminal, a log and a mail all show
+WIDE_METRIC = 1e4  # from here on four decimals would widen the column and tell nothing
+REASON_WIDTH = 40  # characters of a reason in a table; the record has the whole of it
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """The ranking: completed trials by validation accuracy, then loss, then fewer epochs, then number; the others below.
+
+    Args:
+        records: one a trial, in any order.
+
+    Returns:
+        One row a trial, best first. The index is the place in ``records``; ``rank`` counts from 1. A metric that is not
+        finite is NaN and ranks last among its own.
+    """
+    columns: dict[str, Any] = {name: [getattr(record, name) for record in records] for name in SHARED}
+    columns["state"] = [record.state.value for record in records]
+    table = pd.DataFrame(columns)
+    for name in ("val_acc", "val_loss", "epochs"):
+        table[name] = [_finite(value) for value in columns[name]]
+    table["place"] = [STATE_ORDER.index(record.state) if record.state in STATE_ORDER else len(STATE_ORDER) for record in records]
+    table = table.sort_values(
+        ["place", "val_acc", "val_loss", "epochs", "index"], ascending=[True, False, True, True, True], na_position="last", kind="stable"
+    )
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return table.drop(columns="place")
+
+
+def ranked(records: Sequence[Record]) -> list[Record]:
+    """The records themselves, best first."""
+    return [records[place] for place in frame(records).index]
+
+
+def best(records: Sequence[Record], n: int | None = None) -> list[Record]:
+    """The best ``n`` completed trials with a finite metric, best first; all of them if ``n`` is None."""
+    completed = [r for r in records if r.state is TrialState.COMPLETED and r.val_acc is not None and math.isfinite(r.val_acc)]
+    return ranked(completed)[:n]
+
+
+def rows(ranking: pd.DataFrame, checkpoints: Collection[str]) -> list[dict[str, Any]]:
+    """The ranking as plain values, ready for strict JSON: what is not finite or not known is None.
+
+    Args:
+        ranking: of ``frame``.
+        checkpoints: names of the weights files that are in the folder now; others are gone, so they are not named.
+    """
+    present = frozenset(checkpoints)
+    return [_row(values, present) for values in ranking.to_dict("records")]
+
+
+def csv(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
+    """The ranking as the text of ``leaderboard.csv``: a column for each hyperparameter, an empty cell for what is not known."""
+    plain = rows(ranking, checkpoints)
+    names = _names([row["hyperparameters"] for row in plain])
+    head, tail = COLUMNS[: COLUMNS.index("checkpoint")], COLUMNS[COLUMNS.index("checkpoint") :]
+    cells = [[*(row[c] for c in head), *(row["hyperparameters"].get(n) for n in names), *(row[c] for c in tail)] for row in plain]
+    return pd.DataFrame(cells, columns=[*head, *names, *tail], dtype=object).to_csv(index=False, lineterminator="\n")
+
+
+def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
+    """The ranking as a table for a README or a pull request."""
+    plain = rows(ranking, checkpoints)
+    names = varied([row["hyperparameters"] for row in plain])
+    header = ["rank", "trial", "state", "val_acc", "val_loss", "epochs", *names, "checkpoint", "reason"]
+    lines = [header, ["---"] * len(header)]
+    for row in plain:
+        values = [*_metrics(row), *(cell(row["hyperparameters"].get(n)) for n in names)]
+        lines.append([str(row["rank"]), row["trial"], row["state"], *values, row["checkpoint"] or "", one_line(row["reason"] or "")])
+    return "".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |\n" for line in lines)
+
+
+def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDTH) -> Table:
+    """The ranking for the terminal: the hyperparameters that vary, in columns of their own where these fit.
+
+    Args:
+        ranking: of ``frame``.
+        top: how many trials to show; None shows all (drawing takes about a millisecond each).
+        width: characters that it may take.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = rows(ranking.head(top) if top is not None else ranking, ())
+    names = varied(list(ranking["hyperparameters"]))
+    others = any(row["state"] != TrialState.COMPLETED for row in shown)
+    header = ["#", "trial", "val_acc", "val_loss", "epochs"]
+    body = [[str(row["rank"]), row["trial"], *_metrics(row)] for row in shown]
+    columns = [[cell(row["hyperparameters"].get(name)) for row in shown] for name in names]
+    fits = not others and _width(header, body) + sum(_column_width(n, c) for n, c in zip(names, columns, strict=True)) <= width
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for name in header:
+        drawn.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
+    for name in names if fits else ["hyperparameters"]:
+        drawn.add_column(name.replace("_", "_\n") if fits else name, justify="right" if fits else "left", no_wrap=fits)
+    for place, row in enumerate(shown):
+        own = [column[place] for column in columns] if fits else [_joined(row, names)]
+        drawn.add_row(*(Text(value) for value in [*body[place], *own]))
+    return drawn
+
+
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of an accuracy that was seen as ``correct`` of ``n``; never outside [0, 1], unlike the normal one.
+
+    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Raises:
+        ValueError: no examples, or more correct ones than there are.
+    """
+    if n <= 0 or not 0 <= correct <= n:
+        raise ValueError(f"{correct} correct of {n}: give a number of examples above 0 and at most as many correct ones")
+    share, z2 = correct / n, Z_95**2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def varied(hyperparameters: Sequence[Mapping[str, Scalar]]) -> list[str]:
+    """The names whose values differ between trials; with a single trial, all."""
+    names = _names(hyperparameters)
+    if len(hyperparameters) < 2:
+        return names
+    return [name for name in names if any(h.get(name) != hyperparameters[0].get(name) for h in hyperparameters)]
+
+
+def cell(value: Scalar | None) -> str:
+    """A value in three significant digits, as a table shows it."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "" if value is None else one_line(str(value))
+
+
+def one_line(text: str, width: int = REASON_WIDTH * 2) -> str:
+    """The first line of a text in printable characters, so that no reason can spoil a table or a terminal."""
+    first = text.strip().partition("\n")[0]
+    printable = "".join(c if c.isprintable() else " " for c in first).rstrip()
+    return printable if len(printable) <= width else printable[: width - 1] + "…"
+
+
+def _finite(value: float | None) -> float:
+    return value if value is not None and math.isfinite(value) else math.nan
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _odd(value: Scalar) -> bool:
+    """A number that strict JSON cannot hold; only a record that somebody edited has one."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _row(values: Mapping[Any, Any], present: frozenset[str]) -> dict[str, Any]:
+    return {
+        "rank": int(values["rank"]),
+        "trial": values["trial"],
+        "stage": values["stage"],
+        "state": values["state"],
+        "val_acc": _known(values["val_acc"]),
+        "val_loss": _known(values["val_loss"]),
+        "epochs": _known(values["epochs"]),
+        "hyperparameters": {n: None if _odd(v) else v for n, v in values["hyperparameters"].items()},
+        "checkpoint": values["checkpoint"] if values["checkpoint"] in present else None,
+        "worker": values["worker"] if isinstance(values["worker"], str) else None,
+        "attempt": int(values["attempt"]),
+        "reason": values["reason"] if isinstance(values["reason"], str) else None,
+    }
+
+
+def _names(hyperparameters: Sequence[Mapping[str, Scalar]]) -> list[str]:
+    """All names, in the order in which they first appear."""
+    return list(dict.fromkeys(name for values in hyperparameters for name in values))
+
+
+def _metrics(row: Mapping[str, Any]) -> list[str]:
+    return [_metric(row["val_acc"]), _metric(row["val_loss"]), cell(row["epochs"])]
+
+
+def _metric(value: float | None) -> str:
+    """Four decimals, as in the names of checkpoints; fewer for a loss that is out of all proportion."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < WIDE_METRIC else f"{value:.3g}"
+
+
+def _joined(row: Mapping[str, Any], names: Sequence[str]) -> str:
+    values = ", ".join(f"{n} {cell(row['hyperparameters'].get(n))}" for n in names)
+    if row["state"] == TrialState.COMPLETED:
+        return values
+    reason = one_line(row["reason"] or "", REASON_WIDTH)
+    return f"{row['state']}{': ' if reason else ''}{reason}; {values}"
+
+
+def _column_width(name: str, cells: Sequence[str]) -> int:
+    """Characters of a column with its padding; its header is folded after each underscore."""
+    return max(len(part) for part in [*name.replace("_", "_\n").split("\n"), *cells]) + 2
+
+
+def _width(header: Sequence[str], body: Sequence[Sequence[str]]) -> int:
+    return sum(_column_width(name, [row[i] for row in body]) for i, name in enumerate(header))
