@@ -1,0 +1,103 @@
+-- Hands out up to n trials of one group: PENDING -> RUNNING. Repeats its answer for the same request of the same worker.
+-- ARGV  worker, n, request id, "1" if only of a group, that group, "1" if a suspect may be handed out, token, lease (ms), live (ms)
+-- Reads trials HASH, groups HASH; writes states HASH, pending ZSET, open ZSET, counts HASH, leases ZSET, progress HASH, workers ZSET, requests HASH.
+-- Returns {token, "1" if alone, then per trial: id, attempt, configuration}, or {} for nothing.
+
+local worker, wanted, request, refill, group, suspects, token = unpack(ARGV, 1, 7)
+local lease, live_ms = tonumber(ARGV[8]), tonumber(ARGV[9])
+local now = now_ms()
+
+local function answer(ids, trials, with, alone)
+  local reply = { with, alone and '1' or '0' }
+  local configurations = fields(TRIALS, ids)
+  for n, id in ipairs(ids) do
+    reply[#reply + 1] = id
+    reply[#reply + 1] = trials[n].a
+    reply[#reply + 1] = configurations[n]
+  end
+  return reply
+end
+
+local function repeated(last)
+  local ids, trials = {}, {}
+  for _, id in ipairs(last.ids) do
+    local trial = state_of(id)
+    if trial and trial.s == 'running' and trial.t == last.token then
+      ids[#ids + 1] = id
+      trials[#trials + 1] = trial
+    end
+  end
+  return answer(ids, trials, last.token, last.alone)
+end
+
+-- The first trials of a queue that this worker may have.
+local function pick(queue, limit, others)
+  local ids, trials, offset = {}, {}, 0
+  local low, high = whole(queue * PER_STAGE), whole(queue * PER_STAGE + PER_STAGE - 1)
+  while #ids < limit do
+    local asked = limit - #ids
+    local found = redis.call('ZRANGEBYSCORE', PENDING, low, high, 'LIMIT', offset, asked)
+    for n, raw in ipairs(fields(STATES, found)) do
+      local trial = cjson.decode(raw)
+      if not (others and trial.v == worker) then
+        ids[#ids + 1] = found[n]
+        trials[#trials + 1] = trial
+      end
+    end
+    if #found < asked then break end
+    offset = offset + asked
+  end
+  return ids, trials
+end
+
+-- From the first queue in order that has something for this worker.
+local function choose(limit, others)
+  local position = 0
+  while true do
+    local queue = tonumber(redis.call('ZRANGE', OPEN, position, position)[1])
+    if not queue then return {}, {}, false end
+    local suspect = queue % PER_STAGE == 0
+    if not suspect or suspects == '1' then
+      local ids, trials = pick(queue, suspect and 1 or limit, others)
+      if #ids > 0 then return ids, trials, suspect end
+    end
+    position = position + 1
+  end
+end
+
+-- From this group alone, the first stage that has some.
+local function more_of(limit, others)
+  for stage = 0, tonumber(redis.call('HGET', GROUPS, '#') or 0) - 1 do
+    local queue = redis.call('HGET', GROUPS, stage .. ':' .. group)
+    if queue then
+      local ids, trials = pick(tonumber(queue), limit, others)
+      if #ids > 0 then return ids, trials, false end
+    end
+  end
+  return {}, {}, false
+end
+
+seen(worker, now)
+local last = redis.call('HGET', REQUESTS, worker)
+if last then
+  last = cjson.decode(last)
+  if last.request == request then return repeated(last) end
+end
+
+local live = redis.call('ZCOUNT', WORKERS, whole(now - live_ms), '+inf')
+local limit = math.min(tonumber(wanted), math.ceil(redis.call('ZCARD', PENDING) / live))
+if limit < 1 then return {} end
+local ids, trials, alone = (refill == '1' and more_of or choose)(limit, live > 1)
+if #ids == 0 then return {} end
+
+for n, id in ipairs(ids) do
+  local trial = trials[n]
+  dequeue(id, trial)
+  trial.a, trial.t, trial.w, trial.c, trial.o = trial.a + 1, token, worker, now, alone or nil
+  move(id, trial, 'running')
+  due[#due + 1] = whole(now + lease)
+  due[#due + 1] = id
+end
+save()
+redis.call('HSET', REQUESTS, worker, cjson.encode({ request = request, token = token, alone = alone, ids = ids }))
+return answer(ids, trials, token, alone)

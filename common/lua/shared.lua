@@ -1,0 +1,194 @@
+-- Put before every script that changes trials: the keys of a search and what the transitions share.
+--
+-- KEYS, the same thirteen for every script, all under the hash tag of the search:
+--   1 trials    HASH  trial id -> its configuration, JSON that no script ever reads
+--   2 states    HASH  trial id -> where it stands, a JSON object (below)
+--   3 pending   ZSET  trial id, by queue * 2^20 + index: the trials of one queue lie side by side
+--   4 open      ZSET  queue that is not empty, by order: first published stage, ordinary before suspects, most pending
+--   5 groups    HASH  "<stage name>" -> stage number; "<stage number>:<group>" -> queue; "<stage number>#" -> queues so far
+--   6 counts    HASH  "<stage number>:<state>" -> how many trials
+--   7 leases    ZSET  trial id under lease, by deadline (ms, server clock)
+--   8 progress  HASH  trial id under lease -> "<beat> <ms when it last grew> <JSON of the heartbeat>"
+--   9 results   HASH  trial id that ended -> "<attempt> <JSON of the result>", which no script reads either
+--  10 endings   LIST  "<attempt> <stage number> <trial id>" of every ending, oldest first: its position is its sequence number
+--  11 workers   ZSET  worker, by when it last claimed or renewed (ms)
+--  12 requests  HASH  worker -> its last claim: {request, token, alone, ids}, to repeat the answer
+--  13 meta      HASH  "tick" -> ms of the last tick, "master" -> ms of the master's last tick
+--
+-- A queue is stage number * 2^20 + group number; group 0 holds the stage's suspects.
+--
+-- A state's fields (absent when not set): s state, g queue of its group, i index, a highest attempt number used,
+--   t token of the last lease, w its worker, c ms of the claim, o true while claimed alone, x true when suspect,
+--   l workers that lost it while alone, v worker to avoid, y why the last fence is void, f attempts at or below it are settled (retried)
+
+local TRIALS, STATES, PENDING, OPEN, GROUPS, COUNTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local LEASES, PROGRESS, RESULTS, ENDINGS, WORKERS, REQUESTS, META = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+
+local PER_STAGE = 1048576 -- 2^20 groups a stage and 2^20 trials a group; with 2^12 stages a score stays a whole double
+local FORGET_MS = 86400000 -- a day: no outage that a worker waits out is longer
+local SLICE = 2000 -- arguments a call; unpack fails above about 8,000
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- One command with many arguments, in slices (an even number each, so that pairs stay together).
+local function in_slices(command, key, arguments)
+  for first = 1, #arguments, SLICE do
+    redis.call(command, key, unpack(arguments, first, math.min(first + SLICE - 1, #arguments)))
+  end
+end
+
+-- The fields of a hash, false where there is none.
+local function fields(key, names)
+  local values = {}
+  for first = 1, #names, SLICE do
+    for _, value in ipairs(redis.call('HMGET', key, unpack(names, first, math.min(first + SLICE - 1, #names)))) do
+      values[#values + 1] = value
+    end
+  end
+  return values
+end
+
+local function state_of(id)
+  local raw = redis.call('HGET', STATES, id)
+  return raw and cjson.decode(raw)
+end
+
+local function whole(number)
+  return string.format('%.0f', number)
+end
+
+-- What the script has changed, written once at its end by save().
+local changed, grown, counted = {}, {}, {}
+local due, ended, freed, dequeued = {}, {}, {}, {}
+
+local function stage_number(trial)
+  return math.floor(trial.g / PER_STAGE)
+end
+
+local function count(trial, state, by)
+  local field = whole(stage_number(trial)) .. ':' .. state
+  counted[field] = (counted[field] or 0) + by
+end
+
+local function move(id, trial, state)
+  if trial.s then count(trial, trial.s, -1) end
+  trial.s = state
+  count(trial, state, 1)
+  changed[id] = trial
+end
+
+local function queue_of(trial)
+  return trial.x and stage_number(trial) * PER_STAGE or trial.g
+end
+
+-- Into its queue, from wherever it was; a lease that it had is void.
+local function enqueue(id, trial)
+  local queue = queue_of(trial)
+  redis.call('ZADD', PENDING, whole(queue * PER_STAGE + trial.i), id)
+  grown[queue] = (grown[queue] or 0) + 1
+  move(id, trial, 'pending')
+end
+
+local function requeue(id, trial)
+  freed[#freed + 1] = id
+  trial.o = nil
+  enqueue(id, trial)
+end
+
+-- Out of its queue; `trial` is still as it was enqueued.
+local function dequeue(id, trial)
+  local queue = queue_of(trial)
+  dequeued[#dequeued + 1] = id
+  grown[queue] = (grown[queue] or 0) - 1
+end
+
+-- Ends a trial, pending or running, with the result of `attempt`.
+local function finish(id, trial, state, attempt, result)
+  if trial.s == 'pending' then dequeue(id, trial) elseif trial.s then freed[#freed + 1] = id end
+  trial.a, trial.o = math.max(trial.a, attempt), nil
+  move(id, trial, state)
+  ended[#ended + 1] = id
+  ended[#ended + 1] = whole(attempt) .. ' ' .. result
+  redis.call('RPUSH', ENDINGS, whole(attempt) .. ' ' .. whole(stage_number(trial)) .. ' ' .. id)
+end
+
+-- A verdict against the holder: voids its fence under the next attempt number. Returns {attempt, state, worker, result}.
+local function condemn(id, trial, state, why, reason)
+  local result = cjson.encode({ state = state, reason = reason, worker = trial.w })
+  trial.t, trial.y = nil, why
+  finish(id, trial, state, trial.a + 1, result)
+  return { trial.a, state, trial.w or '', result }
+end
+
+-- Back to its queue as a suspect, or FAILED at the limit; only a loss while alone counts.
+local function lose(id, trial, why, limit)
+  if trial.o then
+    trial.l = trial.l or {}
+    table.insert(trial.l, trial.w)
+  end
+  trial.x = true
+  if trial.o and #trial.l >= limit then
+    local reason = 'lost ' .. #trial.l .. ' attempts while alone: on ' .. table.concat(trial.l, ', ')
+    return condemn(id, trial, 'failed', why, reason)
+  end
+  trial.t, trial.y = nil, why
+  requeue(id, trial)
+  return { trial.a, 'pending', trial.w, '' }
+end
+
+local function holds(trial, attempt, token)
+  return trial and trial.s == 'running' and trial.a == tonumber(attempt) and trial.t == token
+end
+
+-- The number of a stage and the queue of one of its groups, made at first sight.
+local function queue_for(stage, group)
+  local number = redis.call('HGET', GROUPS, stage)
+  if not number then
+    number = redis.call('HINCRBY', GROUPS, '#', 1) - 1
+    redis.call('HSET', GROUPS, stage, number)
+  end
+  local field = number .. ':' .. group
+  local queue = redis.call('HGET', GROUPS, field)
+  if not queue then
+    queue = tonumber(number) * PER_STAGE + redis.call('HINCRBY', GROUPS, number .. '#', 1)
+    redis.call('HSET', GROUPS, field, whole(queue))
+  end
+  return tonumber(queue)
+end
+
+-- Where a queue of n trials stands among the open ones: earlier stage, then ordinary before suspects, then most pending.
+local function order(queue)
+  local stage = math.floor(queue / PER_STAGE)
+  return stage * 4 * PER_STAGE + (queue % PER_STAGE == 0 and 2 * PER_STAGE or 0)
+end
+
+local function resize(queue, by)
+  local base, member = order(queue), whole(queue)
+  local score = redis.call('ZSCORE', OPEN, member)
+  local size = (score and base - tonumber(score) or 0) + by
+  if size > 0 then redis.call('ZADD', OPEN, whole(base - size), member) else redis.call('ZREM', OPEN, member) end
+end
+
+local function save()
+  local pairs_of_states = {}
+  for id, trial in pairs(changed) do
+    pairs_of_states[#pairs_of_states + 1] = id
+    pairs_of_states[#pairs_of_states + 1] = cjson.encode(trial)
+  end
+  in_slices('HSET', STATES, pairs_of_states)
+  in_slices('ZREM', PENDING, dequeued)
+  in_slices('ZREM', LEASES, freed)
+  in_slices('HDEL', PROGRESS, freed)
+  in_slices('HSET', RESULTS, ended)
+  in_slices('ZADD', LEASES, due)
+  for queue, by in pairs(grown) do if by ~= 0 then resize(queue, by) end end
+  for field, by in pairs(counted) do if by ~= 0 then redis.call('HINCRBY', COUNTS, field, by) end end
+end
+
+local function seen(worker, now)
+  redis.call('ZADD', WORKERS, whole(now), worker)
+  redis.call('PEXPIRE', WORKERS, FORGET_MS)
+end

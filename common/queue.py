@@ -1,0 +1,317 @@
+"""TrialQueue: the only module that talks to Redis about trials. One Lua script a transition; ``lua/shared.lua`` explains the keys.
+
+publish   nothing -> PENDING              expire, take   RUNNING -> PENDING, or FAILED when lost too often
+claim     PENDING -> RUNNING              kill           PENDING, RUNNING -> KILLED
+finish    RUNNING -> any ended state      retry          FAILED, KILLED -> PENDING
+release   RUNNING -> PENDING              restore        whatever has not ended -> what the folder says
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import islice
+from typing import Any, Literal
+
+import redis
+from redis.exceptions import LockNotOwnedError
+
+from common import scripts, wire
+from common.queue_view import QueueView
+from common.redis_errors import translated
+from common.trial import ENDED, Claim, Fence, Progress, Result, Trial, TrialState
+
+SEARCHES = "{cf}:searches"  # the list of all searches, in the slot of no single one
+LEASE_S = 30.0  # ten missed heartbeats
+LIVE_S = 30.0  # a worker that neither claimed nor renewed for so long takes no share
+MAX_LOST = 3  # losses while alone that end a trial: once may be the machine, three times is the trial
+PUBLISH_BATCH = 500  # trials a script call: about 5 ms in which Redis serves nobody else
+WORD_BATCH = 1000  # fences a script call
+MAX_CLAIM = 4096  # trials a claim: more than any array is wide
+MAX_INDEX = 1 << 20  # trials a stage, as in shared.lua
+MAX_EXPIRED = 1000  # expired leases that one tick reports; the next tick reports the rest
+
+
+class Verdict(StrEnum):
+    """Redis's answer to a holder's word about its trial."""
+
+    OK = "ok"
+    LOST = "lost"  # the fence is stale: the word has changed nothing
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A trial that was taken from its holder.
+
+    ``fence.attempt`` is the number under which the verdict's record belongs when the trial has ended (FAILED, KILLED),
+    else the attempt that was lost.
+    """
+
+    fence: Fence
+    state: TrialState
+    result: Result | None  # None: it waits again
+    worker: str | None  # who held it, None if nobody did
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What a tick found. ``extended``: there had been no tick for half a lease, so every lease was extended instead."""
+
+    extended: bool
+    expired: tuple[tuple[Fence, str], ...]  # with the worker that held it
+
+
+class TrialQueue(QueueView):
+    """The trials of one search in Redis. Safe to share between threads; every method raises QueueError when Redis does not serve.
+
+    Nothing is sent twice by itself. After a QueueError the caller may repeat any call: publish, restore, renew, finish, release and a
+    claim with the same request id give the same answer again; expire, take, kill and retry find their work done (None, False).
+
+    Args:
+        client: a connection that does not send again by itself.
+        search_id: the identity from the folder's ``search.toml``.
+        lease_s: how long a trial is its holder's after a heartbeat.
+        live_s: how long after its last word a worker counts as live, when shares are worked out.
+    """
+
+    def __init__(self, client: redis.Redis, search_id: str, lease_s: float = LEASE_S, live_s: float = LIVE_S) -> None:
+        super().__init__(client, search_id)
+        self.lease_s = lease_s
+        self.lease_ms = max(1, round(lease_s * 1000))
+        self.live_ms = round(live_s * 1000)
+
+    # --- publishing -------------------------------------------------------------------------------------------------------
+
+    def register(self, name: str) -> None:
+        """Puts the search into the list of all; the first launch time stays."""
+        with translated(self.where):
+            scripts.run(self.client, "register", [SEARCHES], [self.search_id, name])
+
+    def freeze(self, stage: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Stores a stage's ranges, seed and options unless it has some; returns what is stored, for the caller to compare."""
+        with translated(self.where):
+            self.client.hsetnx(self._frozen, stage, wire.dumps(dict(options)))
+            return dict(wire.loads(self.client.hget(self._frozen, stage)))
+
+    def frozen(self, stage: str) -> dict[str, Any] | None:
+        """What was frozen for the stage, None before its first launch."""
+        with translated(self.where):
+            stored = self.client.hget(self._frozen, stage)
+        return None if stored is None else dict(wire.loads(stored))
+
+    def publish(self, trials: Iterable[Trial], attempts: Mapping[str, int] | None = None) -> int:
+        """Adds the trials that are not there yet; the others stay as they are. The first published stage is worked on first.
+
+        Args:
+            trials: any number; 500 go in a call.
+            attempts: trial id -> highest attempt number that the folder knows; the next claim is above it.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            ValueError: an index beyond a million.
+        """
+        floors, added, remaining = attempts or {}, 0, iter(trials)
+        while batch := list(islice(remaining, PUBLISH_BATCH)):
+            words: list[str | int] = []
+            for trial in batch:
+                words += [trial.id, trial.stage, trial.group, _index(trial), floors.get(trial.id, 0), wire.trial_out(trial)]
+            added += int(self.run("publish", *words))
+        return added
+
+    def restore(self, trial: Trial, attempt: int, result: Result) -> bool:
+        """Ends a trial as an ended record in the folder says, if Redis does not know it or that it ended.
+
+        Returns:
+            False: it has ended here, a later attempt is running, or a retry has set this attempt aside.
+        """
+        words = (trial.id, trial.stage, trial.group, _index(trial), wire.trial_out(trial), attempt, _ended(result), wire.result_out(result))
+        return bool(self.run("restore", *words))
+
+    # --- the worker's side ------------------------------------------------------------------------------------------------
+
+    def claim(self, worker: str, n: int, request_id: str, group: str | None = None, alone: bool = True) -> list[Claim]:
+        """Takes up to ``n`` trials of one group, at most this worker's share of all that wait (pending / live workers, rounded up).
+
+        The group with most pending trials of the earliest stage comes first: arrays get wide, and workers spread over the groups
+        instead of sharing one. A suspect (its last attempt was lost) comes as a list of one, after its stage's other trials. A trial
+        that was taken from this worker for being slow is passed over while another worker lives.
+
+        Args:
+            worker: the claimer's name, unique among the living.
+            n: at most so many, 4,096 at most.
+            request_id: repeats the answer when the last request of this worker had the same.
+            group: only trials of this group and no suspect (a refill).
+            alone: False: no suspect, since the worker trains others.
+        """
+        refill, suspects = ("0" if group is None else "1"), ("1" if alone and group is None else "0")
+        token = secrets.token_hex(6)
+        words = (worker, min(n, MAX_CLAIM), request_id, refill, group or "", suspects, token, self.lease_ms, self.live_ms)
+        reply = self.run("claim", *words)
+        if not reply:
+            return []
+        held, suspect = wire.text(reply[0]), wire.text(reply[1]) == "1"
+        trials = (reply[first : first + 3] for first in range(2, len(reply), 3))
+        return [Claim(wire.trial_in(i, stored), Fence(wire.text(i), int(a), held), suspect) for i, a, stored in trials]
+
+    def renew(self, worker: str, progress: Sequence[Progress]) -> dict[str, str]:
+        """Extends the leases that still hold and stores what the heartbeat says. Call it even when nothing runs: it shows life.
+
+        Returns:
+            trial id -> why, for each fence that is stale: "expired", "stuck", "slow", "killed", "retried", "released", "recovered",
+            "ended" (its own finish was accepted) or "gone" (the search was removed).
+        """
+        stale: dict[str, str] = {}
+        for first in range(0, max(len(progress), 1), WORD_BATCH):
+            words: list[str | int] = []
+            for p in progress[first : first + WORD_BATCH]:
+                words += [*_fence(p.fence), p.beat, wire.progress_out(p)]
+            reply = [wire.text(value) for value in self.run("renew", worker, self.lease_ms, *words)]
+            stale |= dict(zip(reply[::2], reply[1::2], strict=True))
+        return stale
+
+    def finish(self, ended: Sequence[tuple[Fence, Result]]) -> list[Verdict]:
+        """Ends trials with their results, in any ended state. The accepted fence gets OK however often it says so.
+
+        Raises:
+            ValueError: a result whose state is not an ended one.
+        """
+        return self._words("finish", [[*_fence(fence), _ended(result), wire.result_out(result)] for fence, result in ended])
+
+    def release(self, fences: Sequence[Fence]) -> list[Verdict]:
+        """Gives trials back to be claimed again; never counts as a loss."""
+        return self._words("release", [_fence(fence) for fence in fences])
+
+    def leave(self, worker: str) -> None:
+        """Says that the worker goes: it takes no share from now on. Its leases stay until released or expired."""
+        with translated(self.where):
+            self.client.pipeline().zrem(self.keys["workers"], worker).hdel(self.keys["requests"], worker).execute()
+
+    # --- the master's side, or an idle worker's ---------------------------------------------------------------------------
+
+    @property
+    def tick_every_s(self) -> float:
+        """How often somebody must tick: a gap of half a lease counts as an outage, in which nothing expires."""
+        return self.lease_s / 5
+
+    def tick(self, master: bool) -> Tick:
+        """Looks for expired leases, at most 1,000 a call; ``master``: also notes that a master lives."""
+        extended, *found = self.run("tick", self.lease_ms, int(master), MAX_EXPIRED)
+        rows = (found[first : first + 4] for first in range(0, len(found), 4))
+        expired = tuple((Fence(wire.text(i), int(a), wire.text(token)), wire.text(worker)) for i, a, token, worker in rows)
+        return Tick(wire.text(extended) == "1", expired)
+
+    def expire(self, fence: Fence, max_lost: int = MAX_LOST) -> Taken | None:
+        """Takes a trial whose lease has run out: it waits again as a suspect, or has FAILED once lost ``max_lost`` times while alone.
+
+        Returns:
+            None: the fence is stale, the lease was renewed meanwhile, or the last tick is too long ago to be sure.
+        """
+        return _taken(fence.trial_id, self.run("expire", *_fence(fence), max_lost, self.lease_ms), fence)
+
+    def take(self, fence: Fence, why: Literal["stuck", "slow"], max_lost: int = MAX_LOST) -> Taken | None:
+        """Takes a straggling trial, whose lease may well hold.
+
+        Args:
+            fence: the attempt that was judged.
+            why: "stuck" counts like a loss; "slow" does not, and keeps the trial from the same worker.
+            max_lost: as for ``expire``.
+
+        Returns:
+            None: the fence is stale.
+        """
+        return _taken(fence.trial_id, self.run("take", *_fence(fence), why, max_lost), fence)
+
+    def kill(self, trial_id: str, reason: str, fence: Fence | None = None) -> Taken | None:
+        """Ends a trial that waits or runs as KILLED; its holder hears it at the next heartbeat.
+
+        Args:
+            trial_id: which.
+            reason: for its record.
+            fence: only while this very attempt runs (for a judgement on what was seen a moment ago).
+
+        Returns:
+            None: it has ended, is unknown, or ``fence`` is stale.
+        """
+        return _taken(trial_id, self.run("kill", trial_id, reason, *(_fence(fence)[1:] if fence else ())), fence)
+
+    def retry(self, trial_id: str) -> bool:
+        """Sends a FAILED or KILLED trial back, its losses forgotten; False in any other state."""
+        return bool(self.run("retry", trial_id))
+
+    @contextmanager
+    def lock(self, name: str, ttl_s: float) -> Iterator[bool]:
+        """Holds a named lock of the search inside the block if nobody else does; yields whether it is held.
+
+        Args:
+            name: such as "janitor".
+            ttl_s: after so long it is free again, whatever became of its holder.
+        """
+        lock = self.client.lock(self.keys["meta"].removesuffix("meta") + f"lock:{name}", timeout=ttl_s)
+        with translated(self.where):
+            held = bool(lock.acquire(blocking=False))
+        try:
+            yield held
+        finally:
+            if held:
+                with translated(self.where), suppress(LockNotOwnedError):  # it ran out: another's now, or nobody's
+                    lock.release()
+
+    def drop(self) -> None:
+        """Deletes all that Redis has of the search. Workers that still train for it hear "gone"."""
+        with translated(self.where):
+            self.client.hdel(SEARCHES, self.search_id)
+            self.client.unlink(*self.keys.values(), self._frozen)
+
+    @property
+    def _frozen(self) -> str:
+        """HASH stage -> JSON of its options; no script needs it."""
+        return self.keys["meta"].removesuffix("meta") + "frozen"
+
+    def _words(self, script: str, words: Sequence[Sequence[str | int]]) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        for first in range(0, len(words), WORD_BATCH):
+            reply = self.run(script, *(value for word in words[first : first + WORD_BATCH] for value in word))
+            verdicts += [Verdict.OK if accepted else Verdict.LOST for accepted in reply]
+        return verdicts
+
+
+def searches(client: redis.Redis) -> list[tuple[str, str]]:
+    """(search id, name) of all searches in Redis, oldest launched first.
+
+    Raises:
+        QueueError: Redis does not serve.
+    """
+    with translated(scripts.where_of(client)):
+        stored: dict[Any, Any] = client.hgetall(SEARCHES)
+    launched = [(wire.text(search_id), *wire.text(value).split(" ", 1)) for search_id, value in stored.items()]
+    return [(search_id, name) for search_id, _, name in sorted(launched, key=lambda row: (int(row[1]), row[0]))]
+
+
+def _fence(fence: Fence) -> list[str | int]:
+    return [fence.trial_id, fence.attempt, fence.token]
+
+
+def _index(trial: Trial) -> int:
+    if not 0 <= trial.index < MAX_INDEX:
+        raise ValueError(f"{trial.id}: index {trial.index} is outside [0, {MAX_INDEX}); spread the trials over several stages")
+    return trial.index
+
+
+def _ended(result: Result) -> str:
+    if result.state not in ENDED:
+        raise ValueError(f"{result.state} is not an ended state; use one of {', '.join(sorted(ENDED))}")
+    return result.state.value
+
+
+def _taken(trial_id: str, reply: Any, fence: Fence | None) -> Taken | None:
+    if reply is None:
+        return None
+    state = TrialState(wire.text(reply[1]))
+    result = wire.result_in(reply[3]) if reply[3] else None
+    token = "" if result or not fence else fence.token  # a verdict is nobody's lease
+    return Taken(Fence(trial_id, int(reply[0]), token), state, result, wire.text(reply[2]) or None)

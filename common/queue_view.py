@@ -1,0 +1,170 @@
+"""What Redis knows of a search's trials, read without changing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+
+from common import scripts, wire
+from common.redis_errors import translated
+from common.trial import ENDED, Fence, Result, Running, Trial, TrialState
+
+PAGE = 1000  # entries a reading call: some hundred kilobytes
+STAGE_QUEUES = 1 << 20  # as in shared.lua: a queue is its stage's number times this, plus its group's
+
+
+class QueueView:
+    """The reading half of ``TrialQueue``. Every method raises QueueError when Redis does not serve."""
+
+    def __init__(self, client: redis.Redis, search_id: str) -> None:
+        self.client: Any = client  # redis-py types each reply as "sync or async"
+        self.search_id = search_id
+        self.keys = scripts.search_keys(search_id)
+        self.where = scripts.where_of(client)
+
+    def run(self, script: str, *arguments: str | int | float) -> Any:
+        """Carries out one of the search's scripts once.
+
+        Raises:
+            QueueError: Redis does not serve; after a lost connection it may or may not have been carried out.
+        """
+        with translated(self.where):
+            return scripts.run(self.client, script, list(self.keys.values()), arguments)
+
+    def trial(self, trial_id: str) -> Trial | None:
+        """The trial's configuration, None if it was never published."""
+        stored = self._field("trials", trial_id)
+        return None if stored is None else wire.trial_in(trial_id, stored)
+
+    def state(self, trial_id: str) -> TrialState | None:
+        """Where the trial stands, None if it was never published."""
+        stored = self._field("states", trial_id)
+        return None if stored is None else TrialState(wire.loads(stored)["s"])
+
+    def attempt(self, trial_id: str) -> int:
+        """The highest attempt number used, 0 before the first."""
+        stored = self._field("states", trial_id)
+        return 0 if stored is None else int(wire.loads(stored)["a"])
+
+    def result(self, trial_id: str) -> tuple[int, Result] | None:
+        """(attempt, result) of a trial that has ended, else None."""
+        stored = self._field("results", trial_id)
+        return None if stored is None else _attempt_and_result(stored)
+
+    def trials(self, stage: str | None = None) -> Iterator[Trial]:
+        """All trials, or a stage's, in no order; reads page by page."""
+        for trial_id, stored in self._scan("trials"):
+            trial = wire.trial_in(trial_id, stored)
+            if stage is None or trial.stage == stage:
+                yield trial
+
+    def by_state(self, *states: TrialState, stage: str | None = None) -> list[str]:
+        """Ids of the trials that stand in one of ``states``, first published stage first, then by index."""
+        numbers = self._stage_numbers()
+        found = []
+        for trial_id, stored in self._scan("states"):
+            state = wire.loads(stored)
+            number = state["g"] // STAGE_QUEUES
+            if state["s"] in states and (stage is None or numbers.get(stage) == number):
+                found.append((number, state["i"], trial_id))
+        return [trial_id for _, _, trial_id in sorted(found)]
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many trials stand where: stage -> state -> n, stages in the order of their publishing, all states present."""
+        with translated(self.where):
+            groups, counts = self.client.pipeline().hgetall(self.keys["groups"]).hgetall(self.keys["counts"]).execute()
+        stored = {wire.text(field): int(n) for field, n in counts.items()}
+        return {stage: {s.value: stored.get(f"{number}:{s}", 0) for s in TrialState} for stage, number in _numbers(groups).items()}
+
+    def pending_total(self) -> int:
+        """How many trials wait, in all stages."""
+        with translated(self.where):
+            return int(self.client.zcard(self.keys["pending"]))
+
+    def running(self) -> list[Running]:
+        """The trials under lease at one moment, with durations by the server's clock."""
+        now, *found = self.run("running")
+        return [_running(int(now), *found[first : first + 4]) for first in range(0, len(found), 4)]
+
+    def ended_since(self, sequence: int, limit: int = PAGE) -> list[tuple[int, str, int, Result]]:
+        """The endings after ``sequence``, oldest first, as (sequence, trial id, attempt, result).
+
+        Start with 0 and go on with the last sequence returned; nothing new costs one cheap call. An ending that a retry
+        undid is left out.
+
+        Args:
+            sequence: the last one seen.
+            limit: at most so many.
+        """
+        while True:
+            with translated(self.where):
+                entries = [wire.text(e).split(" ", 2) for e in self.client.lrange(self.keys["endings"], sequence, sequence + limit - 1)]
+                stored = self.client.hmget(self.keys["results"], [e[2] for e in entries]) if entries else []
+            endings = []
+            for position, ((attempt, _, trial_id), own) in enumerate(zip(entries, stored, strict=True), sequence + 1):
+                latest = _attempt_and_result(own) if own is not None else None
+                if latest and latest[0] == int(attempt):
+                    endings.append((position, trial_id, *latest))
+            if endings or len(entries) < limit:
+                return endings
+            sequence += limit
+
+    def ended(self, stage: str | None = None) -> Iterator[tuple[str, int, Result]]:
+        """(trial id, attempt, result) of all trials that have ended, or a stage's, in the order of their ending."""
+        members = None if stage is None else set(self.by_state(*ENDED, stage=stage))
+        sequence = 0
+        while page := self.ended_since(sequence):
+            sequence = page[-1][0]
+            yield from ((trial_id, attempt, result) for _, trial_id, attempt, result in page if members is None or trial_id in members)
+
+    def master_alive(self, within_s: float = 10.0) -> bool:
+        """Whether a master has ticked in the last ``within_s`` seconds, by the server's clock."""
+        with translated(self.where):
+            (seconds, micros), last = self.client.pipeline(transaction=False).time().hget(self.keys["meta"], "master").execute()
+        return last is not None and seconds + micros / 1e6 - int(last) / 1000 <= within_s
+
+    def _field(self, key: str, field: str) -> Any:
+        with translated(self.where):
+            return self.client.hget(self.keys[key], field)
+
+    def _scan(self, key: str) -> Iterator[tuple[str, Any]]:
+        """All fields of a hash, each once."""
+        seen: set[str] = set()
+        cursor: int | None = None
+        while cursor != 0:
+            with translated(self.where):
+                cursor, page = self.client.hscan(self.keys[key], cursor or 0, count=PAGE)
+            for field, value in page.items():
+                name = wire.text(field)
+                if name not in seen:
+                    seen.add(name)
+                    yield name, value
+
+    def _stage_numbers(self) -> dict[str, int]:
+        with translated(self.where):
+            return _numbers(self.client.hgetall(self.keys["groups"]))
+
+
+def _numbers(groups: dict[Any, Any]) -> dict[str, int]:
+    """Stage -> number, in their order. A stage's name has neither ':' nor '#'; groups and counters have."""
+    plain = {wire.text(field): int(number) for field, number in groups.items()}
+    stages = {name: number for name, number in plain.items() if ":" not in name and "#" not in name}
+    return dict(sorted(stages.items(), key=lambda item: item[1]))
+
+
+def _attempt_and_result(stored: str | bytes) -> tuple[int, Result]:
+    attempt, _, result = wire.text(stored).partition(" ")
+    return int(attempt), wire.result_in(result)
+
+
+def _running(now_ms: int, trial_id: Any, stored: Any, configuration: Any, heartbeat: Any) -> Running:
+    state = wire.loads(stored)
+    fence = Fence(wire.text(trial_id), state["a"], state["t"])
+    claimed_s = (now_ms - state["c"]) / 1000
+    progress, still_s = None, claimed_s
+    if heartbeat:
+        beat, moved, told = wire.text(heartbeat).split(" ", 2)
+        progress, still_s = wire.progress_in(fence, int(beat), told), (now_ms - int(moved)) / 1000
+    return Running(wire.trial_in(trial_id, configuration), fence, state["w"], claimed_s, still_s, progress, state.get("v"))
