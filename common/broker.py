@@ -18,13 +18,12 @@ from redis.retry import Retry
 
 from common.embedded import EmbeddedServer
 from common.errors import ConfigError, QueueError
-from common.redis_errors import translated
+from common.redis_errors import place_of, translated
 from common.redis_program import MIN_VERSION, parse_version, version_text
 
 PASSWORD_FILE = "REDIS_PASSWORD_FILE"
 CONNECT_TIMEOUT_S = 5.0
 SOCKET_TIMEOUT_S = 10.0  # a blocking command must wait for less
-DEFAULT_PORT = 6379
 EXAMPLE = "write redis://HOST:6379/0, rediss://HOST:6379/0 or unix:///path/to/redis.sock, special characters of a password as %XX"
 PARSE: Callable[[str], dict[str, Any]] = parse_url  # which brings no types
 PASSWORD_OPTION = re.compile(r"(?<=[?&]password=)[^&]*")
@@ -116,7 +115,7 @@ def _connected(url: str, environ: Mapping[str, str]) -> Broker:
         client = _client(options)
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigError(f"{redact(url)}: an option after the question mark is not one of redis-py; {EXAMPLE}") from error
-    return Broker(client, url, f"Redis at {_address(options)}")
+    return Broker(client, url, f"Redis at {place_of(client)}")
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -162,13 +161,6 @@ def _read_password(path: Path) -> str:
     if not password:
         raise ConfigError(f"{PASSWORD_FILE}={path} is empty; write the password into it, or unset {PASSWORD_FILE}")
     return password
-
-
-def _address(options: Mapping[str, Any]) -> str:
-    if "path" in options:
-        return str(options["path"])
-    host = str(options.get("host", "localhost"))
-    return f"{f'[{host}]' if ':' in host else host}:{options.get('port', DEFAULT_PORT)}"
 
 
 def _checked(broker: Broker) -> Broker:

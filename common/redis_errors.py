@@ -1,29 +1,33 @@
-"""What Redis may answer or not answer, as errors for the user."""
+"""What Redis may answer or not answer, as one clear message each: cause and remedy, never a password."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import redis
 from redis import exceptions
 
 from common.errors import QueueError
 
+ADDRESS = "--redis or REDIS_URL"
 # The marks of refusals, looked for in the text too: Redis 6.2 wraps what a command inside a script answered in an ERR of its own.
 REFUSALS = {
-    "WRONGPASS": "refuses the login; check the user and the password in --redis or REDIS_URL, or REDIS_PASSWORD_FILE",
-    "NOAUTH": "asks for a password; give it in --redis or REDIS_URL as redis://:PASSWORD@HOST, or name its file in REDIS_PASSWORD_FILE",
+    "WRONGPASS": f"refuses the login; check the user and the password in {ADDRESS}, or REDIS_PASSWORD_FILE",
+    "NOAUTH": f"asks for a password; give it in {ADDRESS} as redis://:PASSWORD@HOST, or name its file in REDIS_PASSWORD_FILE",
     "NOPERM": "does not let this user do what a search needs; give the user the rights +@all ~* in its ACL, or log in as another",
     "OOM": "is out of memory; raise its maxmemory, or remove what else it holds",
     "MISCONF": "cannot write to its disk and therefore takes no more changes; free space on its disk or make its folder writable",
-    "READONLY": "is a read-only replica; give the address of its primary",
+    "READONLY": f"is a read-only replica; give the address of its primary in {ADDRESS}",
     "LOADING": "is still loading its data; try again in a moment",
+    "BUSY": "is busy with another client's script; try again in a moment",
     "MASTERDOWN": "is a replica that has lost its primary; give the address of the primary",
     "CLUSTERDOWN": "belongs to a Redis Cluster that is down; repair the cluster, or give another Redis",
     "MOVED": "is a node of a Redis Cluster that holds other keys; give the node that MOVED names, or a Redis that is no cluster",
 }
-UNREACHABLE = "cannot be reached; start it, or correct --redis or REDIS_URL (none of both means the embedded server of this machine)"
-TYPES: tuple[tuple[type[Exception], str], ...] = (
+NO_CLIENTS_LEFT = "has no connection left; raise its maxclients, or stop clients that are not needed"
+UNREACHABLE = f"cannot be reached; start it, or correct {ADDRESS}"
+TYPES: tuple[tuple[type[Exception], str], ...] = (  # newer clients take the mark out of the text
     (exceptions.OutOfMemoryError, "OOM"),
     (exceptions.ReadOnlyError, "READONLY"),
     (exceptions.BusyLoadingError, "LOADING"),
@@ -34,15 +38,25 @@ TYPES: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
+def place_of(client: redis.Redis) -> str:
+    """Where ``client`` connects to, without user and password: ``localhost:6379`` or the path of a socket."""
+    options = client.connection_pool.connection_kwargs
+    if options.get("path"):
+        return str(options["path"])
+    host = str(options.get("host", "localhost"))
+    return f"{f'[{host}]' if ':' in host else host}:{options.get('port', 6379)}"
+
+
 @contextmanager
 def translated(where: str) -> Iterator[None]:
-    """Turns what redis-py raises inside the block into ``QueueError`` with a remedy; errors of the program itself pass unchanged.
+    """Turns what redis-py raises inside the block into ``QueueError`` with a remedy; faults of the program itself pass unchanged.
 
     Args:
         where: the server as the message shall name it, such as "Redis at localhost:6379"; it must not hold a password.
 
     Raises:
         QueueError: Redis cannot be reached, refuses the login, or refuses to write.
+            After a lost connection or a timeout the command may or may not have been carried out.
     """
     try:
         yield
@@ -61,9 +75,9 @@ def explained(error: Exception) -> str | None:
     if isinstance(error, exceptions.TimeoutError):
         return f"does not answer in time; see whether it is overloaded or the network is down ({_first_line(error)})"
     if isinstance(error, exceptions.InvalidResponse):
-        return "answers, but not as Redis does; correct the address and the port in --redis or REDIS_URL"
+        return f"answers, but not as Redis does; correct the address and the port in {ADDRESS}"
     if isinstance(error, exceptions.ConnectionError):
-        return f"{UNREACHABLE} ({_first_line(error)})"
+        return NO_CLIENTS_LEFT if "number of clients" in str(error) else f"{UNREACHABLE} ({_first_line(error)})"
     return None
 
 
