@@ -33,6 +33,7 @@ class Border:
     advice: str
     moves: bool  # the support is strong enough for the next stage's range to move past the border
 
+    @property
     def as_json(self) -> dict[str, object]:
         """As ``master borders --json`` prints it."""
         return {
@@ -43,6 +44,11 @@ class Border:
             "support": self.support,
             "advice": self.advice,
         }
+
+    @property
+    def text(self) -> str:
+        """The warning as the terminal shows it."""
+        return f"border: {self.advice}"
 
 
 def borders(records: Sequence[Record], space: Space) -> list[Border]:
