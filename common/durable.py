@@ -72,7 +72,16 @@ def replace(path: Path, content: bytes) -> None:
     Raises:
         CheckpointError: the folder cannot be written.
     """
-    _write({path: content}, os.replace)
+    replace_all({path: content})
+
+
+def replace_all(files: Mapping[Path, bytes]) -> None:
+    """Writes a batch of files, each in place of an older version if there is one; durable on return.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    _write(files, os.replace)
 
 
 def _write(files: Mapping[Path, bytes], publish: Callable[[Path, Path], None]) -> None:

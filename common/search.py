@@ -93,6 +93,18 @@ class Search(_Table):
         names = ", ".join(stage.name for stage in self.stages)
         raise ConfigError(f"--stage {name}: no such stage in search {self.name!r}; use one of {names} or all")
 
+    @property
+    def task_file(self) -> str | None:
+        """The path in ``task = "path/to/my_task.py:MyTask"``, None for a built-in task."""
+        path, colon, _ = self.task.rpartition(":")
+        return path if colon else None
+
+    @property
+    def task_in_folder(self) -> str:
+        """The task as the search's folder holds it: a user's file lies beside ``search.toml``."""
+        path, colon, name = self.task.rpartition(":")
+        return f"{Path(path).name}:{name}" if colon else self.task
+
     def before(self, name: str) -> Stage | None:
         """The stage that runs before ``name``, None for the first."""
         position = self.stages.index(self.stage(name))

@@ -1,1 +1,237 @@
-def main() -> None: ...
+"""The commands of the master. Each a few lines; what is heavy is imported where it is used, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from common.options import common_options, fail_with_message
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def search_options(command: F) -> F:
+    """Adds --config and --search."""
+    config = click.option("--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The search file.")
+    search = click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+    return config(search(command))
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
+stage_option = click.option("--stage", metavar="NAME", help="The stage; without it, the last one that was launched.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@common_options
+def cli() -> None:
+    """Search hyperparameters in stages, from coarse to fine.
+
+    \b
+    Example:
+        master launch --stage coarse
+        master rank --top 5
+    """
+
+
+@cli.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path, file_okay=False), metavar="[DIR]")
+@fail_with_message
+def init(folder: Path) -> None:
+    """Write a commented search.toml to start from.
+
+    \b
+    Example:
+        master init my-search
+    """
+    from master.commands import write_example
+
+    click.echo(write_example(folder))
+
+
+@cli.command()
+@common_options
+@search_options
+@click.option("--stage", required=True, metavar="NAME|all", help="Which stage, or all of them.")
+@click.option("--workers", default="auto", metavar="N|auto|0", help="Local workers; auto starts some where none is connected.")
+@click.option("--ranges", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Ranges of this stage, as in ranges.toml.")
+@click.option("--new-name", metavar="NAME", help="Launch under another name than the file's.")
+@click.option("--replace", is_flag=True, help="Set an older folder of this name aside and begin anew.")
+@click.option("--detach", is_flag=True, help="Queue the trials, start workers, and return.")
+@click.pass_context
+@fail_with_message
+def launch(context: click.Context, /, config: Path | None, search: str | None, **options: Any) -> None:
+    """Sample a stage's trials, have them trained, rank them; launched again, it attaches again.
+
+    \b
+    Example:
+        master launch --stage coarse
+        master launch --stage fine --ranges checkpoints/digits/coarse/ranges.toml
+    """
+    from rich.console import Console
+
+    from master.launch import Request, launch
+    from master.select import choose
+
+    shared = context.obj
+    chosen = choose(shared.checkpoints, config, search, _say, builtin=True)
+    request = Request(redis=shared.redis, checkpoints=shared.checkpoints, config=config, search=search, **options)
+    sys.exit(launch(request, chosen, Console(stderr=True)))
+
+
+@cli.command()
+@common_options
+@search_options
+@as_json
+@click.pass_context
+@fail_with_message
+def status(context: click.Context, config: Path | None, search: str | None, as_json: bool) -> None:
+    """Counts by stage and state, workers, pace, time left.
+
+    \b
+    Example:
+        master status --json
+    """
+    from master.commands import status
+
+    _show(status(context.obj, _choose(context, config, search), as_json))
+
+
+@cli.command()
+@common_options
+@search_options
+@stage_option
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N.")
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json", "markdown"]), default="table")
+@click.pass_context
+@fail_with_message
+def rank(context: click.Context, config: Path | None, search: str | None, stage: str | None, top: int | None, form: str) -> None:
+    """The trials, best first. Reads the folder alone: needs no Redis.
+
+    \b
+    Example:
+        master rank --stage coarse --top 10
+        master rank --format json | head
+    """
+    from master.commands import rank
+
+    _show(rank(_choose(context, config, search), stage, top, form, _say))
+
+
+@cli.command()
+@common_options
+@search_options
+@stage_option
+@as_json
+@click.pass_context
+@fail_with_message
+def borders(context: click.Context, config: Path | None, search: str | None, stage: str | None, as_json: bool) -> None:
+    """Warn where the best value sits on the border of its range. Reads the folder alone.
+
+    \b
+    Example:
+        master borders --stage coarse
+    """
+    from master.commands import borders
+
+    _show(borders(_choose(context, config, search), stage, as_json, _say))
+
+
+@cli.command()
+@common_options
+@as_json
+@click.pass_context
+@fail_with_message
+def workers(context: click.Context, as_json: bool) -> None:
+    """The workers that are connected, and what they do.
+
+    \b
+    Example:
+        master workers --json
+    """
+    from master.commands import workers
+
+    _show(workers(context.obj, as_json))
+
+
+@cli.command()
+@common_options
+@search_options
+@click.option("--trial", metavar="ID", help="One trial, such as coarse-0042.")
+@click.option("--worker", metavar="ID", help="One worker, as `master workers` names it: its trials go to others.")
+@click.option("--stage", metavar="NAME", help="All trials of a stage that have not ended.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+@fail_with_message
+def kill(context: click.Context, /, config: Path | None, search: str | None, yes: bool, **targets: str | None) -> None:
+    """End a trial, a worker, or a stage. The lease is void at once; the worker stops at its next step.
+
+    \b
+    Example:
+        master kill --trial coarse-0042
+        master kill --stage fine --yes
+    """
+    from master.commands import describe_kill, kill
+
+    chosen = None if targets["worker"] else _choose(context, config, search)
+    if not yes:
+        click.confirm(describe_kill(**targets), abort=True, err=True)
+    _show(kill(context.obj, chosen, **targets))
+
+
+@cli.command()
+@common_options
+@search_options
+@click.option("--state", required=True, type=click.Choice(["failed", "killed"]), help="Which trials.")
+@click.option("--stage", metavar="NAME", help="Only this stage's.")
+@click.pass_context
+@fail_with_message
+def retry(context: click.Context, config: Path | None, search: str | None, state: str, stage: str | None) -> None:
+    """Send failed or killed trials back to the queue, as new attempts.
+
+    \b
+    Example:
+        master retry --state failed
+    """
+    from master.commands import retry
+
+    _show(retry(context.obj, _choose(context, config, search), state, stage))
+
+
+@cli.command()
+@common_options
+@search_options
+@click.pass_context
+@fail_with_message
+def recover(context: click.Context, config: Path | None, search: str | None) -> None:
+    """Rebuild Redis from the folder after it was lost.
+
+    \b
+    Example:
+        master recover
+    """
+    from master.commands import recover
+
+    _show(recover(context.obj, _choose(context, config, search), _say))
+
+
+def _choose(context: click.Context, config: Path | None, search: str | None) -> Any:
+    from master.select import choose
+
+    return choose(context.obj.checkpoints, config, search, _say)
+
+
+def _say(message: str) -> None:
+    click.echo(message, err=True)
+
+
+def _show(text: str) -> None:
+    click.echo(text)
+
+
+def main() -> None:
+    """The console script."""
+    cli()

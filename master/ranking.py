@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ STATE_ORDER = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED, Tr
 SHARED = ("trial", "stage", "index", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason")
 COLUMNS = ("rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "checkpoint", "worker", "attempt", "reason")
 Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
+MOST_SHOWN = 200  # trials in a table without a number: drawing one takes half a millisecond, and nobody reads on
 TABLE_WIDTH = 80  # characters: what a terminal, a log and a mail all show
 WIDE_METRIC = 1e4  # from here on four decimals would widen the column and tell nothing
 REASON_WIDTH = 40  # characters of a reason in a table; the record has the whole of it
@@ -66,7 +68,15 @@ def rows(ranking: pd.DataFrame, checkpoints: Collection[str]) -> list[dict[str, 
         checkpoints: names of the weights files that are in the folder now; others are gone, so they are not named.
     """
     present = frozenset(checkpoints)
-    return [_row(values, present) for values in ranking.to_dict("records")]
+    names = ["rank", "state", *SHARED]
+    return [
+        _row(dict(zip(names, values, strict=True)), present) for values in zip(*(ranking[name].tolist() for name in names), strict=True)
+    ]
+
+
+def as_json(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
+    """The rows as strict JSON, one trial a line."""
+    return "[" + ",".join(f"\n{json.dumps(row, allow_nan=False)}" for row in rows(ranking, checkpoints)) + "\n]"
 
 
 def csv(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
@@ -95,20 +105,21 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
 
     Args:
         ranking: of ``frame``.
-        top: how many trials to show; None shows all (drawing takes about a millisecond each).
+        top: how many trials to show; None shows as many as anybody reads, and says so below the table where there are more.
         width: characters that it may take.
     """
     from rich.table import Table
     from rich.text import Text
 
-    shown = rows(ranking.head(top) if top is not None else ranking, ())
+    shown = rows(ranking.head(MOST_SHOWN if top is None else top), ())
     names = varied(list(ranking["hyperparameters"]))
     others = any(row["state"] != TrialState.COMPLETED for row in shown)
     header = ["#", "trial", "val_acc", "val_loss", "epochs"]
     body = [[str(row["rank"]), row["trial"], *_metrics(row)] for row in shown]
     columns = [[cell(row["hyperparameters"].get(name)) for row in shown] for name in names]
     fits = not others and _width(header, body) + sum(_column_width(n, c) for n, c in zip(names, columns, strict=True)) <= width
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    more = f"the best {len(shown):,} of {len(ranking):,} trials; --top N shows N" if top is None and len(ranking) > len(shown) else None
+    drawn = Table(box=None, pad_edge=False, header_style="bold", caption=more, caption_justify="left")
     for name in header:
         drawn.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
     for name in names if fits else ["hyperparameters"]:

@@ -1,1 +1,61 @@
-def main() -> None: ...
+"""`worker start`. Each command a few lines; what is heavy is imported where it is used, so that --help is instant."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from common.options import common_options, fail_with_message
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@common_options
+def cli() -> None:
+    """Train trials: claim them from Redis, train many at once on one device, record what came of them."""
+
+
+@cli.command()
+@common_options
+@click.option("--device", default="auto", metavar="auto|cpu|cuda:N|all", help="auto: the first free CUDA device, else the CPU.")
+@click.option("--search", metavar="NAME", help="Work for this search only; without it, the one launched first comes first.")
+@click.option("--array-width", default="auto", metavar="auto|N", help="How many trials train together; auto measures.")
+@click.option("--burst", is_flag=True, help="Leave when nothing is left to claim.")
+@click.option("--local", is_flag=True, hidden=True)
+@click.pass_context
+@fail_with_message
+def start(context: click.Context, device: str, search: str | None, array_width: str, burst: bool, local: bool) -> None:
+    """Claim and train trials until stopped.
+
+    \b
+    Example:
+        worker start --device cuda:0
+        REDIS_URL=redis://host:6379/0 worker start --checkpoints /shared/checkpoints
+    """
+    from worker.start import Request, start_all, start_one
+
+    request = Request(context.obj.redis, context.obj.checkpoints, device, array_width, search, burst, local)
+    sys.exit(start_all(request) if device == "all" else start_one(request))
+
+
+@cli.command()
+@common_options
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.pass_context
+@fail_with_message
+def test(context: click.Context, checkpoint: Path) -> None:
+    """Measure a checkpoint on the test part, which the search never looks at; the look is counted.
+
+    \b
+    Example:
+        worker test checkpoints/digits/fine/val_acc=0.9861-trial=fine-0012-epoch=018-try=1.pt
+    """
+    from worker.look import look
+
+    click.echo(look(checkpoint))
+
+
+def main() -> None:
+    """The console script."""
+    cli()

@@ -1,0 +1,79 @@
+"""What every command shares: --redis, --checkpoints, and errors as one line.
+
+The two options may stand before or after a command's name; the later word wins.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from common.errors import SearchError
+
+INTERRUPTED = 130
+TERMINATED = 143
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class Shared:
+    """Where Redis and the folder are."""
+
+    redis: str | None = None  # None: the embedded server
+    checkpoints: Path = Path("checkpoints")
+
+
+def _set_redis(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+    shared = context.ensure_object(Shared)
+    if value is not None:
+        shared.redis = value or None
+
+
+def _set_checkpoints(context: click.Context, _option: click.Parameter, value: Path | None) -> None:
+    shared = context.ensure_object(Shared)
+    if value is not None:
+        shared.checkpoints = value
+
+
+def common_options(command: F) -> F:
+    """Adds --redis and --checkpoints, which end up in ``context.obj``, a ``Shared``."""
+    redis = click.option(
+        "--redis", metavar="URL", envvar="REDIS_URL", expose_value=False, callback=_set_redis,
+        help="redis://, rediss:// or unix:// [REDIS_URL]; none: an embedded server in the checkpoint folder.",
+    )  # fmt: skip
+    checkpoints = click.option(
+        "--checkpoints", metavar="DIR", envvar="CHECKPOINT_DIR", expose_value=False, callback=_set_checkpoints,
+        type=click.Path(path_type=Path, file_okay=False), help="The checkpoint folder [CHECKPOINT_DIR; ./checkpoints].",
+    )  # fmt: skip
+    return redis(checkpoints(command))
+
+
+def fail_with_message(command: F) -> F:
+    """Turns errors that are the user's into one message and their exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except SearchError as error:
+            leave(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            leave("interrupted", INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(0)
+
+    return wrapped  # type: ignore[return-value]
+
+
+def leave(message: str, code: int) -> NoReturn:
+    """Prints ``message`` on stderr and exits."""
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

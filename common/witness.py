@@ -1,0 +1,114 @@
+"""Redis and the folder as two witnesses of what ended: each mends what the other lacks.
+
+A worker writes its record before it says `finish`, so an ended record of the current attempt is the truth even if
+its worker died in between; and what Redis has decided by itself (a kill, too many losses) is written to the folder.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from common.queue import Taken, TrialQueue
+from common.records import Record, SearchFolder, StageFolder
+from common.trial import Fence, Result, Trial
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What became of the leases that had run out."""
+
+    returned: tuple[str, ...] = ()  # back to the queue
+    failed: tuple[str, ...] = ()  # lost too often
+    finished: tuple[str, ...] = ()  # their record was there already
+
+    def __bool__(self) -> bool:
+        return bool(self.returned or self.failed or self.finished)
+
+
+def reap(queue: TrialQueue, folder: SearchFolder, master: bool) -> Reaped:
+    """Deals with leases that have run out; ``master``: also notes that a master lives.
+
+    Raises:
+        QueueError: Redis is away.
+        CheckpointError: a verdict cannot be written (it is written again at the next launch).
+    """
+    returned: list[str] = []
+    failed: list[str] = []
+    finished: list[str] = []
+    for fence, _worker in queue.tick(master=master).expired:
+        if finish_from_record(queue, folder, fence):
+            finished.append(fence.trial_id)
+        elif taken := queue.expire(fence):
+            write_verdict(queue, folder, taken)
+            (failed if taken.result else returned).append(fence.trial_id)
+    return Reaped(tuple(returned), tuple(failed), tuple(finished))
+
+
+def finish_from_record(queue: TrialQueue, folder: SearchFolder, fence: Fence) -> bool:
+    """Says `finish` on behalf of a worker that wrote its record and was not heard again; False if there is no record."""
+    record = stage_of(folder, fence.trial_id).record(fence.trial_id, fence.attempt)
+    if record is None or record.search_id != queue.search_id:
+        return False
+    queue.finish([(fence, record.result())])
+    return True
+
+
+def write_verdict(queue: TrialQueue, folder: SearchFolder, taken: Taken) -> None:
+    """Writes the record of a verdict that Redis holds (killed, failed by losses); nothing if the trial went back to pending."""
+    trial = queue.trial(taken.fence.trial_id)
+    if trial is not None and taken.result is not None:
+        write_ended(folder, queue.search_id, [(trial, taken.fence.attempt, taken.result)])
+
+
+def write_ended(folder: SearchFolder, search_id: str, ended: Iterable[tuple[Trial, int, Result]]) -> None:
+    """Writes the records of attempts that Redis knows to have ended; existing ones stay."""
+    by_stage: dict[str, list[Record]] = {}
+    for trial, attempt, result in ended:
+        by_stage.setdefault(trial.stage, []).append(Record.of(search_id, trial, attempt, result, ended_at=time.time()))
+    for stage, records in by_stage.items():
+        folder.stage(stage).make()
+        folder.stage(stage).write_records(records)
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """What the two witnesses had to tell each other; counts of trials."""
+
+    to_redis: int = 0  # ended in the folder, not in Redis
+    to_folder: int = 0  # ended in Redis, without a record
+
+
+def reconcile(queue: TrialQueue, folder: SearchFolder, trials: Iterable[Trial], records: Iterable[Record]) -> Reconciled:
+    """Brings Redis and the folder of one stage to the same account of what ended.
+
+    Args:
+        trials: the stage's trials, all published already.
+        records: the stage's records, the highest ended attempt of each trial.
+    """
+    known = {record.trial: record for record in records if record.search_id == queue.search_id}
+    fences = {running.fence.trial_id: running.fence for running in queue.running()}
+    ended = {trial_id: (attempt, result) for trial_id, attempt, result in queue.ended()}
+    to_redis, missing = 0, []
+    for trial in trials:
+        record, accepted = known.get(trial.id), ended.get(trial.id)
+        if accepted is not None:
+            if record is None or record.attempt < accepted[0]:
+                missing.append((trial, *accepted))
+        elif record is not None and record.attempt >= queue.attempt(trial.id):
+            to_redis += _adopt(queue, trial, record, fences.get(trial.id))
+    write_ended(folder, queue.search_id, missing)
+    return Reconciled(to_redis, len(missing))
+
+
+def _adopt(queue: TrialQueue, trial: Trial, record: Record, fence: Fence | None) -> bool:
+    if fence is not None and fence.attempt == record.attempt:
+        queue.finish([(fence, record.result())])
+        return True
+    return queue.restore(trial, record.attempt, record.result())
+
+
+def stage_of(folder: SearchFolder, trial_id: str) -> StageFolder:
+    """The part of the folder that a trial's files are in."""
+    return folder.stage(trial_id.rsplit("-", 1)[0])

@@ -1,0 +1,313 @@
+"""What the smaller commands do; each returns the text for stdout."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from common import durable
+from common.broker import open_broker
+from common.errors import CheckpointError, ConfigError
+from common.options import Shared
+from common.queue import TrialQueue
+from common.records import Record, SearchFolder, StageFolder
+from common.search import Search, default_text
+from common.space import Space
+from common.trial import RETRYABLE, TrialState, WorkerInfo
+from common.witness import write_verdict
+from common.workers import WorkerRegistry
+from master import ranking
+from master.borders import borders as find_borders
+from master.prepare import Launched, publish
+from master.progress import PACE_WINDOW_S, duration
+from master.ranges import read_frozen
+from master.select import CONFIG, Chosen
+
+PLAIN_WIDTH = 100  # characters of a table where there is no terminal to ask
+KILLED_BY_USER = "killed by the user"
+
+
+def write_example(folder: Path) -> str:
+    """Writes the commented search file.
+
+    Raises:
+        ConfigError: there is one already.
+        CheckpointError: the folder cannot be written.
+    """
+    path = durable.make_folder(folder) / CONFIG
+    if path in durable.write_new({path: default_text().encode()}):
+        raise ConfigError(f"{path} exists already and stays as it is; name another folder: master init DIR")
+    return f"wrote {path}; edit it, then run: master launch --config {path} --stage coarse"
+
+
+def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
+    """Counts by stage and state, workers, pace, time left.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    launched = of_folder(chosen)
+    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
+        known = _queue(broker.client, launched).counts()
+        connected = WorkerRegistry(broker.client).list()
+    counts = {stage.name: {s.value: known.get(stage.name, {}).get(s, 0) for s in TrialState} for stage in launched.search.stages}
+    if as_json:
+        return strict_json({"search": launched.search.name, "stages": counts, "workers": [worker_row(w) for w in connected]})
+    table = _table("stage", *(s.value for s in TrialState))
+    for name, by_state in counts.items():
+        table.add_row(name, *(str(by_state[s]) for s in TrialState))
+    head = f"search {launched.search.name!r} in {launched.folder.path}"
+    return "\n".join([head, drawn(table), _pace_line(launched.folder, counts), _workers_text(connected)])
+
+
+def _pace_line(folder: SearchFolder, counts: Mapping[str, Mapping[str, int]]) -> str:
+    ended = sum(_ended_lately(folder.stage(name), time.time()) for name in counts)
+    left = sum(by_state[TrialState.PENDING] + by_state[TrialState.RUNNING] for by_state in counts.values())
+    if not left:
+        return "nothing is waiting or running"
+    if not ended:
+        return f"{left} trials to go; none has ended in the last minute"
+    pace = ended / PACE_WINDOW_S
+    return f"{pace:.2f} trials/s in the last minute, {left} to go, about {duration(left / pace)} left"
+
+
+def _ended_lately(folder: StageFolder, now_s: float) -> int:
+    return sum(now_s - _written_at(file.path) < PACE_WINDOW_S for file in folder.attempts(folder.trials))
+
+
+def _written_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def rank(chosen: Chosen, stage: str | None, top: int | None, form: str, warn: Callable[[str], None]) -> str:
+    """The ranking of a stage, from the folder alone.
+
+    Raises:
+        ConfigError: no such stage, or it has not been launched.
+        CheckpointError: nothing in it has ended.
+    """
+    folder, records, _ = _read_stage(chosen, stage, warn)
+    table = ranking.frame(records)
+    table = table.head(top) if top else table
+    present = {str(name) for name in folder.checkpoints()}
+    if form == "json":
+        return strict_json(ranking.rows(table, present))
+    if form == "csv":
+        return ranking.csv(table, present).rstrip("\n")
+    if form == "markdown":
+        return ranking.markdown(table, present).rstrip("\n")
+    return drawn(ranking.table(table, width=Console().width))
+
+
+def borders(chosen: Chosen, stage: str | None, as_json: bool, warn: Callable[[str], None]) -> str:
+    """Where the best value sits on the border of its range, from the folder alone.
+
+    Raises:
+        ConfigError: no such stage, or it has not been launched.
+        CheckpointError: nothing in it has ended.
+    """
+    _, records, space = _read_stage(chosen, stage, warn)
+    found = find_borders(records, space)
+    if as_json:
+        return strict_json([border.as_json for border in found])
+    return "\n".join(border.text for border in found) or "no best value sits on the border of its range"
+
+
+def _read_stage(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> tuple[StageFolder, list[Record], Space]:
+    search, name = chosen.search, stage or last_stage(chosen)
+    folder = chosen.folder.stage(search.stage(name).name)
+    if not folder.ranges.exists():
+        raise ConfigError(f"stage {name!r} of search {search.name!r} has not been launched; run `master launch --stage {name}`")
+    records = folder.records(warn)
+    if not records:
+        raise CheckpointError(f"{folder.trials}: no trial has ended yet; `master status` shows how far they are")
+    return folder, records, read_frozen(folder.ranges, search.space)
+
+
+def last_stage(chosen: Chosen) -> str:
+    """The last stage that was launched.
+
+    Raises:
+        ConfigError: none was.
+    """
+    names = [s.name for s in chosen.search.stages if chosen.folder.stage(s.name).ranges.exists()]
+    if not names:
+        raise _not_launched(chosen)
+    return names[-1]
+
+
+def workers(shared: Shared, as_json: bool) -> str:
+    """The workers that are connected.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
+        connected = WorkerRegistry(broker.client).list()
+    return strict_json([worker_row(w) for w in connected]) if as_json else _workers_text(connected)
+
+
+def worker_row(info: WorkerInfo) -> dict[str, Any]:
+    """One worker as scripts read it."""
+    names = ("worker", "host", "device", "state", "array_width", "trials", "trials_done", "last_seen_s")
+    return {name: getattr(info, name) for name in names}
+
+
+def _workers_text(connected: Sequence[WorkerInfo]) -> str:
+    if not connected:
+        return "no worker is connected; `worker start` starts one"
+    table = _table("worker", "host", "device", "state", "width", "trials", "done", "seen")
+    for w in connected:
+        cells = (w.worker, w.host, w.device, w.state, w.array_width, w.trials, w.trials_done, f"{w.last_seen_s:.0f} s ago")
+        table.add_row(*(Text(str(cell)) for cell in cells))
+    return drawn(table)
+
+
+def describe_kill(trial: str | None, worker: str | None, stage: str | None) -> str:
+    """The question before a kill.
+
+    Raises:
+        ConfigError: not exactly one target.
+    """
+    if sum(target is not None for target in (trial, worker, stage)) != 1:
+        raise ConfigError("kill: name exactly one of --trial ID, --worker ID, --stage NAME")
+    if worker:
+        return f"Stop worker {worker} (its trials go back to the queue)?"
+    return f"Kill trial {trial}?" if trial else f"Kill all unfinished trials of stage {stage}?"
+
+
+def kill(shared: Shared, chosen: Chosen | None, trial: str | None, worker: str | None, stage: str | None) -> str:
+    """Ends a trial, a worker, or all unfinished trials of a stage.
+
+    Raises:
+        ConfigError: no such target.
+        QueueError: Redis cannot be reached.
+    """
+    describe_kill(trial, worker, stage)
+    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
+        if chosen is None:
+            return _kill_worker(WorkerRegistry(broker.client), str(worker))
+        launched = of_folder(chosen)
+        queue = _queue(broker.client, launched)
+        if trial is not None:
+            _check_trial(queue, launched, trial)
+            return f"{trial}: {_kill_one(queue, launched.folder, trial)}"
+        name = launched.search.stage(str(stage)).name
+        unfinished = queue.by_state(TrialState.PENDING, TrialState.RUNNING, stage=name)
+        killed = [t for t in unfinished if _kill_one(queue, launched.folder, t) == "killed"]
+        return f"stage {name}: killed {len(killed)} trials"
+
+
+def _kill_worker(registry: WorkerRegistry, worker: str) -> str:
+    known = [info.worker for info in registry.list()]
+    if worker not in known:
+        raise ConfigError(f"--worker {worker}: no such worker; connected are {', '.join(known) or 'none'}")
+    registry.order_quit(worker)
+    return f"{worker}: told to quit; it saves and gives back its trials at its next step"
+
+
+def _kill_one(queue: TrialQueue, folder: SearchFolder, trial_id: str) -> str:
+    taken = queue.kill(trial_id, KILLED_BY_USER)
+    if taken is None:
+        return f"has ended already ({queue.state(trial_id)})"
+    write_verdict(queue, folder, taken)
+    return "killed"
+
+
+def _check_trial(queue: TrialQueue, launched: Launched, trial_id: str) -> None:
+    if queue.state(trial_id) is None:
+        raise ConfigError(
+            f"--trial {trial_id}: no such trial in search {launched.search.name!r}; `master rank` and `master status` list them"
+        )
+
+
+def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
+    """Sends failed or killed trials back to the queue.
+
+    Raises:
+        ConfigError: no such stage.
+        QueueError: Redis cannot be reached.
+    """
+    wanted = TrialState(state)
+    assert wanted in RETRYABLE  # the command line offers no other
+    launched = of_folder(chosen)
+    stages = [launched.search.stage(stage)] if stage else list(launched.search.stages)
+    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
+        queue = _queue(broker.client, launched)
+        trials = [trial_id for s in stages for trial_id in queue.by_state(wanted, stage=s.name)]
+        n_retried = sum(queue.retry(trial_id) for trial_id in trials)
+    hint = f"; run `master launch --stage {stages[0].name if stage else 'NAME'}` to watch them" if n_retried else ""
+    return f"{n_retried} {state} trials are back in the queue{hint}"
+
+
+def recover(shared: Shared, chosen: Chosen, warn: Callable[[str], None]) -> str:
+    """Rebuilds what Redis knew of a search from its folder.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    launched = of_folder(chosen)
+    lines = []
+    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
+        queue = _queue(broker.client, launched)
+        for stage in launched.search.stages:
+            if not launched.folder.stage(stage.name).ranges.exists():
+                continue
+            published = publish(launched, stage, queue, None, warn)
+            done = published.reconciled
+            lines.append(
+                f"stage {stage.name}: {published.added} trials queued again, {done.to_redis} of them ended according to the folder, "
+                f"{done.to_folder} missing records written"
+            )
+    return "\n".join(lines) or "no stage was ever launched; nothing to recover"
+
+
+def of_folder(chosen: Chosen) -> Launched:
+    """The search as it was launched.
+
+    Raises:
+        ConfigError: it never was.
+    """
+    search: Search | None = chosen.folder.search()
+    if search is None:
+        raise _not_launched(chosen)
+    return Launched(search, chosen.folder)
+
+
+def _not_launched(chosen: Chosen) -> ConfigError:
+    search, first = chosen.search, chosen.search.stages[0].name
+    return ConfigError(f"search {search.name!r} has not been launched in {chosen.folder.root}; run `master launch --stage {first}`")
+
+
+def strict_json(value: object) -> str:
+    """JSON as every reader takes it: a number that is not finite would be an error, so callers pass None for it."""
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
+def drawn(renderable: RenderableType) -> str:
+    """A table as text, as wide as the terminal."""
+    console = Console(width=None if Console().is_terminal else PLAIN_WIDTH)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get().rstrip("\n")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
+
+
+def _queue(client: Any, launched: Launched) -> TrialQueue:
+    return TrialQueue(client, launched.id, launched.search.stragglers.lease_s)

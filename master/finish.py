@@ -1,0 +1,46 @@
+"""When a stage has ended: the leaderboard, the proposal for the next stage, and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+
+from common import durable
+from common.records import Record
+from common.search import Stage
+from master import ranking
+from master.borders import borders
+from master.prepare import Launched, Published, make_proposal
+from master.ranges import write_proposal
+from master.stages import Proposal
+from master.summary import next_command, stage_end
+
+
+def conclude(launched: Launched, published: Published, out: Console, say: Callable[[str], None], options: dict[str, str | None]) -> None:
+    """Writes the leaderboard and the proposal, and prints the ranking, the warnings, the next ranges and the command for them.
+
+    Args:
+        out: where the outcome goes, stdout.
+        say: where warnings go, stderr.
+        options: of the command that runs the next stage, as ``next_command`` takes them.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    stage, folder = published.stage, launched.folder.stage(published.stage.name)
+    records = folder.records(say)
+    present = {str(name) for name in folder.checkpoints()}
+    durable.replace(folder.leaderboard, ranking.csv(ranking.frame(records), present).encode())
+    following = launched.search.after(stage.name)
+    proposal = _propose(launched, stage, following, records, say) if following and ranking.best(records, 1) else None
+    command = next_command(following.name, options) if following and proposal else None
+    out.print(stage_end(records, borders(records, published.space), published.space, proposal, command, out.width))
+
+
+def _propose(launched: Launched, stage: Stage, following: Stage, records: Sequence[Record], say: Callable[[str], None]) -> Proposal:
+    proposal = make_proposal(launched, stage, following, records)
+    written = write_proposal(launched.folder.stage(stage.name).ranges, following.name, proposal)
+    if written.edited:
+        say(f"the proposal in ranges.toml was edited and stays; the new one is in {written.path}")
+    return proposal

@@ -1,0 +1,72 @@
+"""Removes what is no longer needed from a stage's folder: weights that fell out of ``keep``, superseded and orphaned files.
+
+One at a time, under a lock in Redis. Records are always kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from common import durable
+from common.queue import TrialQueue
+from common.records import AttemptFile, CheckpointName, StageFolder
+from common.trial import ENDED, TrialState
+
+LOCK_TTL_S = 60.0
+ORPHAN_S = 3600.0  # a temporary file that nobody has finished for so long has no writer
+
+
+def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None = None) -> int:
+    """Removes what can go; returns the number of files. Does nothing while another janitor is at work.
+
+    Raises:
+        QueueError: Redis is away.
+        CheckpointError: the folder cannot be read.
+    """
+    with queue.lock("janitor", LOCK_TTL_S) as ours:
+        if not ours:
+            return 0
+        weights = superfluous_weights(folder.checkpoints(), keep, accepted_attempts(queue, folder.checkpoints()))
+        states = ended_states(folder.attempts(folder.resume), queue.state)
+        doomed = [folder.path / str(name) for name in weights] + [file.path for file in states]
+        doomed += orphans((folder.path, folder.trials, folder.resume), time.time() if now_s is None else now_s)
+        durable.remove(doomed)
+        return len(doomed)
+
+
+def accepted_attempts(queue: TrialQueue, names: Sequence[CheckpointName]) -> dict[str, int]:
+    """The attempt that each ended trial ended with."""
+    results = {name.trial_id: queue.result(name.trial_id) for name in names}
+    return {trial_id: result[0] for trial_id, result in results.items() if result is not None}
+
+
+def superfluous_weights(names: Sequence[CheckpointName], keep: int, accepted: Mapping[str, int]) -> list[CheckpointName]:
+    """Weights beyond the best ``keep``, and those of an attempt below the one that was accepted.
+
+    Args:
+        names: all weights files, best first.
+        accepted: trial id to the attempt that it ended with.
+    """
+    superseded = [name for name in names if name.attempt < accepted.get(name.trial_id, 0)]
+    current = [name for name in names if name not in superseded]
+    return superseded + current[keep:]
+
+
+def ended_states(files: Sequence[AttemptFile], state: Callable[[str], TrialState | None]) -> list[AttemptFile]:
+    """Resume states of trials that have ended."""
+    return [file for file in files if state(file.trial_id) in ENDED]
+
+
+def orphans(folders: Sequence[Path], now_s: float) -> list[Path]:
+    """Temporary files whose writer is long gone."""
+    found = []
+    for folder in folders:
+        for path in folder.glob(f"{durable.TEMPORARY_PREFIX}*"):
+            try:
+                if now_s - path.stat().st_mtime > ORPHAN_S:
+                    found.append(path)
+            except FileNotFoundError:
+                continue
+    return found

@@ -1,0 +1,198 @@
+"""`master launch`: from a search file to a ranking."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from common.broker import Broker, open_broker
+from common.durable import make_folder
+from common.errors import ConfigError
+from common.options import INTERRUPTED, TERMINATED, Shared
+from common.queue import TrialQueue
+from common.search import RESERVED_STAGE, Stage
+from common.trial import TrialState
+from common.workers import WorkerRegistry
+from master.finish import conclude
+from master.launchers.local import LocalWorkers, auto_count, local_workers
+from master.prepare import Launched, Published, publish, settle
+from master.progress import LiveProgress
+from master.sampling import crowding
+from master.select import Chosen
+from master.supervisor import Supervisor
+
+NOTHING_COMPLETED = 3
+
+
+class TerminatedError(BaseException):
+    """SIGTERM, as an exception that unwinds like Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    stage: str
+    redis: str | None
+    checkpoints: Path
+    config: Path | None = None
+    search: str | None = None
+    workers: str = "auto"
+    ranges: Path | None = None
+    new_name: str | None = None
+    replace: bool = False
+    detach: bool = False
+
+    @property
+    def repeated(self) -> dict[str, str | None]:
+        """The options that the command for the next stage needs as well; the URL of Redis may hold a password and stays out."""
+        config = str(self.config) if self.config and not self.new_name else None
+        folder = str(self.checkpoints) if self.checkpoints != Shared().checkpoints else None
+        return {"--config": config, "--search": self.new_name or self.search, "--checkpoints": folder}
+
+    @property
+    def n_workers(self) -> int | None:
+        """How many local workers, None for auto.
+
+        Raises:
+            ConfigError: neither auto nor a number.
+        """
+        if self.workers == "auto":
+            return None
+        if not self.workers.isdigit():
+            raise ConfigError(f"--workers {self.workers}: not a number of workers; use auto, 0 or a number")
+        return int(self.workers)
+
+
+def launch(request: Request, chosen: Chosen, console: Console) -> int:
+    """Runs one stage or all; returns the exit code.
+
+    Raises:
+        SearchError: it cannot begin, or cannot go on.
+    """
+    stages = _stages(request, chosen)
+    n_workers = request.n_workers
+    root = make_folder(request.checkpoints).resolve()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    with open_broker(request.redis, root) as broker:
+        if request.replace:
+            _forget(chosen, broker)
+        launched = settle(chosen, request.new_name, request.replace, _printer(console))
+        run = Run(request, launched, broker, console, n_workers)
+        try:
+            return run.stages(stages)
+        except KeyboardInterrupt:
+            run.tell_trials_go_on()
+            return INTERRUPTED
+        except TerminatedError:
+            run.tell_trials_go_on()
+            return TERMINATED
+
+
+def _stages(request: Request, chosen: Chosen) -> list[Stage]:
+    if request.stage != RESERVED_STAGE:
+        return [chosen.search.stage(request.stage)]
+    if request.ranges is not None:
+        raise ConfigError(f"--ranges {request.ranges}: belongs to one stage; name it with --stage instead of all")
+    if request.detach:
+        raise ConfigError(
+            "--detach with --stage all: the next stage's ranges come from the ranking of the one before, which a master must make"
+        )
+    return list(chosen.search.stages)
+
+
+def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
+    raise TerminatedError
+
+
+def _printer(console: Console) -> Callable[[str], None]:
+    return lambda message: console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _forget(chosen: Chosen, broker: Broker) -> None:
+    """Takes the search that is being replaced out of Redis, so that nobody trains for it any more."""
+    old = chosen.folder.search()
+    if old is not None and old.id is not None:
+        TrialQueue(broker.client, old.id).drop()
+
+
+class Run:
+    """One launch: its stages one after the other, with the same local workers."""
+
+    def __init__(self, request: Request, launched: Launched, broker: Broker, console: Console, n_workers: int | None) -> None:
+        self._request = request
+        self._launched = launched
+        self._broker = broker
+        self._console = console
+        self._say = _printer(console)
+        self._n_workers = n_workers
+        self._queue = TrialQueue(broker.client, launched.id, launched.search.stragglers.lease_s)
+        self._local: LocalWorkers | None = None
+
+    def stages(self, stages: list[Stage]) -> int:
+        """Runs them; returns the exit code of the first that fails, else 0."""
+        code = 0
+        for stage in stages:
+            published = publish(self._launched, stage, self._queue, self._request.ranges, self._say)
+            self._tell_published(published)
+            if self._local is None:
+                self._start_wanted()
+            if self._request.detach:
+                self._say("detached: follow with `master status`; the same launch command attaches again and ends with the ranking")
+                return 0
+            code = self._watch(published)
+            if code:
+                break
+        if self._local is not None:
+            self._local.stop()
+        return code
+
+    def tell_trials_go_on(self) -> None:
+        """What Ctrl-C and SIGTERM leave behind."""
+        self._say(
+            "interrupted; the trials go on. `master status` shows them, the same launch command attaches again, "
+            "`master kill --stage NAME` ends them"
+        )
+
+    def _tell_published(self, published: Published) -> None:
+        name, stage, search = self._launched.search.name, published.stage, self._launched.search
+        self._say(f"search {name!r}, stage {stage.name!r}: {stage.trials} trials of {stage.epochs:g} epochs, {published.added} new")
+        if published.reconciled.to_redis:
+            self._say(f"{published.reconciled.to_redis} trials had ended according to the folder; they count")
+        if published.reconciled.to_folder:
+            self._say(f"{published.reconciled.to_folder} records were missing in the folder; written again")
+        if warning := crowding(published.space, stage.trials):
+            self._say(f"warning: {warning}")
+        if search.id:
+            self._say(f"folder {self._launched.folder.stage(stage.name).path}")
+
+    def _start_wanted(self) -> None:
+        """Starts local workers: as many as asked for; for auto, only where none is connected."""
+        if self._n_workers is not None:
+            self._local = self._started(self._n_workers) if self._n_workers else None
+            return
+        if any(worker.state != "lost" for worker in WorkerRegistry(self._broker.client).list()):
+            return
+        counts = self._queue.counts()
+        waiting = sum(c[TrialState.PENDING] + c[TrialState.RUNNING] for c in counts.values())
+        self._local = self._started(auto_count()) if waiting else None
+
+    def _started(self, n: int) -> LocalWorkers:
+        workers = local_workers(n, self._launched.folder, self._broker, self._say)
+        workers.start()
+        return workers
+
+    def _watch(self, published: Published) -> int:
+        start_local = (lambda: self._started(auto_count())) if self._n_workers is None else None
+        with LiveProgress(self._console) as display:
+            supervisor = Supervisor(self._broker, self._launched, published, self._queue, display, self._local, start_local)
+            counts = supervisor.watch()
+            self._local = supervisor.local
+        conclude(self._launched, published, Console(file=sys.stdout), self._say, self._request.repeated)
+        return 0 if counts[TrialState.COMPLETED] else NOTHING_COMPLETED

@@ -1,0 +1,261 @@
+"""Before the first trial: the folder, the frozen ranges and options, the trials in the queue."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from common import durable
+from common.errors import ConfigError, TaskError
+from common.queue import TrialQueue
+from common.records import Record, SearchFolder
+from common.search import Search, Stage, parse_search
+from common.space import Space
+from common.trial import Trial
+from common.witness import Reconciled, reconcile
+from master.ranges import load_ranges, read_frozen, read_proposal, write_frozen
+from master.sampling import configurations
+from master.select import Chosen
+from master.stages import Proposal, propose
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A search that has its folder and its id."""
+
+    search: Search
+    folder: SearchFolder
+
+    @property
+    def id(self) -> str:
+        """Its identity in Redis."""
+        assert self.search.id is not None  # written by settle() before any other use
+        return self.search.id
+
+
+def settle(chosen: Chosen, new_name: str | None, set_aside: bool, say: Callable[[str], None]) -> Launched:
+    """Makes the search's folder, or finds it as it was launched before.
+
+    Args:
+        new_name: launch under this name instead of the file's.
+        set_aside: move an older folder of that name away first.
+
+    Raises:
+        ConfigError: the file has changed since the first launch; the message shows how.
+        CheckpointError: the folder cannot be written.
+    """
+    text = _renamed(chosen.text, new_name)
+    search = parse_search(text)
+    folder = SearchFolder(chosen.folder.root, search.name)
+    if set_aside and folder.path.exists():
+        say(f"the older search lies in {_move_aside(folder)} now")
+    durable.make_folder(folder.path)
+    _copy_task(search, chosen.base, folder)
+    fresh = search.model_copy(update={"id": secrets.token_hex(8)})
+    durable_text = f'id = "{fresh.id}"\n{text}'
+    if not folder.search_file.exists() and folder.search_file not in durable.write_new({folder.search_file: durable_text.encode()}):
+        return Launched(fresh, folder)
+    return Launched(_grown(folder, search, text), folder)
+
+
+def _grown(folder: SearchFolder, search: Search, text: str) -> Search:
+    """The search as launched before, with what may be added to it."""
+    before = folder.search()
+    assert before is not None and before.id is not None  # the file exists
+    now = search.model_copy(update={"id": before.id})
+    if differences := changed(before, now, folder):
+        listed = "\n  ".join(differences)
+        raise ConfigError(
+            f"search {search.name!r} was launched before with other settings:\n  {listed}\n"
+            "put them back, launch under another name with --new-name NAME, or set the old folder aside with --replace"
+        )
+    if now != before:
+        durable.replace(folder.search_file, f'id = "{before.id}"\n{text}'.encode())
+    return now
+
+
+def changed(before: Search, now: Search, folder: SearchFolder) -> list[str]:
+    """What differs and may not: all but more trials, and stages that have not been launched yet."""
+    old, new = before.model_dump(exclude={"stages", "space"}), now.model_dump(exclude={"stages", "space"})
+    lines = [f"{key}: {old[key]!r} -> {new[key]!r}" for key in old if old[key] != new[key]]
+    old_space, new_space = before.space.plain(), now.space.plain()
+    names = [*old_space, *(n for n in new_space if n not in old_space)]
+    lines += [
+        f"[space] {n}: {_shown(old_space.get(n))} -> {_shown(new_space.get(n))}" for n in names if old_space.get(n) != new_space.get(n)
+    ]
+    launched = [stage for stage in before.stages if folder.stage(stage.name).ranges.exists()]
+    if [s.name for s in now.stages][: len(launched)] != [s.name for s in launched]:
+        return [*lines, f"[stages]: {[s.name for s in before.stages]} -> {[s.name for s in now.stages]}"]
+    for stage in launched:
+        lines += _changed_stage(stage, now.stage(stage.name))
+    return lines
+
+
+def _changed_stage(before: Stage, now: Stage) -> list[str]:
+    lines = []
+    if now.epochs != before.epochs:
+        lines.append(f"[stages.{now.name}] epochs: {before.epochs:g} -> {now.epochs:g}")
+    if now.trials < before.trials:
+        lines.append(f"[stages.{now.name}] trials: {before.trials} -> {now.trials} (more may be added, none taken away)")
+    return lines
+
+
+def _shown(value: object) -> str:
+    return "not there" if value is None else repr(value)
+
+
+def _renamed(text: str, new_name: str | None) -> str:
+    """The search file's text without an id, and under another name if one is given; comments stay."""
+    document = tomlkit.parse(text)
+    if new_name is None and "id" not in document:
+        return text
+    document.pop("id", None)
+    if new_name is not None:
+        document["name"] = new_name
+    return tomlkit.dumps(document)
+
+
+def _move_aside(folder: SearchFolder) -> Path:
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    target = folder.root / f".{folder.name}-replaced-{stamp}"  # hidden, so that it is no search of its own
+    try:
+        folder.path.rename(target)
+    except OSError as error:
+        raise durable.explained(error, folder.path) from error
+    return target
+
+
+def _copy_task(search: Search, base: Path, folder: SearchFolder) -> None:
+    """Puts the user's task file beside ``search.toml``, where every worker finds the same code."""
+    if search.task_file is None:
+        return
+    source, target = base / search.task_file, folder.path / Path(search.task_file).name
+    if target.exists() and (not source.exists() or source.resolve() == target.resolve()):
+        return
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise TaskError(
+            f"task = {search.task!r}: {source} cannot be read ({error.strerror}); the path is relative to the search file"
+        ) from None
+    if target.exists() and target.read_bytes() != content:
+        raise ConfigError(
+            f"task = {search.task!r}: {source} differs from the code that was launched ({target}); launch under another name with "
+            "--new-name NAME, or set the old folder aside with --replace"
+        )
+    durable.write_new({target: content})
+
+
+def task_digest(search: Search, folder: SearchFolder) -> str:
+    """Names the code that is launched: what each worker compares with its own."""
+    if search.task_file is None:
+        return f"builtin:{search.task}"
+    return hashlib.sha256((folder.path / Path(search.task_file).name).read_bytes()).hexdigest()
+
+
+# -- a stage -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Published:
+    """A stage whose trials are in the queue."""
+
+    stage: Stage
+    space: Space
+    trials: Sequence[Trial]
+    added: int
+    reconciled: Reconciled
+
+
+def publish(launched: Launched, stage: Stage, queue: TrialQueue, ranges_file: Path | None, warn: Callable[[str], None]) -> Published:
+    """Freezes a stage's ranges and options, queues its trials, and brings Redis and the folder to one account.
+
+    Raises:
+        ConfigError: the stage before is unfinished, or ``ranges_file`` is wrong or comes too late.
+        QueueError: Redis cannot be reached.
+        CheckpointError: the folder cannot be written.
+    """
+    search, folder = launched.search, launched.folder.stage(stage.name)
+    space = stage_space(launched, stage, ranges_file, warn)
+    queue.register(search.name)
+    _freeze(queue, stage, options(launched, stage, space))
+    folder.make()
+    write_frozen(folder.ranges, space)
+    trials = configurations(search.seed, stage, space, search.sampler, range(stage.trials))
+    attempts = folder.highest_attempts()
+    added = queue.publish(trials, attempts)
+    records = folder.records(warn) if attempts else []
+    reconciled = Reconciled() if added == len(trials) and not records else reconcile(queue, launched.folder, trials, records)
+    return Published(stage, space, trials, added, reconciled)
+
+
+def options(launched: Launched, stage: Stage, space: Space) -> dict[str, Any]:
+    """What a stage's first launch freezes; the number of trials is not among it."""
+    search = launched.search
+    return {
+        "ranges": space.plain(), "seed": search.seed, "sampler": search.sampler, "epochs": stage.epochs, "task": search.task,
+        "task_digest": task_digest(search, launched.folder), "explosion_factor": search.explosion_factor,
+    }  # fmt: skip
+
+
+def _freeze(queue: TrialQueue, stage: Stage, wanted: dict[str, Any]) -> None:
+    stored = queue.freeze(stage.name, wanted)
+    lines = [f"{key}: {_shown(stored.get(key))} -> {_shown(wanted[key])}" for key in wanted if stored.get(key) != wanted[key]]
+    if lines:
+        listed = "\n  ".join(lines)
+        raise ConfigError(
+            f"stage {stage.name!r} was launched before with other options:\n  {listed}\nput them back, or use --new-name NAME"
+        )
+
+
+def stage_space(launched: Launched, stage: Stage, ranges_file: Path | None, warn: Callable[[str], None]) -> Space:
+    """The ranges that ``stage`` samples: as frozen, as given, as [space], or as the stage before proposed.
+
+    Raises:
+        ConfigError: as ``publish``.
+    """
+    given = load_ranges(ranges_file, launched.search.space) if ranges_file else None
+    path = launched.folder.stage(stage.name).ranges
+    if path.exists():
+        frozen = read_frozen(path, launched.search.space)
+        if given is not None and given != frozen:
+            raise ConfigError(
+                f"--ranges {ranges_file}: stage {stage.name!r} has begun with the ranges in {path}; use --new-name NAME for others"
+            )
+        return frozen
+    before = launched.search.before(stage.name)
+    if before is None:
+        return given or launched.search.space
+    _check_ended(launched, before, stage, warn)
+    return given or proposed_space(launched, before, stage, warn)
+
+
+def _check_ended(launched: Launched, before: Stage, stage: Stage, warn: Callable[[str], None]) -> None:
+    n_ended = len(launched.folder.stage(before.name).records(warn))
+    if n_ended < before.trials:
+        raise ConfigError(
+            f"--stage {stage.name}: the stage before it, {before.name!r}, has ended {n_ended} of {before.trials} trials; "
+            f"run `master launch --stage {before.name}` first, or --stage all"
+        )
+
+
+def proposed_space(launched: Launched, before: Stage, stage: Stage, warn: Callable[[str], None]) -> Space:
+    """The proposal that ``before`` left for ``stage``, edited by the user or not; made now if there is none."""
+    folder = launched.folder.stage(before.name)
+    proposal = read_proposal(folder.ranges, launched.search.space)
+    if proposal is not None:
+        return proposal
+    return make_proposal(launched, before, stage, folder.records(warn)).space
+
+
+def make_proposal(launched: Launched, before: Stage, stage: Stage, records: Sequence[Record]) -> Proposal:
+    """The ranges for ``stage`` from the ranking of ``before``."""
+    space = launched.search.space
+    return propose(records, read_frozen(launched.folder.stage(before.name).ranges, space), space, before, stage)

@@ -1,0 +1,227 @@
+"""Whatever is killed: every trial ends exactly once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from master.sampling import configurations
+from common.search import load_search
+from tests.integration.commands import Place, wait_for
+
+TASKS = Path(__file__).parent / "tasks"
+LONG = {"trials": 24, "epochs": 150, "lease_s": 2, "high": 0.05}
+
+
+def ended_once(here: Place, n: int, stage: str = "coarse") -> dict[str, int]:
+    """Asserts it by both witnesses; trial id to the attempt that it ended with."""
+    rows, counts = here.rank(stage), here.status()["stages"][stage]
+    assert [r["trial"] for r in sorted(rows, key=lambda r: r["trial"])] == [f"{stage}-{i:04d}" for i in range(n)]
+    assert counts["pending"] == counts["running"] == 0 and sum(counts.values()) == n
+    by_state = {state: sum(r["state"] == state for r in rows) for state in counts}
+    assert by_state == counts
+    return {r["trial"]: r["attempt"] for r in rows}
+
+
+def half_way(here: Place) -> bool:
+    """Trials are running."""
+    folder = here.root / "digits" / "coarse"
+    return folder.exists() and here.status()["stages"]["coarse"]["running"] >= 4
+
+
+def test_kill_9_of_a_worker(here: Place) -> None:
+    here.write_search(**LONG)
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
+    wait_for(lambda: half_way(here), "running trials")
+    victim = here.worker_pids()[0]
+    os.kill(victim, signal.SIGKILL)
+    assert master.wait(90) == 0, here.output("master.log")
+    attempts = ended_once(here, 24)
+    assert max(attempts.values()) == 2  # the interrupted ones, as a later attempt
+    assert "back to the queue" in here.output("master.log")
+    assert re.search(r"worker.*(died|killed|ended)", here.output("master.log")) and "worker-" in here.output("master.log")  # with its log
+
+
+def test_kill_9_of_the_master_and_the_same_launch_again(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 60})
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
+    wait_for(lambda: half_way(here), "running trials")
+    workers = here.worker_pids()
+    master.kill()
+    master.wait()
+    again = here.run("master", "launch", "--stage", "coarse")
+    assert again.returncode == 0, again.stderr
+    assert " 0 new" in again.stderr  # attached again
+    assert set(ended_once(here, 24).values()) == {1}  # the workers went on, untouched
+    assert len(workers) == 2
+
+
+def test_ctrl_c_leaves_the_trials_running_and_says_so(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 60})
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "1", log="master.log")
+    wait_for(lambda: half_way(here), "running trials")
+    os.killpg(master.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
+    assert master.wait(20) == 130
+    assert "the trials go on" in here.output("master.log")
+    wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 0 and here.status()["stages"]["coarse"]["pending"] == 0, "the end")
+    ended_once(here, 24)
+    wait_for(lambda: not here.worker_pids(), "the worker to leave by itself, as no master lives")
+
+
+def test_sigterm_of_a_worker_saves_and_gives_back(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 100, "lease_s": 60})
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    worker = here.start("worker", "start", "--burst", log="worker.log")
+    wait_for(lambda: half_way(here), "running trials")
+    began = time.monotonic()
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) == 143
+    assert time.monotonic() - began < 10
+    assert here.status()["stages"]["coarse"]["running"] == 0  # at once, not after the lease of 60 s
+    saved = list((here.root / "digits" / "coarse" / "resume").glob("*.pt"))
+    assert saved
+    resumed = here.run("worker", "start", "--burst")
+    assert resumed.returncode == 0, resumed.stderr
+    attempts = ended_once(here, 24)
+    records = {r["trial"]: r for r in here.records()}
+    for path in saved:
+        trial = path.name.split("-try")[0]
+        assert attempts[trial] == 2 and not path.exists()
+        if records[trial]["state"] == "completed":
+            assert records[trial]["curves"]["epoch"] == [float(e) for e in range(1, 101)]  # from where the last attempt stood
+
+
+def test_a_trial_that_kills_its_worker_fails_alone(here: Place) -> None:
+    shutil.copy(TASKS / "trouble.py", here.path)
+    file = here.write_search(task="trouble.py:Task", space="marker = { uniform = [0.0, 1.0] }", lease_s=1.5, trials=12)
+    search = load_search(file)
+    markers = {t.id: t.hyperparameters["marker"] for t in configurations(1, search.stage("coarse"), search.space, "random", range(12))}
+    victim, highest = max(markers.items(), key=lambda item: item[1])
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="m.log", TROUBLE="exit", TROUBLE_BOUND=str(highest))
+    assert master.wait(100) == 0, here.output("m.log")
+    ended_once(here, 12)
+    rows = {r["trial"]: r for r in here.rank()}
+    assert rows[victim]["state"] == "failed" and "3 attempts while alone" in rows[victim]["reason"]
+    assert {r["state"] for t, r in rows.items() if t != victim} <= {"completed", "exploded"}
+    assert here.run("master", "retry", "--state", "failed").stdout.startswith("1 failed trials")
+    healed = here.run("master", "launch", "--stage", "coarse", TROUBLE="")
+    assert healed.returncode == 0, healed.stderr
+    attempts = ended_once(here, 12)
+    assert {r["state"] for r in here.rank()} <= {"completed", "exploded"} and attempts[victim] > 4
+
+
+def test_a_worker_stopped_beyond_its_lease_and_continued(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 120, "trials": 8})
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    sleeper = here.start("worker", "start", log="sleeper.log")
+    wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 8, "all trials on one worker")
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    other = here.start("master", "launch", "--stage", "coarse", "--workers", "1", log="master.log")
+    assert other.wait(90) == 0, here.output("master.log")
+    before = {r["trial"]: r for r in here.rank()}
+    assert {r["attempt"] for r in before.values()} == {2}
+    files = sorted(p.name for p in (here.root / "digits" / "coarse").glob("*.pt"))
+    here.write_search(**{**LONG, "epochs": 120, "trials": 12})
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    os.kill(sleeper.pid, signal.SIGCONT)
+    wait_for(lambda: here.status()["stages"]["coarse"]["pending"] + here.status()["stages"]["coarse"]["running"] == 0, "the next trials")
+    ended_once(here, 12)
+    after = {r["trial"]: r for r in here.rank()}
+    assert all({**after[t], "rank": 0} == {**before[t], "rank": 0} for t in before)  # its late results changed nothing
+    assert {after[t]["attempt"] for t in after.keys() - before.keys()} == {1}  # and it went on to the next trials
+    assert sorted(p.name for p in (here.root / "digits" / "coarse").glob("*.pt") if any(t in p.name for t in before)) == files
+    assert "changes nothing" in here.output("sleeper.log")
+
+
+def test_a_task_that_raises_fails_its_own_trials_and_the_worker_lives_on(here: Place) -> None:
+    shutil.copy(TASKS / "trouble.py", here.path)
+    here.write_search(task="trouble.py:Task", space="marker = { uniform = [0.0, 1.0] }", trials=12)
+    done = here.run("master", "launch", "--stage", "coarse", "--workers", "1", TROUBLE="raise", TROUBLE_BOUND="0.7")
+    assert done.returncode == 0, done.stderr
+    ended_once(here, 12)
+    records = here.records()
+    failed = [r for r in records if r["hyperparameters"]["marker"] > 0.7]
+    assert failed and all(r["state"] == "failed" and "planted" in r["reason"] and "Traceback" in r["traceback"] for r in failed)
+    assert all(r["state"] in ("completed", "exploded") and r["attempt"] == 1 for r in records if r not in failed)
+    assert {r["worker"] for r in records} == {records[0]["worker"]}
+
+
+def test_redis_gone_in_the_middle(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 80, "lease_s": 3})
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
+    wait_for(lambda: half_way(here), "running trials")
+    pid = int(re.search(r"\d+", next(iter((here.root / ".redis").glob("*.pid"))).read_text())[0])
+    os.kill(pid, signal.SIGKILL)
+    assert master.wait(90) == 0, here.output("master.log")
+    said = here.output("master.log")
+    assert said.count("trying again until Redis is back") == 1 and said.count("Redis is back") == 1
+    ended_once(here, 24)
+
+
+def test_kill_of_a_trial_while_it_trains(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 100_000, "trials": 4, "lease_s": 30})
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    here.start("worker", "start", log="worker.log")
+    wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 4, "running trials")
+    killed = here.run("master", "kill", "--trial", "coarse-0002", "--yes")
+    assert killed.returncode == 0 and "killed" in killed.stdout
+    assert here.status()["stages"]["coarse"]["killed"] == 1  # at once
+    wait_for(lambda: "coarse-0002: the lease is gone (killed)" in here.output("worker.log"), "the worker to hear it", 10)
+    wait_for(lambda: [w["trials"] for w in here.status()["workers"]] == [3], "the slot to be given up", 10)
+    refused = here.run("master", "kill", "--trial", "coarse-9999", "--yes")
+    assert refused.returncode == 2 and "coarse-9999" in refused.stderr
+    asked = subprocess.run(
+        ["python", "-P", "-m", "master", "kill", "--stage", "coarse"], cwd=here.path, env=here.environment, input="n\n", text=True,
+        capture_output=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert asked.returncode == 1 and here.status()["stages"]["coarse"]["running"] == 3
+    assert here.run("master", "kill", "--stage", "coarse", "--yes").returncode == 0
+    wait_for(lambda: [w["state"] for w in here.status()["workers"]] == ["idle"], "the worker to be free again", 20)
+    assert {r["state"] for r in here.rank()} == {"killed"}
+    record = next(r for r in here.records() if r["trial"] == "coarse-0002")
+    assert record["attempt"] == 2 and record["reason"] == "killed by the user"  # the verdict's own attempt number
+
+
+def test_kill_of_a_worker_is_not_undone_by_the_master(here: Place) -> None:
+    here.write_search(**{**LONG, "epochs": 100, "lease_s": 30})
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
+    wait_for(lambda: half_way(here), "running trials")
+    name = next(w["worker"] for w in here.status()["workers"] if w["trials"])
+    assert here.run("master", "kill", "--worker", name, "--yes").returncode == 0
+    wait_for(lambda: len(here.worker_pids()) == 1, "it to leave", 20)
+    assert master.wait(90) == 0, here.output("master.log")
+    assert len({r["worker"] for r in here.records()}) <= 2
+    ended_once(here, 24)
+
+
+def test_recover_after_redis_was_lost(here: Place) -> None:
+    here.write_search(trials=10)
+    assert here.run("master", "launch", "--stage", "coarse").returncode == 0
+    before = here.rank()
+    gone = here.root / "digits" / "coarse" / "trials" / "coarse-0003-try=1.json"
+    gone.unlink()
+    wait_for(lambda: not list((here.root / ".redis").glob("*.sock")), "the embedded server to stop")
+    shutil.rmtree(here.root / ".redis")
+    recovered = here.run("master", "recover")
+    assert recovered.returncode == 0 and "10 trials queued again, 9 of them ended" in recovered.stdout
+    assert here.status()["stages"]["coarse"]["pending"] == 1
+    assert here.run("master", "launch", "--stage", "coarse").returncode == 0
+    ended_once(here, 10)
+    assert [r["trial"] for r in here.rank()] == [r["trial"] for r in before]
+
+
+@pytest.mark.parametrize("stage", ["coarse"])
+def test_sigterm_of_the_master(here: Place, stage: str) -> None:
+    here.write_search(**{**LONG, "epochs": 100_000})
+    master = here.start("master", "launch", "--stage", stage, "--workers", "1", log="master.log")
+    wait_for(lambda: half_way(here), "running trials")
+    master.terminate()
+    assert master.wait(20) == 143
+    assert here.run("master", "kill", "--stage", stage, "--yes").returncode == 0

@@ -1,0 +1,247 @@
+"""Renews leases, carries progress, hears cancellations: the thread that speaks to Redis while the worker trains.
+
+It never touches the model. What it hears (leases lost, an order to quit) is read by the training loop at its next step.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+from common.errors import QueueError
+from common.queue import TrialQueue
+from common.trial import Claim, Fence, Progress, WorkerInfo
+from common.workers import WorkerRegistry
+
+BEAT_S = 1.0  # how soon a kill is heard; one round trip carries all trials, so it costs Redis nothing
+LEASE_SHARE = 5  # at least so many renewals within a lease, so that a lost one or two do no harm
+MAX_BACKOFF_S = 5.0  # between tries while Redis is away
+STUCK_GRACE_S = 10.0  # a worker told that it is stuck, and that does not move for so long, exits hard
+STOP_GRACE_S = 8.5  # after SIGTERM: the rest of ten seconds is for giving back the leases
+EXIT_STUCK = 70
+STUCK = "stuck"
+
+
+class Position(NamedTuple):
+    """Where a trial stands, as the last epoch boundary left it."""
+
+    epoch: float = 0.0
+    last_epoch_s: float | None = None
+    array_width: int = 1
+    val_acc: float | None = None
+    waiting: bool = True
+
+
+class Heartbeat:
+    """Holds the leases of one worker. Implements the engine's ``Watch``."""
+
+    def __init__(
+        self,
+        info: WorkerInfo,
+        registry: WorkerRegistry,
+        say: Callable[[str], None],
+        ensure: Callable[[], None] = lambda: None,
+        exit_hard: Callable[[int], None] = os._exit,
+    ) -> None:
+        """Args: ``ensure`` is called when Redis is away (it restarts an embedded server); ``exit_hard`` ends the process."""
+        self.info = info
+        self.trials_done = 0
+        self.quit_ordered = False
+        self._registry = registry
+        self._say = say
+        self._ensure = ensure
+        self._exit_hard = exit_hard
+        self._queue: TrialQueue | None = None
+        self._interval_s = BEAT_S
+        self._held: dict[str, tuple[Fence, Position]] = {}
+        self._lost: frozenset[str] = frozenset()
+        self._beat = 0
+        self._phase: tuple[str, float | None] = ("training", None)
+        self._epoch_began = time.monotonic()
+        self._stop_at: float | None = None
+        self._stop_code = 143
+        self._stuck: tuple[int, float] | None = None  # (beat when told, when)
+        self._away = False
+        self._closed = threading.Event()
+        self._mutex = threading.Lock()  # guards _held and _lost
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    # -- what the training loop calls, each cheap -------------------------------------------------------------------
+
+    def beat(self, phase: str = "training", limit_s: float | None = None) -> None:
+        """The work has moved: a step, a validation batch, the begin of a named phase with its own limit."""
+        self._phase = (phase, limit_s)
+        self._beat += 1
+
+    def lost(self) -> frozenset[str]:
+        """The trials whose lease is gone."""
+        return self._lost
+
+    def stopping(self) -> bool:
+        """Whether the worker has been told to stop."""
+        return self._stop_at is not None or self.quit_ordered
+
+    # -- what the worker's loop calls --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to beat."""
+        self._thread.start()
+
+    def stop(self, code: int) -> None:
+        """Notes that the process is to end with ``code``; safe in a signal handler."""
+        if self._stop_at is None:
+            self._stop_code = code
+            self._stop_at = time.monotonic()
+
+    @property
+    def exit_code(self) -> int:
+        """143 after SIGTERM, 130 after Ctrl-C, 0 otherwise."""
+        return self._stop_code if self._stop_at is not None else 0
+
+    def serve(self, queue: TrialQueue, lease_s: float) -> None:
+        """Which search the leases belong to; nothing is held at this moment."""
+        self._queue, self._interval_s = queue, min(BEAT_S, lease_s / LEASE_SHARE)
+
+    def hold(self, claims: Iterable[Claim]) -> None:
+        """Keeps these leases alive from now on."""
+        with self._mutex:
+            self._held.update({claim.trial.id: (claim.fence, Position()) for claim in claims})
+            self._lost -= self._held.keys()
+
+    def drop(self, trial_ids: Iterable[str]) -> None:
+        """Forgets these leases: they have been answered for."""
+        with self._mutex:
+            for trial_id in trial_ids:
+                self._held.pop(trial_id, None)
+
+    def at_boundary(self, positions: dict[str, Position]) -> None:
+        """The epoch has ended and another begins: where each running trial stands."""
+        self._epoch_began = time.monotonic()
+        with self._mutex:
+            for trial_id, position in positions.items():
+                if trial_id in self._held:
+                    self._held[trial_id] = (self._held[trial_id][0], position)
+
+    def holds(self, fence: Fence) -> bool:
+        """Whether this lease is still ours, as far as is known."""
+        with self._mutex:
+            return fence.trial_id not in self._lost and self._held.get(fence.trial_id, (None,))[0] == fence
+
+    def fences(self) -> list[Fence]:
+        """The leases held now."""
+        with self._mutex:
+            return [fence for fence, _ in self._held.values()]
+
+    def close(self) -> None:
+        """Stops beating and leaves the list of workers, if Redis can be reached."""
+        self._closed.set()
+        self._thread.join(timeout=2.0)
+        try:
+            self._registry.leave(self.info.worker)
+            if self._queue is not None:
+                self._queue.leave(self.info.worker)
+        except QueueError as error:
+            self._say(f"left without a word to Redis: {error}")
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        backoff_s = 0.1
+        wait_s = 0.0
+        while not self._closed.wait(wait_s):
+            try:
+                self.once()
+                backoff_s, wait_s = 0.1, self._interval_s
+            except QueueError as error:
+                self._tell_away(error)
+                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                wait_s = backoff_s * random.uniform(0.5, 1.0)
+            self._check_deadlines()
+
+    def once(self) -> None:
+        """One round trip: announces the worker, renews its leases, hears what was lost and what is ordered."""
+        orders = self._registry.announce(self._info_now())
+        if self._queue is not None and (progress := self._progress()):
+            self._hear(self._queue.renew(self.info.worker, progress))
+        self.quit_ordered = self.quit_ordered or "quit" in (orders or ())
+        if self._away:
+            self._away = False
+            self._say("Redis is back; going on")
+
+    def _tell_away(self, error: QueueError) -> None:
+        if not self._away:
+            self._away = True
+            self._say(f"{error}. Training goes on; trying again until Redis is back")
+        try:
+            self._ensure()
+        except QueueError:
+            return  # told once above; the next round tries again
+
+    def _info_now(self) -> WorkerInfo:
+        with self._mutex:
+            widths = [p.array_width for _, p in self._held.values() if not p.waiting]
+            n_held = len(self._held)
+        state = "quitting" if self.stopping() else "training" if n_held else "idle"
+        return replace(self.info, state=state, array_width=max(widths, default=0), trials=n_held, trials_done=self.trials_done)
+
+    def _progress(self) -> list[Progress]:
+        phase, limit_s = self._phase
+        elapsed_s = time.monotonic() - self._epoch_began
+        with self._mutex:
+            held = list(self._held.values())
+        return [
+            Progress(
+                fence,
+                self._beat,
+                "waiting" if position.waiting and phase == "training" else phase,
+                limit_s,
+                position.epoch,
+                0.0 if position.waiting else elapsed_s,
+                position.last_epoch_s,
+                self.info.device_model,
+                position.array_width,
+                position.val_acc,
+            )
+            for fence, position in held
+        ]
+
+    def _hear(self, stale: dict[str, str]) -> None:
+        """``stale``: trial id to why its lease is gone."""
+        with self._mutex:
+            news = {trial_id: why for trial_id, why in stale.items() if trial_id in self._held}
+            for trial_id in news:
+                del self._held[trial_id]
+            self._lost |= news.keys()
+        for trial_id, why in news.items():
+            self._say(f"{trial_id}: the lease is gone ({why}); its work here stops and changes nothing")
+        if STUCK in news.values():
+            self._stuck = (self._beat, time.monotonic())
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        if self._stuck and self._beat != self._stuck[0]:
+            self._stuck = None
+        if self._stuck and now - self._stuck[1] > STUCK_GRACE_S:
+            self._leave_hard(
+                f"stuck: nothing has moved for {STUCK_GRACE_S:g} s since the master said so; exiting to free the device", EXIT_STUCK
+            )
+        if self._stop_at is not None and now - self._stop_at > STOP_GRACE_S:
+            self._leave_hard("told to stop, but the work does not reach its next step; leaving it", self._stop_code)
+
+    def _leave_hard(self, why: str, code: int) -> None:
+        """The main thread cannot move: gives the leases back on its behalf, and ends the process."""
+        self._say(why)
+        fences = self.fences()
+        if self._queue is not None and fences:
+            try:
+                self._queue.release(fences)
+            except QueueError as error:
+                self._say(f"leases not given back, they run out by themselves: {error}")
+        sys.stderr.flush()
+        self._exit_hard(code)

@@ -1,0 +1,169 @@
+"""The worker's whole life: claim, train, record, finish."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import redis
+
+from common.errors import CheckpointError, QueueError, TaskError
+from common.queue import searches
+from common.trial import Claim
+from common.witness import reap
+from worker.heartbeat import Heartbeat, Position
+from worker.recording import Recorder
+from worker.session import Session, Sessions
+from worker.training.engine import Boundary, Job
+
+FIRST_CLAIM = 64  # trials asked for at most before anything has been measured; the queue hands out a fair share
+MIN_PAUSE_S, MAX_PAUSE_S = 0.02, 1.0  # an idle worker backs off between these
+MASTER_GRACE_S = 15.0  # a local worker that idles leaves when no master has been heard for so long
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `worker start` was asked for."""
+
+    search: str | None = None  # only this search
+    burst: bool = False  # leave when nothing is left to claim
+    local: bool = False  # started by `master launch`: leave when idle and no master lives
+
+
+class Loop:
+    """Works until told to stop."""
+
+    def __init__(self, client: redis.Redis, sessions: Sessions, heartbeat: Heartbeat, options: Options, say: Callable[[str], None]) -> None:
+        self._client = client
+        self._sessions = sessions
+        self._heartbeat = heartbeat
+        self._options = options
+        self._say = say
+        self._request = secrets.token_hex(8)
+        self._width: dict[str, int] = {}  # search id to the array width that its engine has found
+        self._master_seen = time.monotonic()
+
+    def run(self) -> None:
+        """Claims, trains, records, until stopped, idle in a burst, or left by the master.
+
+        Raises:
+            CheckpointError: the folder cannot be written; all leases have been given back.
+        """
+        pause_s = MIN_PAUSE_S
+        while not self._heartbeat.stopping():
+            try:
+                work = self._claim()
+                if work is None and self._should_leave():
+                    return
+            except QueueError:  # the heartbeat tells it, once, and tells when Redis is back
+                work = None
+            if work is not None:
+                self._work(*work)
+                pause_s = MIN_PAUSE_S
+            else:
+                threading.Event().wait(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
+
+    def _claim(self) -> tuple[Session, list[Claim]] | None:
+        """The next trials, of the search launched first."""
+        for session in self._open_sessions():
+            n = self._width.get(session.queue.search_id, FIRST_CLAIM)
+            claims = session.queue.claim(self._heartbeat.info.worker, n, self._request)
+            self._request = secrets.token_hex(8)  # answered: the next claim is a new one
+            if claims:
+                return session, claims
+        return None
+
+    def _open_sessions(self) -> list[Session]:
+        found = [self._sessions.find(search_id, name) for search_id, name in searches(self._client) if self._options.search in (None, name)]
+        return [session for session in found if session is not None]
+
+    def _work(self, session: Session, claims: list[Claim]) -> None:
+        """Trains what was claimed, and what refills the array, until nothing is left of it."""
+        self._heartbeat.serve(session.queue, session.search.stragglers.lease_s)
+        self._heartbeat.hold(claims)
+        recorder = Recorder(session, self._heartbeat, self._say)
+        try:
+            self._train(session, claims, recorder)
+            self._settle(recorder)
+        except CheckpointError:
+            self._release(session, recorder)
+            raise
+
+    def _train(self, session: Session, claims: list[Claim], recorder: Recorder) -> None:
+        self._heartbeat.beat("loading", None)
+        try:
+            engine = session.engine(claims[0].trial.stage, self._say)
+        except TaskError as error:
+            recorder.record_failure(claims, str(error), traceback.format_exc())
+            return
+
+        def refill(n: int) -> Sequence[Job]:
+            return self._refill(session, claims[0], n, recorder)
+
+        last = Boundary([], [], [])
+        for last in engine.train(session.jobs(claims, self._say), refill, self._heartbeat):
+            self._at_boundary(last, recorder)
+        self._width[session.queue.search_id] = engine.claim_size
+        if self._heartbeat.stopping():
+            recorder.save_states(last.running, now=True)
+            self._release(session, recorder)
+
+    def _at_boundary(self, boundary: Boundary, recorder: Recorder) -> None:
+        recorder.record(boundary.ended)
+        recorder.save_states(boundary.running)
+        self._heartbeat.at_boundary(
+            {
+                view.job.claim.trial.id: Position(view.epoch, view.last_epoch_s, view.array_width, view.val_acc, waiting=False)
+                for view in boundary.running
+            }
+        )
+
+    def _refill(self, session: Session, first: Claim, n: int, recorder: Recorder) -> Sequence[Job]:
+        """Up to ``n`` more trials of the same group; none while Redis is away, or beside a trial that must be alone."""
+        if first.alone or recorder.unheard or self._heartbeat.stopping():
+            return []
+        try:
+            claims = session.queue.claim(self._heartbeat.info.worker, n, self._request, group=first.trial.group, alone=False)
+        except QueueError:
+            return []
+        self._request = secrets.token_hex(8)
+        self._heartbeat.hold(claims)
+        return session.jobs(claims, self._say)
+
+    def _settle(self, recorder: Recorder) -> None:
+        """Waits until Redis has heard of all that ended here."""
+        pause_s = MIN_PAUSE_S
+        while not recorder.flush() and not self._heartbeat.stopping():
+            threading.Event().wait(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
+
+    def _release(self, session: Session, recorder: Recorder) -> None:
+        """Gives back every lease that is still held, but for trials whose record is written: those count as they are."""
+        recorder.flush()
+        fences = [fence for fence in self._heartbeat.fences() if fence.trial_id not in recorder.unheard]
+        try:
+            session.queue.release(fences)
+            self._say(f"gave back {len(fences)} unfinished trials" if fences else "nothing was left unfinished")
+        except QueueError as error:
+            self._say(f"{len(fences)} leases not given back, they run out by themselves: {error}")
+        self._heartbeat.drop([fence.trial_id for fence in fences])
+
+    def _should_leave(self) -> bool:
+        """Whether an idle worker has no more to do here; sees to expired leases where no master does."""
+        if self._options.burst:
+            return True
+        alive = False
+        for session in self._open_sessions():
+            if session.queue.master_alive():
+                alive = True
+            else:
+                reap(session.queue, session.folder, master=False)
+        if alive:
+            self._master_seen = time.monotonic()
+        return self._options.local and time.monotonic() - self._master_seen > MASTER_GRACE_S

@@ -1,0 +1,172 @@
+"""What is left of a trial: weights, record, and only then the word to Redis."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from common import durable
+from common.errors import QueueError
+from common.queue import Verdict
+from common.records import CheckpointName, Record, StageFolder, epoch_number
+from common.trial import Claim, Fence, Result, TrialState
+from common.witness import stage_of
+from worker.heartbeat import Heartbeat
+from worker.session import Session
+from worker.training.engine import Outcome, View
+
+STATE_INTERVAL_S = 30.0  # at most this much work is lost with a worker
+
+
+class Recorder:
+    """Records the trials of one claim's array, and tells Redis; keeps what Redis could not hear."""
+
+    def __init__(self, session: Session, heartbeat: Heartbeat, say: Callable[[str], None]) -> None:
+        self._session = session
+        self._heartbeat = heartbeat
+        self._say = say
+        self._unheard: list[tuple[Fence, Result]] = []
+        self._with_state: set[str] = set()  # trials of which this worker wrote a resume state
+        self._saved_at = time.monotonic()
+
+    @property
+    def unheard(self) -> set[str]:
+        """Trials whose record is written, but of which Redis has not heard yet."""
+        return {fence.trial_id for fence, _ in self._unheard}
+
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Writes weights and records of ended trials, then tells Redis if it is there.
+
+        Raises:
+            CheckpointError: the folder cannot be written; the leases are still held.
+        """
+        alive = [o for o in outcomes if self._heartbeat.holds(o.job.claim.fence)]
+        for stage in {o.job.claim.trial.stage for o in alive}:
+            own = [o for o in alive if o.job.claim.trial.stage == stage]
+            weights = self._write_weights(self._stage(stage), own)
+            records = [self._record(o, weights.get(o.job.claim.trial.id)) for o in own]
+            self._write_records(stage, records, {o.job.claim.trial.id: o.job.claim.fence for o in own})
+        self.flush()
+
+    def record_failure(self, claims: Sequence[Claim], reason: str, traceback: str | None) -> None:
+        """Ends trials that could not even begin.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        for claim in claims:
+            result = Result(TrialState.FAILED, reason, worker=self._heartbeat.info.worker)
+            record = Record.of(self._search_id, claim.trial, claim.fence.attempt, result, traceback=traceback, **self._place())
+            self._write_records(claim.trial.stage, [record], {claim.trial.id: claim.fence})
+        self.flush()
+
+    def flush(self) -> bool:
+        """Tells Redis what it has not heard; False if it is away (the heartbeat says so, and the leases are kept alive)."""
+        if not self._unheard:
+            return True
+        try:
+            verdicts = self._session.queue.finish(self._unheard)
+        except QueueError:
+            return False
+        for (fence, result), verdict in zip(self._unheard, verdicts, strict=True):
+            self._answered(fence, result, verdict)
+        self._unheard.clear()
+        return True
+
+    def save_states(self, views: Sequence[View], now: bool = False) -> None:
+        """Saves where unfinished trials stand, every 30 s at most unless ``now``.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        if not views or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S):
+            return
+        ours = [view for view in views if self._heartbeat.holds(view.job.claim.fence)]
+        durable.replace_all({self._resume_path(view.job.claim): view.state() for view in ours})
+        self._with_state |= {view.job.claim.trial.id for view in ours}
+        self._saved_at = time.monotonic()
+
+    # -- pieces ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _search_id(self) -> str:
+        return self._session.queue.search_id
+
+    def _stage(self, name: str) -> StageFolder:
+        return self._session.folder.stage(name)
+
+    def _resume_path(self, claim: Claim) -> Path:
+        return self._stage(claim.trial.stage).resume_path(claim.trial.id, claim.fence.attempt)
+
+    def _write_weights(self, folder: StageFolder, outcomes: Sequence[Outcome]) -> dict[str, str]:
+        """Writes the weights of those that rank within ``keep``; trial id to file name."""
+        names = {o.job.claim.trial.id: checkpoint_name(o) for o in outcomes if o.checkpoint is not None and _good(o)}
+        kept = within_keep(names, folder.checkpoints(), self._session.search.keep)
+        chosen = {o.job.claim.trial.id: o.checkpoint for o in outcomes if o.job.claim.trial.id in kept}
+        durable.write_new({folder.path / str(names[trial]): weights() for trial, weights in chosen.items() if weights})
+        return {trial: str(names[trial]) for trial in kept}
+
+    def _record(self, outcome: Outcome, checkpoint: str | None) -> Record:
+        result = Result(
+            outcome.state,
+            outcome.reason,
+            outcome.val_acc,
+            outcome.val_loss,
+            outcome.epochs,
+            checkpoint,
+            self._heartbeat.info.worker,
+            outcome.seconds,
+            outcome.epoch_s,
+            self._heartbeat.info.device_model,
+            outcome.array_width,
+        )
+        claim = outcome.job.claim
+        more = {
+            "best_epoch": outcome.best_epoch,
+            "first_loss": outcome.first_loss,
+            "curves": outcome.curves,
+            "traceback": outcome.traceback,
+        }
+        return Record.of(self._search_id, claim.trial, claim.fence.attempt, result, **more, **self._place())
+
+    def _place(self) -> dict[str, object]:
+        device = self._heartbeat.info.device
+        return {"host": socket.gethostname(), "device": device, "task_digest": self._session.digest, "ended_at": time.time()}
+
+    def _write_records(self, stage: str, records: Sequence[Record], fences: dict[str, Fence]) -> None:
+        self._stage(stage).write_records(records)
+        self._unheard += [(fences[record.trial], record.result()) for record in records]
+
+    def _answered(self, fence: Fence, result: Result, verdict: Verdict) -> None:
+        folder = stage_of(self._session.folder, fence.trial_id)
+        self._heartbeat.drop([fence.trial_id])
+        if verdict is Verdict.OK:
+            self._heartbeat.trials_done += 1
+            if fence.attempt > 1 or fence.trial_id in self._with_state:
+                durable.remove(folder.resume_path(fence.trial_id, attempt) for attempt in range(1, fence.attempt + 1))
+            return
+        self._say(f"{fence.trial_id} try {fence.attempt}: somebody else has it now; this late result changes nothing")
+        if result.checkpoint:
+            durable.remove([folder.path / result.checkpoint])
+
+
+def checkpoint_name(outcome: Outcome) -> CheckpointName:
+    """The name of an outcome's weights file."""
+    claim = outcome.job.claim
+    assert outcome.val_acc is not None and outcome.best_epoch is not None
+    return CheckpointName(outcome.val_acc, claim.trial.id, epoch_number(outcome.best_epoch), claim.fence.attempt)
+
+
+def within_keep(names: dict[str, CheckpointName], existing: Sequence[CheckpointName], keep: int) -> set[str]:
+    """The trials among ``names`` that rank within the best ``keep`` of these and the existing files."""
+    others = [name for name in existing if name.trial_id not in names]
+    best = sorted([*names.values(), *others], key=lambda n: n.value, reverse=True)[:keep]
+    return {name.trial_id for name in best if name.trial_id in names}
+
+
+def _good(outcome: Outcome) -> bool:
+    measured = outcome.val_acc is not None and math.isfinite(outcome.val_acc) and outcome.best_epoch is not None
+    return measured and outcome.state in (TrialState.COMPLETED, TrialState.STOPPED)

@@ -1,0 +1,108 @@
+"""One search as a worker sees it: its queue, its folder, and, once there is work, its task and its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import redis
+import torch
+
+from common.errors import CheckpointError, TaskError
+from common.queue import TrialQueue
+from common.records import SearchFolder, searches
+from common.search import Search
+from common.trial import Claim
+from worker.tasks import load_task, task_digest
+from worker.training.engine import Engine, Job
+
+
+class Session:
+    """A search that this worker may work for: its id was found in the worker's own checkpoint root."""
+
+    def __init__(self, client: redis.Redis, folder: SearchFolder, search: Search, device: torch.device, width: int | None) -> None:
+        """Args: ``width``: how many trials an array holds, None to measure."""
+        assert search.id is not None  # SearchFolder.search() refuses a file without one
+        self.folder = folder
+        self.search = search
+        self.queue = TrialQueue(client, search.id, search.stragglers.lease_s)
+        self.digest: str | None = None
+        self._device = device
+        self._width = width
+        self._engine: Engine | None = None
+
+    def engine(self, stage: str, log: Callable[[str], None]) -> Engine:
+        """The engine, made at first use: only then is the task loaded.
+
+        Raises:
+            TaskError: the task cannot be loaded, or is not the code that was launched.
+        """
+        if self._engine is None:
+            task = load_task(self.search.task_in_folder, self.folder.path)
+            self.digest = task_digest(self.search.task_in_folder, self.folder.path)
+            self._check_digest(stage)
+            self._engine = Engine(
+                task,
+                self._device,
+                search_seed=self.search.seed,
+                task_name=self.search.task,
+                explosion_factor=self.search.explosion_factor,
+                width=self._width,
+                log=log,
+            )
+        return self._engine
+
+    def _check_digest(self, stage: str) -> None:
+        launched = (self.queue.frozen(stage) or {}).get("task_digest")
+        if launched and launched != self.digest:
+            raise TaskError(
+                f"task {self.search.task!r}: the code here has digest {self.digest}, the launched one {launched}; "
+                "restore the file in the search's folder, or launch under a new name with --new-name"
+            )
+
+    def jobs(self, claims: Iterable[Claim], say: Callable[[str], None]) -> list[Job]:
+        """The claims, each with the state that an earlier attempt left, if any."""
+        return [Job(claim, self._saved_state(claim, say)) for claim in claims]
+
+    def _saved_state(self, claim: Claim, say: Callable[[str], None]) -> dict[str, object] | None:
+        path = self.folder.stage(claim.trial.stage).latest_resume(claim.trial.id) if claim.fence.attempt > 1 else None
+        if path is None:
+            return None
+        try:
+            state: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises whatever a damaged file makes its readers raise
+            say(f"{path}: damaged ({type(error).__name__}); {claim.trial.id} starts from its beginning")
+            return None
+        return state
+
+
+class Sessions:
+    """The searches of one checkpoint root, by id; read again when Redis names one that is not known yet."""
+
+    def __init__(self, client: redis.Redis, root: Path, device: torch.device, width: int | None, say: Callable[[str], None]) -> None:
+        self._client, self._root, self._device, self._width, self._say = client, root, device, width, say
+        self._known: dict[str, Session] = {}
+        self._elsewhere: set[str] = set()
+
+    def find(self, search_id: str, name: str) -> Session | None:
+        """The session of a search in Redis, None if its id is not in this worker's checkpoint root (said once)."""
+        if search_id not in self._known:
+            self._read_root()
+        if search_id not in self._known and search_id not in self._elsewhere:
+            self._elsewhere.add(search_id)
+            self._say(
+                f"search {name!r} (id {search_id}) is not in {self._root}: this worker is on another volume than its master, "
+                "and leaves the search alone; pass the same folder with --checkpoints"
+            )
+        return self._known.get(search_id)
+
+    def _read_root(self) -> None:
+        for folder in searches(self._root):
+            try:
+                search = folder.search()
+            except CheckpointError as error:
+                self._say(str(error))
+                continue
+            if search is not None and search.id is not None and search.id not in self._known:
+                self._known[search.id] = Session(self._client, folder, search, self._device, self._width)
+                self._elsewhere.discard(search.id)
