@@ -114,19 +114,18 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
     shown = rows(ranking.head(MOST_SHOWN if top is None else top), ())
     names = varied(list(ranking["hyperparameters"]))
     others = any(row["state"] != TrialState.COMPLETED for row in shown)
-    header = ["#", "trial", "val_acc", "val_loss", "epochs"]
-    body = [[str(row["rank"]), row["trial"], *_metrics(row)] for row in shown]
-    columns = [[cell(row["hyperparameters"].get(name)) for row in shown] for name in names]
-    fits = not others and _width(header, body) + sum(_column_width(n, c) for n, c in zip(names, columns, strict=True)) <= width
+    columns = _outcome_columns(shown)
+    own = [(name.replace("_", "_\n"), [cell(row["hyperparameters"].get(name)) for row in shown]) for name in names]
+    fits = not others and sum(_width(*column) for column in columns + own) <= width
     more = f"the best {len(shown):,} of {len(ranking):,} trials; --top N shows N" if top is None and len(ranking) > len(shown) else None
     drawn = Table(box=None, pad_edge=False, header_style="bold", caption=more, caption_justify="left")
-    for name in header:
-        drawn.add_column(name, justify="left" if name == "trial" else "right", no_wrap=True)
-    for name in names if fits else ["hyperparameters"]:
-        drawn.add_column(name.replace("_", "_\n") if fits else name, justify="right" if fits else "left", no_wrap=fits)
-    for place, row in enumerate(shown):
-        own = [column[place] for column in columns] if fits else [_joined(row, names)]
-        drawn.add_row(*(Text(value) for value in [*body[place], *own]))
+    for header, _ in columns + (own if fits else []):
+        drawn.add_column(Text(header), justify="left" if header == "trial" else "right", no_wrap=True)
+    if not fits:
+        drawn.add_column("hyperparameters")
+        own = [("hyperparameters", [_joined(row, names) for row in shown])]
+    for cells in zip(*(cells for _, cells in columns + own), strict=True):
+        drawn.add_row(*map(Text, cells))
     return drawn
 
 
@@ -222,10 +221,13 @@ def _joined(row: Mapping[str, Any], names: Sequence[str]) -> str:
     return f"{row['state']}{': ' if reason else ''}{reason}; {values}"
 
 
-def _column_width(name: str, cells: Sequence[str]) -> int:
-    """Characters of a column with its padding; its header is folded after each underscore."""
-    return max(len(part) for part in [*name.replace("_", "_\n").split("\n"), *cells]) + 2
+def _outcome_columns(shown: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Header and cells of what came out; the epochs only where they differ, for a stage has one budget."""
+    columns = [("#", [str(row["rank"]) for row in shown]), ("trial", [row["trial"] for row in shown])]
+    columns += [(name, [_metrics(row)[place] for row in shown]) for place, name in enumerate(("val_acc", "val_loss", "epochs"))]
+    return columns if len(set(columns[-1][1])) > 1 else columns[:-1]
 
 
-def _width(header: Sequence[str], body: Sequence[Sequence[str]]) -> int:
-    return sum(_column_width(name, [row[i] for row in body]) for i, name in enumerate(header))
+def _width(header: str, cells: Sequence[str]) -> int:
+    """Characters of a column with its padding."""
+    return max(len(line) for line in [*header.split("\n"), *cells]) + 2
