@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import redis
 from common.broker import Broker, open_broker, redact
 from common.errors import CheckpointError, ConfigError, QueueError
 from common.redis_errors import translated
+from tests.integration.commands import wait_for
+from tests.integration.processes import alive
 
 USER = """
 import pathlib, sys
@@ -30,20 +31,6 @@ with open_broker(None, pathlib.Path(sys.argv[1])) as broker:
     print(broker.client.info("server")["process_id"], flush=True)
     sys.stdin.readline()
 """
-
-
-def until(condition: Callable[[], object], what: str, patience_s: float = 30.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {patience_s} s: {what}"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
 
 
 def server_pid(broker: Broker) -> int:
@@ -55,7 +42,7 @@ def wait_for_disk(broker: Broker) -> None:
         info = broker.client.info("persistence")
         return info["aof_buffer_length"] == 0 and info["aof_pending_bio_fsync"] == 0
 
-    until(written, "the append-only file is written")
+    wait_for(written, "the append-only file is written")
 
 
 class User:
@@ -153,7 +140,7 @@ class TestSharing:
         with open_broker(None, root) as broker:
             pid = server_pid(broker)
             shutil.rmtree(root)
-        until(lambda: not alive(pid), "the server has ended")
+        wait_for(lambda: not alive(pid), "the server has ended")
 
 
 @pytest.mark.usefixtures("program")

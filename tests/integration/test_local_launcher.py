@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from common.errors import CheckpointError
 from master.launchers.local import LocalWorkers
+from tests.integration.commands import wait_for
+from tests.integration.processes import alive
 
 SLEEPER = "import time; print('ready', flush=True); time.sleep(600)"
 STUBBORN = """
@@ -22,20 +23,6 @@ child = subprocess.Popen(['sleep', '600'])
 print('child', child.pid, flush=True)
 time.sleep(600)
 """
-
-
-def until(condition: Callable[[], object], what: str, patience_s: float = 30.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {patience_s} s: {what}"
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class Launch:
@@ -60,7 +47,7 @@ class Launch:
     def wait_for_end(self, pid: int) -> None:
         """Until the process has ended and the launcher has seen it."""
         assert self.workers
-        until(lambda: not alive(pid), f"process {pid} has ended")
+        wait_for(lambda: not alive(pid), f"process {pid} has ended")
         self.workers.poll()
 
 
@@ -74,20 +61,20 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
 
 def test_each_runs_in_a_session_of_its_own_and_writes_to_its_own_file(launch: Launch) -> None:
     workers = launch.start(SLEEPER, n=2)
-    until(lambda: launch.log(1) == launch.log(2) == "ready\n", "both have written")
+    wait_for(lambda: launch.log(1) == launch.log(2) == "ready\n", "both have written")
     assert [os.getsid(pid) for pid in workers.pids] == workers.pids
 
 
 def test_the_environment_reaches_them_and_the_command_line_does_not_show_it(launch: Launch) -> None:
     workers = launch.start("import os, time; print(os.environ['REDIS_URL'], flush=True); time.sleep(600)", REDIS_URL="redis://:s3cret@here")
-    until(lambda: "s3cret" in launch.log(), "it knows the URL")
+    wait_for(lambda: "s3cret" in launch.log(), "it knows the URL")
     assert "s3cret" not in Path(f"/proc/{workers.pids[0]}/cmdline").read_text()
 
 
 def test_a_killed_one_is_told_and_started_again_after_a_while(launch: Launch) -> None:
     workers = launch.start(SLEEPER, n=2)
     first, second = workers.pids
-    until(lambda: launch.log(1) == "ready\n", "it runs")
+    wait_for(lambda: launch.log(1) == "ready\n", "it runs")
     launch.now = 60.0
     os.kill(first, signal.SIGKILL)
     launch.wait_for_end(first)
@@ -102,7 +89,7 @@ def test_a_killed_one_is_told_and_started_again_after_a_while(launch: Launch) ->
     workers.poll()
     assert len(workers.pids) == 2
     assert first not in workers.pids
-    until(lambda: launch.log(1) == "ready\nready\n", "the new one writes behind the old one's output")
+    wait_for(lambda: launch.log(1) == "ready\nready\n", "the new one writes behind the old one's output")
 
 
 def test_one_that_left_by_itself_stays_away(launch: Launch) -> None:
@@ -162,7 +149,7 @@ def test_the_others_go_on_when_one_is_given_up(launch: Launch) -> None:
 def test_stop_ends_all_and_nothing_starts_again(launch: Launch) -> None:
     workers = launch.start(SLEEPER, n=2)
     pids = workers.pids
-    until(lambda: launch.log(1) == launch.log(2) == "ready\n", "both run")
+    wait_for(lambda: launch.log(1) == launch.log(2) == "ready\n", "both run")
     workers.stop()
     assert not any(map(alive, pids))
     launch.now = 1000.0
@@ -173,11 +160,11 @@ def test_stop_ends_all_and_nothing_starts_again(launch: Launch) -> None:
 
 def test_stop_kills_one_that_does_not_listen_with_what_it_started(launch: Launch) -> None:
     workers = launch.start(STUBBORN)
-    until(lambda: "child" in launch.log(), "it ignores SIGTERM")
+    wait_for(lambda: "child" in launch.log(), "it ignores SIGTERM")
     pid, child = workers.pids[0], int(launch.log().split()[1])
     workers.stop(timeout_s=0.1)
     assert not alive(pid)
-    until(lambda: not alive(child), "its child has ended")
+    wait_for(lambda: not alive(child), "its child has ended")
 
 
 def test_output_that_cannot_be_written(tmp_path: Path, launch: Launch) -> None:

@@ -85,7 +85,7 @@ def nvidia_smi(folder: Path, script: str) -> None:
     ("script", "cores", "count"),
     [
         (
-            "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'; echo 'GPU 1: NVIDIA H200 (UUID: GPU-2)'; echo '  MIG 1g.18gb Device 0: (UUID: MIG-3)'",
+            "echo 'GPU 0: NVIDIA H200 (UUID: GPU-1)'; echo 'GPU 1: NVIDIA H200 (UUID: GPU-2)'; echo '  MIG 1g.18gb Device 0:'",
             8,
             2,
         ),
