@@ -78,9 +78,17 @@ def ending(exit_code: int) -> str:
         return f"signal {-exit_code}"
 
 
-def worker_command(search: str, root: Path, device: str = "auto") -> list[str]:
-    """The command line of a local worker. The Redis URL is not in it: a process list shows it to everybody."""
-    return [sys.executable, "-P", "-m", "worker", "start", "--device", device, "--search", search, "--checkpoints", str(root), "--local"]
+def worker_command(search: str, root: Path, together: int = 1, device: str = "auto") -> list[str]:
+    """The command line of a local worker. The Redis URL is not in it: a process list shows it to everybody.
+
+    Args:
+        search: the only one that it works for.
+        root: the checkpoint root.
+        together: how many are started with it, which share the cores.
+        device: as for `worker start`.
+    """
+    words = ["--device", device, "--search", search, "--checkpoints", str(root), "--local", str(together)]
+    return [sys.executable, "-P", "-m", "worker", "start", *words]
 
 
 def worker_environment(url: str | None, environ: Mapping[str, str]) -> dict[str, str]:
@@ -134,7 +142,7 @@ def _installed_gpus() -> int:
 def local_workers(n: int, folder: SearchFolder, broker: Broker, say: Callable[[str], None]) -> LocalWorkers:
     """``n`` workers for one search, not started yet."""
     environ = worker_environment(None if broker.embedded else broker.url, os.environ)
-    return LocalWorkers(worker_command(folder.name, folder.root.resolve()), n, folder.path / "logs", say, environ=environ)
+    return LocalWorkers(worker_command(folder.name, folder.root.resolve(), n), n, folder.path / "logs", say, environ=environ)
 
 
 class _Worker:

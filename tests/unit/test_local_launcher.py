@@ -40,9 +40,9 @@ def test_how_it_ended(exit_code: int, text: str) -> None:
 
 
 def test_the_command_has_all_but_the_url() -> None:
-    command = worker_command("digits", Path("/data/checkpoints"))
+    command = worker_command("digits", Path("/data/checkpoints"), together=2)
     assert command[:5] == [sys.executable, "-P", "-m", "worker", "start"]
-    assert " ".join(command[5:]) == "--device auto --search digits --checkpoints /data/checkpoints --local"
+    assert " ".join(command[5:]) == "--device auto --search digits --checkpoints /data/checkpoints --local 2"
 
 
 def test_the_url_travels_in_the_environment() -> None:
