@@ -1,0 +1,1 @@
+"""The training engine: stacked trials, update rules, explosion, checkpoints."""

@@ -1,0 +1,108 @@
+"""From the ``task`` line of a search file to a task: a built-in name, or ``path/to/my_task.py:MyTask``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from common.errors import TaskError
+from worker.tasks.base import Task
+
+BUILT_IN = {"digits": ("worker.tasks.digits", "Digits")}  # imported when asked for: scikit-learn takes a second
+OUR_PACKAGES = ("common", "master", "worker")  # a task folder that holds one of these would be confused with ours
+
+
+def load_task(spec: str, folder: Path) -> Task:
+    """Loads the task that a search file names.
+
+    Args:
+        spec: ``digits``, or ``path/to/my_task.py:MyTask``; a relative path is taken from ``folder``.
+        folder: where the search file lies.
+
+    Raises:
+        TaskError: no such task, file or class, or importing it raised; the message says where.
+    """
+    if spec in BUILT_IN:
+        module_name, class_name = BUILT_IN[spec]
+        return _instance(getattr(importlib.import_module(module_name), class_name), spec)
+    path, class_name = _parts(spec, folder)
+    module = _import(path)
+    found = getattr(module, class_name, None)
+    if found is None:
+        names = [name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
+        raise TaskError(f"task {spec!r}: {path} has no class {class_name}; it has {', '.join(names) or 'none'}")
+    return _instance(found, spec)
+
+
+def task_digest(spec: str, folder: Path) -> str:
+    """What a record notes of the task: the sha256 of its file, or ``builtin:NAME``.
+
+    Raises:
+        TaskError: no such task or file.
+    """
+    if spec in BUILT_IN:
+        return f"builtin:{spec}"
+    return _digest(_parts(spec, folder)[0])
+
+
+def _parts(spec: str, folder: Path) -> tuple[Path, str]:
+    file, colon, class_name = spec.rpartition(":")
+    if not colon or not file.endswith(".py") or not class_name.isidentifier():
+        known = ", ".join(BUILT_IN)
+        raise TaskError(f"task {spec!r}: no built-in task of that name; use one of {known}, or path/to/my_task.py:MyTask")
+    path = (folder / Path(file).expanduser()).resolve()
+    if not path.is_file():
+        raise TaskError(f"task {spec!r}: no file {path}; the path is taken from the folder of the search file, {folder}")
+    for name in OUR_PACKAGES:
+        if (path.parent / name).is_dir() or (path.parent / f"{name}.py").exists():
+            raise TaskError(f"task {spec!r}: its folder {path.parent} holds a module named {name}, as this program does; rename it")
+    return path, class_name
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise TaskError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+
+
+def _import(path: Path) -> ModuleType:
+    name = f"coarsefine_task_{_digest(path)[:16]}"  # a name of its own: it hides nothing and nothing hides it
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise TaskError(f"{path}: cannot be imported as a Python file; check its name")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    beside = str(path.parent)
+    if beside not in sys.path:
+        sys.path.append(beside)  # at the end: its neighbours can be imported, but hide nothing
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise TaskError(f"{path}: importing it raised {_told(error, path)}; correct the file") from error
+    return module
+
+
+def _instance(found: type[Task], spec: str) -> Task:
+    missing = [method for method in ("data", "model") if not callable(getattr(found, method, None))]
+    if missing:
+        raise TaskError(f"task {spec!r}: {found.__name__} has no method {' and no method '.join(missing)}; a task has data() and model(hp)")
+    try:
+        return found()
+    except Exception as error:
+        raise TaskError(f"task {spec!r}: {found.__name__}() raised {_told(error, None)}; a task needs no arguments") from error
+
+
+def _told(error: Exception, path: Path | None) -> str:
+    """The error and the line of the user's file that raised it."""
+    line = error.lineno if isinstance(error, SyntaxError) else None
+    for frame in traceback.extract_tb(error.__traceback__):
+        if line is None or (path and frame.filename == str(path) and not isinstance(error, SyntaxError)):
+            line = frame.lineno
+    return f"{type(error).__name__}: {error} (line {line})"

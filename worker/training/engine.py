@@ -1,0 +1,138 @@
+"""The training engine: jobs in, boundaries out. An array of trials is the only way it trains; one trial is an array of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from common.space import Scalar
+from worker.tasks.base import Task
+from worker.training.array import Entry
+from worker.training.interface import Boundary, Curves, Job, Outcome, View, Watch
+from worker.training.recipe import Recorded, read_recipe
+from worker.training.session import Session
+from worker.training.setting import Setting
+from worker.training.structure import Model, Structure, give_back_dropout, mask_shapes, prepare
+from worker.training.width import Widths, slot_step_s
+
+__all__ = ["Boundary", "Curves", "Engine", "Job", "Outcome", "View", "Watch"]
+
+
+class Engine:
+    """Trains the trials of one search on one device."""
+
+    def __init__(
+        self,
+        task: Task,
+        device: torch.device,
+        *,
+        search_seed: int,
+        task_name: str,
+        explosion_factor: float = 3.0,
+        width: int | None = None,
+        log: Callable[[str], None],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``width``: of the arrays; None measures. ``log`` hears what a user should know once."""
+        torch.set_flush_denormal(True)  # weights that decay towards zero would slow every step tenfold
+        self.device = device
+        self.widths = Widths(device, width)
+        self.log = log
+        self._task = task
+        self._options = (device, dtype, search_seed, task_name, explosion_factor, log)
+        self._setting: Setting | None = None
+        self._signatures: dict[object, int] = {}
+        self._shapes: dict[Structure, list[tuple[int, ...]] | None] = {}
+        self._said: set[str] = set()
+
+    def train(self, jobs: Sequence[Job], refill: Callable[[int], Sequence[Job]], watch: Watch) -> Iterator[Boundary]:
+        """Trains ``jobs``, and what ``refill(n_free)`` adds, until nothing is left or ``watch`` says to stop.
+
+        Yields:
+            A boundary whenever a slot reaches the end of an epoch or of its budget. Told to stop, a last one whose ``running``
+            are unfinished (their states say exactly where they are) and whose ``waiting`` never began.
+        """
+        return Session(self, refill, watch).run(jobs)
+
+    def width(self, hyperparameters: Mapping[str, Scalar]) -> int:
+        """How many trials like this one to claim: measured for its structure if that is known, else a default."""
+        try:
+            return self.widths.guess(self._prepared(Recorded(hyperparameters), seed=0).structure)
+        except Exception:  # the same error comes again, and is told, when the trial is trained
+            return 1
+
+    def setting(self) -> Setting:
+        """The data on the device; loaded at the first call.
+
+        Raises:
+            Exception: whatever the task's ``data`` raises.
+        """
+        if self._setting is None:
+            device, dtype, search_seed, task_name, factor, log = self._options
+            self._setting = Setting.of(self._task.data(), device, dtype, search_seed, task_name, factor, log)
+        return self._setting
+
+    def entry(self, job: Job) -> Entry:
+        """Builds the job's model.
+
+        Raises:
+            Exception: whatever the task's ``model`` raises, or TaskError for a hyperparameter out of bounds.
+        """
+        trial = job.claim.trial
+        hp = Recorded(trial.hyperparameters)
+        model = self._prepared(hp, trial.seed)
+        for name in sorted(hp.unread()):
+            self.once(f"hyperparameter {name} is used by neither the task nor the training; remove it from [space] or read it in model()")
+        if not model.structure.alone and self.shapes(model) is None:
+            self._lone(model, "a dropout layer is passed through more than once")
+        return Entry(job, model, job.resume)
+
+    def shapes(self, model: Model) -> list[tuple[int, ...]] | None:
+        """What its dropout layers see; None where they cannot be lifted or the forward raises."""
+        if model.structure not in self._shapes:
+            setting = self.setting()
+            try:
+                self._shapes[model.structure] = mask_shapes(model, setting.sample(model.recipe.batch_size))
+            except Exception as error:
+                self.once(f"a forward of the model on one batch raised {type(error).__name__}: {error}")
+                self._shapes[model.structure] = None
+        return self._shapes[model.structure]
+
+    def slot_step_s(self, model: Model, width: int) -> float:
+        """Seconds that one step takes for each of ``width`` slots."""
+        return slot_step_s(model, self.shapes(model) or [], width, self.setting())
+
+    def alone(self, entry: Entry, why: str) -> Entry:
+        """The same trial, to be trained without stacking."""
+        shapes = self._shapes.get(entry.model.structure)
+        structure = replace(entry.model.structure, alone=True)
+        self._shapes.setdefault(structure, shapes)
+        entry.model.structure = structure
+        self.once(f"{entry.job.id} and any other model that does not stack train one at a time: {why}")
+        return entry
+
+    def once(self, message: str) -> None:
+        """Logs ``message`` unless it has been."""
+        if message not in self._said:
+            self._said.add(message)
+            self.log(message)
+
+    def _prepared(self, hp: Recorded, seed: int) -> Model:
+        recipe = read_recipe(hp)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module: nn.Module = self._task.model(hp)
+        _, dtype, *_ = self._options
+        model = prepare(module.to(self.device, dtype), recipe, alone=False)
+        number = self._signatures.setdefault(model.structure.signature, len(self._signatures))
+        model.structure = replace(model.structure, signature=number)  # quick to hash and to compare
+        return model
+
+    def _lone(self, model: Model, why: str) -> None:
+        give_back_dropout(model)
+        model.structure = replace(model.structure, alone=True)
+        self._shapes[model.structure] = []
+        self.once(f"a model trains one at a time: {why}")

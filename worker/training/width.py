@@ -1,0 +1,86 @@
+"""How many trials to train together: measured once for each structure, on scratch weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from worker.training.networks import network_for
+from worker.training.rows import fresh_row
+from worker.training.setting import Setting
+from worker.training.stack import Stack
+from worker.training.structure import Model, Structure, chain_of
+
+CPU_WIDTHS = (1, 8, 16, 32, 64)  # wider never paid on a CPU: the weights leave the cache
+GPU_WIDTHS = (1, 16, 64, 256, 1024, 4096)  # bound by launches: time is nearly flat until the device is full
+CPU_DEFAULT, GPU_DEFAULT = 32, 256
+WORTH_MEASURING = 10_000  # steps of one trial; measuring costs some 700, less work than this is done sooner with the default
+TIMED_STEPS, WARM_STEPS = 4, 2
+CLEAR_GAIN = 0.97  # a wider array must take less than this share of the time for each trial
+
+
+class Widths:
+    """The widths of one engine, by structure."""
+
+    def __init__(self, device: torch.device, fixed: int | None) -> None:
+        self._device = device
+        self._fixed = fixed
+        self._measured: dict[Structure, int] = {}
+        self._ceilings: dict[Structure, int] = {}
+
+    def limit(self, structure: Structure, width: int) -> None:
+        """Memory ran out: never again wider than ``width``."""
+        self._ceilings[structure] = max(1, width)
+
+    def guess(self, structure: Structure) -> int:
+        """What is known without measuring."""
+        width = self._fixed or self._measured.get(structure, self.default)
+        return min(width, self._ceilings.get(structure, width))
+
+    @property
+    def default(self) -> int:
+        """For a structure that nobody has measured."""
+        return self._fixed or (GPU_DEFAULT if self._device.type == "cuda" else CPU_DEFAULT)
+
+    def choose(self, model: Model, n_trials: int, n_steps: int, measure: Callable[[int], float]) -> int:
+        """The width for ``n_trials`` that have ``n_steps`` left together; ``measure`` tells seconds a step for one of so many slots."""
+        structure = model.structure
+        unsure = self._device.type == "cpu" and chain_of(model.module) is None  # convolutions: stacking may cost twice as much
+        if self._fixed or structure in self._measured or n_trials == 1 or (n_steps < WORTH_MEASURING and not unsure):
+            return self.guess(structure)
+        candidates = GPU_WIDTHS if self._device.type == "cuda" else CPU_WIDTHS
+        best, best_s = 1, float("inf")
+        for width in candidates:
+            if width > n_trials or width > self._ceilings.get(structure, width):
+                break
+            try:
+                seconds = measure(width)
+            except (torch.OutOfMemoryError, RuntimeError):
+                break  # too wide, or not to be stacked: the array itself will tell which
+            if seconds < best_s * CLEAR_GAIN:
+                best, best_s = width, seconds
+            elif seconds > 1.5 * best_s:
+                break
+        if best < candidates[-1] and n_trials < candidates[candidates.index(best) + 1]:
+            return best  # there were too few trials to try the next one: measure again when there are more
+        self._measured[structure] = best
+        return self.guess(structure)
+
+
+def slot_step_s(model: Model, shapes: Sequence[tuple[int, ...]], width: int, setting: Setting) -> float:
+    """Seconds that one step takes for each of ``width`` slots with scratch weights."""
+    row = fresh_row(model, 0, setting.device, setting.dtype)
+    stack = Stack(model, network_for(model, lone=width == 1), [row] * width, shapes)
+    rows = setting.batches(model.recipe.batch_size).rows(0, 1)
+    plan = stack.plan(rows.expand(TIMED_STEPS + WARM_STEPS, -1), True, [0] * width)
+    inputs, targets = setting.train_inputs[rows[0]], setting.train_targets[rows[0]]
+    passed = []
+    for number in range(TIMED_STEPS + WARM_STEPS):
+        started = time.perf_counter()
+        stack.step(inputs, targets, plan, number)
+        if setting.device.type == "cuda":
+            torch.cuda.synchronize(setting.device)
+        passed.append(time.perf_counter() - started)
+    return min(passed[WARM_STEPS:]) / width
