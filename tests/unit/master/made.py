@@ -1,0 +1,66 @@
+"""Made rankings: records whose accuracy is a known function of their hyperparameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from common.records import Record
+from common.search import Stage
+from common.space import Hyperparameters, Scalar, Space
+from common.trial import Result, TrialState, trial_id
+from master.sampling import configurations
+
+COARSE = Stage(name="coarse", trials=200, epochs=1)
+FINE = Stage(name="fine", trials=50, epochs=20)
+SAME = Stage(name="again", trials=50, epochs=1)  # as long as COARSE, so nothing is left open for longer training
+
+
+def record(index: int, hyperparameters: Mapping[str, Scalar], **more: object) -> Record:
+    values: dict[str, object] = {
+        "search_id": "0" * 16,
+        "trial": trial_id("coarse", index),
+        "stage": "coarse",
+        "index": index,
+        "seed": index,
+        "budget_epochs": 1.0,
+        "hyperparameters": dict(hyperparameters),
+        "attempt": 1,
+        "state": TrialState.COMPLETED,
+        "val_loss": 0.5,
+        "epochs": 1.0,
+    }
+    return Record.model_validate(values | more)
+
+
+def ranking(values: Sequence[float], name: str = "learning_rate", best: float = 1.0, n_others: int = 0) -> list[Record]:
+    """Completed trials, best first, whose hyperparameter has these values."""
+    return [record(i + n_others, {name: value}, val_acc=best - 0.001 * i) for i, value in enumerate(values)]
+
+
+def exploded(values: Sequence[Scalar], name: str = "learning_rate", start: int = 5000) -> list[Record]:
+    return [
+        record(start + i, {name: value}, state=TrialState.EXPLODED, reason="loss above 3 x its first", val_acc=None)
+        for i, value in enumerate(values)
+    ]
+
+
+def sampled(space: Space, accuracy: Callable[[Hyperparameters], float | None], n: int = 200, seed: int = 1) -> list[Record]:
+    """A stage's records: as sampled, with the accuracy that a function gives; None is an explosion."""
+    records = []
+    for trial in configurations(seed, Stage(name="coarse", trials=n, epochs=1), space, "random", range(n)):
+        value = accuracy(trial.hyperparameters)
+        state = TrialState.EXPLODED if value is None else TrialState.COMPLETED
+        result = Result(state, val_acc=value, val_loss=None if value is None else 1 - value, epochs=1.0)
+        records.append(Record.of("0" * 16, trial, 1, result))
+    return records
+
+
+def peak(optimum: float, name: str = "learning_rate") -> Callable[[Hyperparameters], float]:
+    """Accuracy that falls with the distance from an optimum, in decades."""
+    return lambda h: 0.95 - 0.1 * abs(math.log10(float(h[name])) - math.log10(optimum))
+
+
+def between(low: float, high: float, n: int) -> list[float]:
+    """Evenly spread in log10, both ends included."""
+    return [10 ** (math.log10(low) + (math.log10(high) - math.log10(low)) * i / (n - 1)) for i in range(n)]

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from common.trial import TrialState
+from master.progress import LiveProgress, Pace, Snapshot, duration
+
+
+def snapshot(done: int = 5, running: int = 2, pace: float | None = 2.0) -> Snapshot:
+    counts = dict.fromkeys(TrialState, 0) | {TrialState.COMPLETED: done - 1, TrialState.EXPLODED: 1, TrialState.RUNNING: running}
+    return Snapshot("coarse", counts | {TrialState.PENDING: 20 - done - running}, 0.9361, pace, 2)
+
+
+def test_a_snapshot_says_all_that_one_asks() -> None:
+    text = str(snapshot())
+    for part in ("2 running", "1 exploded", "best 0.9361", "2.0 trials/s", "8 s left", "2 workers"):
+        assert part in text
+    assert (snapshot().done, snapshot().total) == (5, 20)
+    assert "pace unknown" in str(snapshot(pace=None)) and "time left unknown" in str(snapshot(pace=None))
+
+
+def test_the_pace_is_that_of_the_last_minute() -> None:
+    pace = Pace()
+    assert pace.update(0.0, 0) is None
+    assert pace.update(10.0, 20) == 2.0
+    for second in range(20, 200, 10):
+        latest = pace.update(second, 20 + second)
+    assert latest is not None and abs(latest - 1.0) < 0.05
+
+
+def test_durations() -> None:
+    assert [duration(s) for s in (0.4, 12, 200, 3720)] == ["0 s", "12 s", "3 min 20 s", "1 h 02 min"]
+
+
+def test_without_a_terminal_lines_take_the_place_of_the_bar() -> None:
+    out = io.StringIO()
+    with LiveProgress(Console(file=out, width=60)) as display:
+        display.show(snapshot(5))
+        display.show(snapshot(6))  # too soon for another line
+        display.show(snapshot(20, 0), final=True)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("coarse: 5/20 trials done, 2 running") and lines[1].startswith("coarse: 20/20")
+
+
+def test_on_a_terminal_the_bar_shows_the_same() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160)
+    with LiveProgress(console) as display:
+        display.show(snapshot(5))
+        display._bar.refresh()
+    assert "5/20" in out.getvalue() and "best 0.9361" in out.getvalue()

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console, RenderableType
+
+from common.records import Record
+from common.trial import ENDED, TrialState
+from master import ranking
+from tests.unit.master.made import record
+
+CONTRACT = [
+    "rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason",
+]  # fmt: skip
+NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
+
+
+def drawn(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def order(records: list[Record]) -> list[int]:
+    return [r.index for r in ranking.ranked(records)]
+
+
+def test_accuracy_then_loss_then_fewer_epochs_then_number() -> None:
+    records = [
+        record(0, {}, val_acc=0.90, val_loss=0.1),
+        record(1, {}, val_acc=0.95, val_loss=0.3, epochs=2),
+        record(2, {}, val_acc=0.95, val_loss=0.2, epochs=2),
+        record(3, {}, val_acc=0.95, val_loss=0.3, epochs=1),
+        record(5, {}, val_acc=0.90, val_loss=0.2),
+        record(4, {}, val_acc=0.90, val_loss=0.2),
+    ]
+    assert order(records) == [2, 3, 1, 0, 4, 5]
+
+
+def test_states_below_the_completed_in_their_order() -> None:
+    states = [TrialState.FAILED, TrialState.KILLED, TrialState.STOPPED, TrialState.EXPLODED, TrialState.COMPLETED]
+    records = [record(i, {}, state=state, val_acc=0.99 - 0.1 * (state == "completed")) for i, state in enumerate(states)]
+    assert order(records) == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, None])
+def test_a_metric_that_is_not_finite_ranks_last_among_the_completed(odd: float | None) -> None:
+    records = [record(0, {}, val_acc=odd), record(1, {}, val_acc=0.1), record(2, {}, state=TrialState.EXPLODED)]
+    assert order(records) == [1, 0, 2]
+    assert [r.index for r in ranking.best(records)] == [1]
+
+
+def test_a_loss_that_is_not_finite_loses_a_tie() -> None:
+    assert order([record(0, {}, val_acc=0.5, val_loss=math.nan), record(1, {}, val_acc=0.5, val_loss=9.0)]) == [1, 0]
+
+
+def test_rows_have_exactly_the_keys_of_the_contract() -> None:
+    one = record(7, {"learning_rate": 0.1, "hidden": 64, "nesterov": True}, val_acc=0.9, checkpoint="a.pt", worker="w", attempt=2)
+    row = ranking.rows(ranking.frame([one]), {"a.pt"})[0]
+    assert list(row) == CONTRACT
+    assert row == {
+        "rank": 1, "trial": "coarse-0007", "stage": "coarse", "state": "completed", "val_acc": 0.9, "val_loss": 0.5, "epochs": 1.0,
+        "hyperparameters": {"learning_rate": 0.1, "hidden": 64, "nesterov": True}, "checkpoint": "a.pt", "worker": "w", "attempt": 2,
+        "reason": None,
+    }  # fmt: skip
+
+
+def test_a_checkpoint_that_was_removed_is_not_named() -> None:
+    records = [record(0, {}, val_acc=0.9, checkpoint="here.pt"), record(1, {}, val_acc=0.8, checkpoint="gone.pt")]
+    assert [row["checkpoint"] for row in ranking.rows(ranking.frame(records), ["here.pt"])] == ["here.pt", None]
+
+
+@given(values=st.lists(st.tuples(NUMBERS, NUMBERS, st.sampled_from(sorted(ENDED)), st.text(max_size=20)), max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_the_json_is_strict_and_whole(values: list[tuple[float | None, float | None, TrialState, str]]) -> None:
+    records = [record(i, {"x": text}, val_acc=a, val_loss=b, state=s, reason=text) for i, (a, b, s, text) in enumerate(values)]
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not strict JSON")
+
+    rows = json.loads(ranking.as_json(ranking.frame(records), ()), parse_constant=refuse)
+    assert sorted(row["trial"] for row in rows) == sorted(r.trial for r in records)
+    assert [row["rank"] for row in rows] == list(range(1, len(records) + 1))
+    completed = [row["val_acc"] for row in rows if row["state"] == "completed" and row["val_acc"] is not None]
+    assert completed == sorted(completed, reverse=True)
+    assert rows == ranking.rows(ranking.frame(records), ())
+
+
+def test_a_hyperparameter_that_is_not_finite_becomes_null() -> None:
+    odd = record(0, {}, val_acc=0.5).model_copy(update={"hyperparameters": {"x": math.nan}})
+    assert json.loads(ranking.as_json(ranking.frame([odd]), ()))[0]["hyperparameters"] == {"x": None}
+
+
+def test_no_records_give_an_empty_ranking_in_every_form() -> None:
+    empty = ranking.frame([])
+    assert json.loads(ranking.as_json(empty, ())) == []
+    assert ranking.csv(empty, ()).startswith("rank,trial")
+    assert ranking.markdown(empty, ()).count("\n") == 2
+    assert "trial" in drawn(ranking.table(empty))
+
+
+def test_csv_reads_back_with_a_column_for_each_hyperparameter() -> None:
+    records = [
+        record(0, {"learning_rate": 1e-7, "optimizer": "sgd"}, val_acc=0.123456789, worker="a,b"),
+        record(1, {"learning_rate": 0.5, "hidden": 32}, state=TrialState.FAILED, reason='line 1\nline "2"'),
+    ]
+    rows = list(csv.DictReader(io.StringIO(ranking.csv(ranking.frame(records), ()))))
+    assert float(rows[0]["val_acc"]) == 0.123456789 and float(rows[0]["learning_rate"]) == 1e-7
+    assert (rows[0]["optimizer"], rows[0]["hidden"], rows[0]["worker"]) == ("sgd", "", "a,b")
+    assert (rows[1]["hidden"], rows[1]["val_acc"], rows[1]["reason"]) == ("32", "", 'line 1\nline "2"')
+
+
+def test_markdown_keeps_its_columns_whatever_a_reason_says() -> None:
+    records = [record(0, {}, val_acc=0.9), record(1, {}, state=TrialState.FAILED, reason="a | b\nsecond line")]
+    lines = ranking.markdown(ranking.frame(records), ()).splitlines()
+    assert len(lines) == 4
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+    assert "second line" not in lines[-1]
+
+
+def test_the_table_fits_80_columns_with_a_column_for_what_varies() -> None:
+    hyperparameters = [
+        {"learning_rate": 0.0123456 * (i + 1), "weight_decay": 1.2345e-6 * (i + 1), "dropout": 0.1 * i, "hidden": 32 * (i + 1), "depth": 2}
+        for i in range(5)
+    ]
+    text = drawn(ranking.table(ranking.frame([record(i, h, val_acc=0.9 - 0.01 * i) for i, h in enumerate(hyperparameters)])))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "learning_" in text and "0.0123" in text and "depth" not in text
+    assert [line.split()[1] for line in text.splitlines()[2:]] == [f"coarse-000{i}" for i in range(5)]
+
+
+def test_the_table_folds_many_hyperparameters_and_tells_why_a_trial_ended() -> None:
+    many = [{f"hyperparameter_{k}": i * 1000.5 + k for k in range(8)} for i in range(2)]
+    records = [record(0, many[0], val_acc=0.9), record(1, many[1], state=TrialState.EXPLODED, reason="[red]loss 7.1\x1b[2J\nmore")]
+    text = drawn(ranking.table(ranking.frame(records)))
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert "exploded: [red]loss 7.1" in text
+    assert "\x1b" not in text and "more" not in text
+    assert all(f"hyperparameter_{k}" in text.replace("\n", " ") for k in range(8))
+
+
+def test_a_table_of_very_many_says_how_to_see_the_rest() -> None:
+    records = [record(i, {"x": i / 7}, val_acc=0.5) for i in range(300)]
+    text = " ".join(drawn(ranking.table(ranking.frame(records))).split())
+    assert "the best 200 of 300 trials; --top N shows N" in text
+    assert "coarse-0299" in drawn(ranking.table(ranking.frame(records), top=300))
+
+
+def test_wilson_agrees_with_published_values() -> None:
+    """Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998), table I."""
+    assert ranking.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert ranking.wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert ranking.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert ranking.wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+
+
+@given(n=st.integers(1, 10**6), data=st.data())
+def test_wilson_holds_the_share_and_stays_in_the_unit_interval(n: int, data: st.DataObject) -> None:
+    correct = data.draw(st.integers(0, n))
+    low, high = ranking.wilson(correct, n)
+    assert 0 <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 0), (3, 2), (-1, 2)])
+def test_wilson_refuses_what_cannot_be_counted(correct: int, n: int) -> None:
+    with pytest.raises(ValueError, match="correct of"):
+        ranking.wilson(correct, n)
