@@ -18,8 +18,9 @@ from redis.retry import Retry
 
 from common.embedded import EmbeddedServer
 from common.errors import ConfigError, QueueError
-from common.redis_errors import place_of, translated
+from common.redis_errors import translated
 from common.redis_program import MIN_VERSION, parse_version, version_text
+from common.scripts import where_of
 
 PASSWORD_FILE = "REDIS_PASSWORD_FILE"
 CONNECT_TIMEOUT_S = 5.0
@@ -115,7 +116,7 @@ def _connected(url: str, environ: Mapping[str, str]) -> Broker:
         client = _client(options)
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigError(f"{redact(url)}: an option after the question mark is not one of redis-py; {EXAMPLE}") from error
-    return Broker(client, url, f"Redis at {place_of(client)}")
+    return Broker(client, url, where_of(client))
 
 
 def _options(url: str) -> dict[str, Any]:

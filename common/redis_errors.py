@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import redis
 from redis import exceptions
 
 from common.errors import QueueError
@@ -36,15 +35,6 @@ TYPES: tuple[tuple[type[Exception], str], ...] = (  # newer clients take the mar
     (exceptions.ClusterDownError, "CLUSTERDOWN"),
     (exceptions.MovedError, "MOVED"),
 )
-
-
-def place_of(client: redis.Redis) -> str:
-    """Where ``client`` connects to, without user and password: ``localhost:6379`` or the path of a socket."""
-    options = client.connection_pool.connection_kwargs
-    if options.get("path"):
-        return str(options["path"])
-    host = str(options.get("host", "localhost"))
-    return f"{f'[{host}]' if ':' in host else host}:{options.get('port', 6379)}"
 
 
 @contextmanager
@@ -95,4 +85,4 @@ def refusal(error: Exception) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip()
+    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

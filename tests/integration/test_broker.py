@@ -21,6 +21,7 @@ import redis
 from common.broker import Broker, open_broker, redact
 from common.errors import CheckpointError, ConfigError, QueueError
 from common.redis_errors import translated
+from common.redis_program import installed
 from tests.integration.commands import wait_for
 from tests.integration.processes import alive
 
@@ -255,6 +256,18 @@ class TestRefusals:
         for _ in range(2):
             with open_broker(None, root) as broker:
                 assert (root / ".redis/version").read_text() == broker.client.info("server")["redis_version"]
+
+    @pytest.mark.usefixtures("only_bundled")
+    def test_an_activated_environment_does_not_put_the_wheels_copy_first(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        newer = tmp_path / "redis-server"
+        newer.write_text("#!/bin/sh\necho 'Redis server v=98.0.0 sha=00000000:0'\n")
+        newer.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{Path(sys.prefix) / 'bin'}:{tmp_path}")
+        first, *others = installed()
+        assert str(first) == f"{newer} 98.0.0"
+        assert [program.version[:2] for program in others] == [(6, 2)]
 
     @pytest.mark.usefixtures("program")
     def test_damaged_data_show_the_end_of_the_log_and_the_remedy(self, root: Path) -> None:
