@@ -22,10 +22,10 @@ def cli() -> None:
 @click.option("--search", metavar="NAME", help="Work for this search only; without it, the one launched first comes first.")
 @click.option("--array-width", default="auto", metavar="auto|N", help="How many trials train together; auto measures.")
 @click.option("--burst", is_flag=True, help="Leave when nothing is left to claim.")
-@click.option("--local", is_flag=True, hidden=True)
+@click.option("--local", type=int, default=0, hidden=True)
 @click.pass_context
 @fail_with_message
-def start(context: click.Context, device: str, search: str | None, array_width: str, burst: bool, local: bool) -> None:
+def start(context: click.Context, device: str, search: str | None, array_width: str, burst: bool, local: int) -> None:
     """Claim and train trials until stopped.
 
     \b

@@ -105,19 +105,20 @@ def usable_cores(affinity: int | None = None, cpu_max: str | None = None) -> int
     cores = affinity if affinity is not None else len(os.sched_getaffinity(0))
     if cpu_max is None:
         cpu_max = CPU_MAX.read_text(encoding="ascii") if CPU_MAX.exists() else "max 100000"
-    quota, period = (cpu_max.split() + ["100000"])[:2]
+    quota, period = [*cpu_max.split(), "100000"][:2]
     if quota != "max":
         cores = min(cores, math.ceil(int(quota) / int(period)))
     return max(1, cores)
 
 
-def thread_share(workers: Sequence[WorkerInfo], machine: str, cores: int) -> int:
-    """This worker's share of the machine's cores: one process a core first, threads second.
+def thread_share(workers: Sequence[WorkerInfo], machine: str, cores: int, together: int = 1) -> int:
+    """A worker's share of the machine's cores: one process a core first, threads second.
 
     Args:
         workers: all known workers, this one among them or not.
         machine: this worker's machine id.
         cores: how many this process may use.
+        together: how many were started at once on this machine, which may not all be known yet.
     """
     beside = [w for w in workers if w.machine == machine and w.device == "cpu" and w.state != "lost"]
-    return max(1, cores // max(1, len(beside)))
+    return max(1, cores // max(1, together, len(beside)))

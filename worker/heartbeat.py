@@ -46,7 +46,7 @@ class Heartbeat:
         info: WorkerInfo,
         registry: WorkerRegistry,
         say: Callable[[str], None],
-        ensure: Callable[[], None] = lambda: None,
+        ensure: Callable[[], object] = lambda: None,
         exit_hard: Callable[[int], None] = os._exit,
     ) -> None:
         """Args: ``ensure`` is called when Redis is away (it restarts an embedded server); ``exit_hard`` ends the process."""

@@ -21,7 +21,7 @@ from worker.recording import Recorder
 from worker.session import Session, Sessions
 from worker.training.engine import Boundary, Job
 
-FIRST_CLAIM = 64  # trials asked for at most before anything has been measured; the queue hands out a fair share
+CPU_CLAIM, GPU_CLAIM = 64, 512  # trials asked for before an array width is known; the queue hands out a fair share at most
 MIN_PAUSE_S, MAX_PAUSE_S = 0.02, 1.0  # an idle worker backs off between these
 MASTER_GRACE_S = 15.0  # a local worker that idles leaves when no master has been heard for so long
 
@@ -32,6 +32,7 @@ class Options:
 
     search: str | None = None  # only this search
     burst: bool = False  # leave when nothing is left to claim
+    first_claim: int = CPU_CLAIM  # trials to ask for before an array width is known
     local: bool = False  # started by `master launch`: leave when idle and no master lives
 
 
@@ -72,7 +73,7 @@ class Loop:
     def _claim(self) -> tuple[Session, list[Claim]] | None:
         """The next trials, of the search launched first."""
         for session in self._open_sessions():
-            n = self._width.get(session.queue.search_id, FIRST_CLAIM)
+            n = self._width.get(session.queue.search_id, self._options.first_claim)
             claims = session.queue.claim(self._heartbeat.info.worker, n, self._request)
             self._request = secrets.token_hex(8)  # answered: the next claim is a new one
             if claims:
@@ -109,7 +110,7 @@ class Loop:
         last = Boundary([], [], [])
         for last in engine.train(session.jobs(claims, self._say), refill, self._heartbeat):
             self._at_boundary(last, recorder)
-        self._width[session.queue.search_id] = engine.claim_size
+        self._width[session.queue.search_id] = engine.width(claims[0].trial.hyperparameters)
         if self._heartbeat.stopping():
             recorder.save_states(last.running, now=True)
             self._release(session, recorder)

@@ -23,7 +23,7 @@ from common.trial import WorkerInfo
 from common.workers import WorkerRegistry
 from worker.device import Device, machine_id, owned, thread_share, usable_cores
 from worker.heartbeat import Heartbeat
-from worker.loop import Loop, Options
+from worker.loop import CPU_CLAIM, GPU_CLAIM, Loop, Options
 from worker.session import Sessions
 
 
@@ -37,7 +37,7 @@ class Request:
     array_width: str
     search: str | None
     burst: bool
-    local: bool
+    local: int  # workers that `master launch` started together, 0 if it did not start this one
 
     @property
     def width(self) -> int | None:
@@ -73,7 +73,7 @@ def start_one(request: Request) -> int:
         _hear_signals(heartbeat)
         if device.name == "cpu":
             heartbeat.once()  # so that the workers starting beside it are counted
-            torch.set_num_threads(thread_share(registry.list(), machine_id(), usable_cores()))
+            torch.set_num_threads(thread_share(registry.list(), machine_id(), usable_cores(), max(1, request.local)))
         heartbeat.start()
         say(f"{heartbeat.info.worker} on {device.name} ({device.model}), {torch.get_num_threads()} threads, folder {root}")
         try:
@@ -86,7 +86,8 @@ def start_one(request: Request) -> int:
 
 def _loop(request: Request, client: redis.Redis, root: Path, device: Device, width: int | None, heartbeat: Heartbeat) -> Loop:
     sessions = Sessions(client, root, device.torch_device, width, say)
-    return Loop(client, sessions, heartbeat, Options(request.search, request.burst, request.local), say)
+    first_claim = width or (CPU_CLAIM if device.name == "cpu" else GPU_CLAIM)
+    return Loop(client, sessions, heartbeat, Options(request.search, request.burst, first_claim, request.local > 0), say)
 
 
 def _info(device: Device) -> WorkerInfo:
@@ -126,7 +127,7 @@ def start_all(request: Request) -> int:
 def _command(request: Request, index: int) -> list[str]:
     options = ["--device", f"cuda:{index}", "--array-width", request.array_width, "--checkpoints", str(request.checkpoints)]
     options += ["--search", request.search] if request.search else []
-    options += [flag for flag, given in (("--burst", request.burst), ("--local", request.local)) if given]
+    options += ["--burst"] if request.burst else []
     return [sys.executable, "-P", "-m", "worker", "start", *options]
 
 

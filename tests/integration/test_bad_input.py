@@ -132,7 +132,9 @@ def in_mount_namespace(here: Place, script: str) -> subprocess.CompletedProcess[
 def test_a_read_only_checkpoint_folder(here: Place, open_server: str) -> None:
     here.write_search()
     here.redis_url = open_server
-    script = "mount -t tmpfs tmpfs checkpoints && mount -o remount,ro checkpoints && exec $PY -P -m master launch --stage coarse --workers 0"
+    script = (
+        "mount -t tmpfs tmpfs checkpoints && mount -o remount,ro checkpoints && exec $PY -P -m master launch --stage coarse --workers 0"
+    )
     refused(in_mount_namespace(here, script), 1, "checkpoints", "read-only")
     script = script.replace("master launch --stage coarse --workers 0", "master init checkpoints")
     refused(in_mount_namespace(here, script), 1, "read-only")
