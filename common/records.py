@@ -224,13 +224,25 @@ class SearchFolder:
         """The part of one stage."""
         return StageFolder(self.path / name)
 
+    @property
+    def launched(self) -> bool:
+        """Whether it has a ``search.toml``.
+
+        Raises:
+            CheckpointError: the folder may not be looked into.
+        """
+        try:
+            return self.search_file.is_file()
+        except OSError as error:
+            raise durable.explained(error, self.path) from error
+
     def search(self) -> Search | None:
         """The search as launched, None if it never was.
 
         Raises:
             CheckpointError: its ``search.toml`` is damaged.
         """
-        if not self.search_file.exists():
+        if not self.launched:
             return None
         try:
             search = load_search(self.search_file)
@@ -245,7 +257,7 @@ class SearchFolder:
 def searches(root: Path) -> list[SearchFolder]:
     """The searches below ``root`` that were launched, by name."""
     folders = (SearchFolder(root, name) for name in sorted(_names(root)) if NAME_PATTERN.fullmatch(name))
-    return [folder for folder in folders if folder.search_file.is_file()]
+    return [folder for folder in folders if folder.launched]
 
 
 def read_record(path: Path) -> Record:

@@ -138,7 +138,7 @@ def parse_search(text: str, source: str = "search file") -> Search:
     """
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # broken TOML, a number of thousands of digits, brackets without end
         raise ConfigError(f"{source}: not valid TOML: {error}; strings need quotes, tables [brackets]") from None
     try:
         missing = [key for key in ("name", "task", "space", "stages") if key not in raw]

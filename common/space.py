@@ -17,6 +17,7 @@ from common.errors import ConfigError
 Scalar = bool | int | float | str
 Hyperparameters = dict[str, Scalar]
 
+LARGEST_WHOLE = 2**53  # up to here a double tells neighbouring whole numbers apart
 OPEN_END = 0.999  # nearest value to an excluded 1: a dropout rate or momentum of 1 would divide by zero or never forget
 NATURAL_LIMITS: dict[str, tuple[float, float]] = {
     "dropout": (0.0, OPEN_END),
@@ -243,6 +244,8 @@ def parse_parameter(raw: object, place: str, name: str = "") -> Parameter:
 def _scalar(raw: Scalar, place: str) -> Scalar:
     if isinstance(raw, float) and not math.isfinite(raw):
         raise ConfigError(f"{place}: {raw!r} is not a finite number; write a number")
+    if isinstance(raw, int) and not -(2**63) <= raw < 2**63:
+        raise ConfigError(f"{place}: the whole number does not fit in 64 bits; write it as a float, such as 1e20")
     return raw
 
 
@@ -253,7 +256,7 @@ def _choice(raw: object, place: str) -> Choice:
         if not isinstance(option, bool | int | float | str):
             raise ConfigError(f"{place}: the option {option!r} is not a plain value; use numbers, strings or booleans")
         _scalar(option, place)
-    if len({json.dumps(o) for o in raw}) < len(raw):
+    if len(set(raw)) < len(raw):  # 1, 1.0 and true are one option: they compare equal
         raise ConfigError(f"{place}: choice = {raw!r} names an option twice; remove the repetition")
     return Choice(tuple(raw))
 
@@ -267,7 +270,9 @@ def _interval(kind: type[Numeric], raw: Mapping[str, object], place: str, name: 
     if kind.log and low <= 0:
         remedy = f"start at {'1' if kind.integer else 'a small positive number such as 1e-06'}, or use {kind.kind.removeprefix('log_')}"
         raise ConfigError(f"{place}: the range [{low:g}, {high:g}] touches zero, which a log scale never reaches; {remedy}")
-    limits = _pair(raw["limits"], f"{place}: limits", False) if "limits" in raw else None
+    if not math.isfinite(high - low):
+        raise ConfigError(f"{place}: the range [{low:g}, {high:g}] is wider than a number can say; narrow it, or use log_uniform")
+    limits = _limits(raw, place, kind)
     allowed = limits or (-math.inf, math.inf)
     natural = NATURAL_LIMITS.get(name, (-math.inf, math.inf))
     bound_low, bound_high = max(natural[0], allowed[0]), min(natural[1], allowed[1])
@@ -276,15 +281,26 @@ def _interval(kind: type[Numeric], raw: Mapping[str, object], place: str, name: 
     return kind(low, high, limits)
 
 
+def _limits(raw: Mapping[str, object], place: str, kind: type[Numeric]) -> tuple[float, float] | None:
+    if "limits" not in raw:
+        return None
+    low, high = _pair(raw["limits"], f"{place}: limits", kind.integer)
+    if low > high:
+        raise ConfigError(f"{place}: limits = [{low:g}, {high:g}] are upside down; write [{high:g}, {low:g}]")
+    return low, high
+
+
 def _pair(raw: object, place: str, integer: bool) -> tuple[float, float]:
     if not isinstance(raw, list | tuple) or len(raw) != 2:
         raise ConfigError(f"{place} = {raw!r} is not a pair; write [low, high]")
     for end in raw:
         if isinstance(end, bool) or not isinstance(end, int | float):
             raise ConfigError(f"{place} = {raw!r}: {end!r} is not a number; write [low, high] as numbers")
+        if isinstance(end, int) and abs(end) > LARGEST_WHOLE:
+            raise ConfigError(f"{place}: an end is larger than 2^53, so that it cannot be sampled exactly; stay below")
         if not math.isfinite(end):
             raise ConfigError(f"{place} = {raw!r}: {end!r} is not a finite number; write a number")
-        if integer and int(end) != end:
-            raise ConfigError(f"{place} = {raw!r}: {end!r} is not a whole number; round it")
+        if integer and (int(end) != end or abs(end) > LARGEST_WHOLE):
+            raise ConfigError(f"{place} = {raw!r}: {end!r} is not a whole number within 2^53; round it")
     low, high = raw
     return (int(low), int(high)) if integer else (float(low), float(high))

@@ -84,7 +84,7 @@ def write_proposal(path: Path, stage: str, proposal: Proposal) -> Written:
     """
     try:
         document = tomlkit.parse(read_text(path)) if path.exists() else tomlkit.document()
-    except (TOMLKitError, ConfigError):
+    except (TOMLKitError, ValueError, RecursionError, ConfigError):
         return _write_beside(path, stage, proposal)  # nobody but a user writes what cannot be read
     if _was_edited(document.unwrap().get("next")):
         if _digest(document.unwrap()["next"].get("ranges")) == _digest(proposal.space.plain()):
@@ -166,7 +166,7 @@ def _parse(path: Path) -> dict[str, Any]:
     text = read_text(path)
     try:
         return tomlkit.parse(text).unwrap()
-    except (TOMLKitError, RecursionError) as error:
+    except (TOMLKitError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}; strings need quotes, tables [brackets]") from None
 
 
