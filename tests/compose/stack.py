@@ -87,6 +87,12 @@ class Stack:
         labels = ["--filter", project, "--filter", f"label=com.docker.compose.service={service}"]
         return _output(["docker", "ps", "--all", "--quiet", *labels]).split()
 
+    def processes(self, container: dict[str, Any]) -> list[tuple[int, str]]:
+        """The uid and the command line of everything that runs in a container."""
+        lines = _output(["docker", "top", container["Id"], "-eo", "pid,uid,args"]).splitlines()[1:]
+        rows = [line.split(maxsplit=2) for line in lines]
+        return [(int(uid), arguments) for _pid, uid, arguments in rows]
+
     def unhealthy(self) -> list[str]:
         """The containers that should be up and do not call themselves healthy."""
         expected = [container for service in ("redis", "worker", "master") for container in self.containers(service)]
