@@ -14,6 +14,7 @@ ADDRESS = "--redis or REDIS_URL"
 REFUSALS = {
     "WRONGPASS": f"refuses the login; check the user and the password in {ADDRESS}, or REDIS_PASSWORD_FILE",
     "NOAUTH": f"asks for a password; give it in {ADDRESS} as redis://:PASSWORD@HOST, or name its file in REDIS_PASSWORD_FILE",
+    "unauthenticated": "asks for a password; give it in --redis or REDIS_URL, or name its file in REDIS_PASSWORD_FILE",  # 7.x
     "NOPERM": "does not let this user do what a search needs; give the user the rights +@all ~* in its ACL, or log in as another",
     "OOM": "is out of memory; raise its maxmemory, or remove what else it holds",
     "MISCONF": "cannot write to its disk and therefore takes no more changes; free space on its disk or make its folder writable",

@@ -1,0 +1,137 @@
+"""A Redis that does not serve: one clear error, and the same word may be said again."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from common.errors import QueueError
+from common.queue import TrialQueue, searches
+from common.trial import Fence
+from common.workers import WorkerRegistry
+from tests.contract.trials import DONE, SEARCH, made
+from tests.redis_server import VERSIONS, RedisServer, start_redis
+
+
+@pytest.fixture(params=VERSIONS)
+def own(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    """A server that the test may harm."""
+    with tempfile.TemporaryDirectory(prefix="cf-") as folder, start_redis(Path(folder), request.param) as server:
+        yield server
+
+
+def test_a_server_that_is_gone(own: RedisServer) -> None:
+    with own.client() as client:
+        queue, registry = TrialQueue(client, SEARCH), WorkerRegistry(client)
+        queue.publish(made(1))
+        own.stop()
+        fence = Fence("coarse-0000", 1, "t")
+        for word in (
+            lambda: queue.register("digits"),
+            lambda: queue.freeze("coarse", {}),
+            lambda: queue.frozen("coarse"),
+            lambda: queue.publish(made(1)),
+            lambda: queue.restore(made(1)[0], 1, DONE),
+            lambda: queue.claim("w", 1, "r"),
+            lambda: queue.renew("w", []),
+            lambda: queue.finish([(fence, DONE)]),
+            lambda: queue.release([fence]),
+            lambda: queue.leave("w"),
+            lambda: queue.tick(True),
+            lambda: queue.master_alive(),
+            lambda: queue.expire(fence),
+            lambda: queue.take(fence, "slow"),
+            lambda: queue.kill("coarse-0000", "by hand"),
+            lambda: queue.retry("coarse-0000"),
+            lambda: queue.running(),
+            lambda: queue.counts(),
+            lambda: queue.state("coarse-0000"),
+            lambda: queue.ended_since(0),
+            lambda: list(queue.trials()),
+            lambda: queue.by_state(),
+            lambda: queue.pending_total(),
+            lambda: queue.lock("janitor", 1).__enter__(),
+            lambda: queue.drop(),
+            lambda: searches(client),
+            lambda: registry.list(),
+            lambda: registry.order_quit("w"),
+        ):
+            with pytest.raises(QueueError, match="cannot be reached; start it") as caught:
+                word()
+            assert str(own.socket) in str(caught.value)
+
+
+def test_a_full_server_refuses_and_loses_nothing(own: RedisServer) -> None:
+    with own.client() as client:
+        queue = TrialQueue(client, SEARCH)
+        queue.publish(made(3))
+        (claim,) = queue.claim("w", 1, "r")
+        client.config_set("maxmemory", "1")
+        for word in (lambda: queue.publish(made(5)), lambda: queue.finish([(claim.fence, DONE)]), lambda: queue.freeze("coarse", {})):
+            with pytest.raises(QueueError, match="out of memory; raise its maxmemory"):
+                word()
+        client.config_set("maxmemory", "0")
+        assert queue.finish([(claim.fence, DONE)]) == ["ok"]
+        assert queue.counts()["coarse"]["pending"] == 2
+
+
+def test_a_read_only_replica(own: RedisServer) -> None:
+    with own.client() as client:
+        queue = TrialQueue(client, SEARCH)
+        client.replicaof("127.0.0.1", "1")
+        with pytest.raises(QueueError, match="read-only replica; give the address of its primary"):
+            queue.publish(made(1))
+
+
+def test_a_wrong_password_is_not_repeated(own: RedisServer) -> None:
+    with own.client() as client:
+        client.config_set("requirepass", "right")
+    for password in ("wrong-secret", None):
+        with own.client(password=password) as client, pytest.raises(QueueError, match="password") as caught:
+            TrialQueue(client, SEARCH).claim("w", 1, "r")
+        assert "secret" not in str(caught.value)
+
+
+def test_a_server_that_forgot_the_scripts_gets_them_again(own: RedisServer) -> None:
+    with own.client() as client:
+        queue = TrialQueue(client, SEARCH)
+        queue.publish(made(2))
+        client.script_flush()
+        assert len(queue.claim("w", 2, "r")) == 2
+        assert queue.counts()["coarse"]["running"] == 2
+
+
+def test_a_lost_answer_can_be_asked_for_again(own: RedisServer) -> None:
+    """The server carries the claim out, the answer does not arrive, the repetition has it."""
+    with own.client() as client, own.client(socket_timeout=0.2) as hasty:
+        TrialQueue(client, SEARCH).publish(made(4))
+        queue = TrialQueue(hasty, SEARCH)
+        queue.claim("other", 1, "the script is known")
+        client.execute_command("CLIENT", "PAUSE", "400", "WRITE")
+        with pytest.raises(QueueError, match="does not answer in time"):
+            queue.claim("w", 2, "one")
+        client.execute_command("CLIENT", "UNPAUSE")
+        claims = queue.claim("w", 2, "one")
+        assert [claim.fence.attempt for claim in claims] == [1, 1]
+        assert TrialQueue(client, SEARCH).counts()["coarse"]["running"] == 3
+
+
+def test_redis_is_remembered_over_its_restart(own: RedisServer) -> None:
+    folder = own.socket.parent
+    own.stop()
+    options = ("--appendonly", "yes", "--appendfsync", "always")
+    with start_redis(folder, "7", *options) as first, first.client() as client:
+        queue = TrialQueue(client, SEARCH)
+        queue.publish(made(3))
+        claims = queue.claim("w", 2, "r")
+        queue.finish([(claims[0].fence, DONE)])
+    with start_redis(folder, "7", *options) as second, second.client() as client:
+        queue = TrialQueue(client, SEARCH)
+        assert queue.tick(True).extended
+        assert queue.claim("w", 2, "r") == claims[1:]
+        assert queue.finish([(claim.fence, DONE) for claim in claims]) == ["ok", "ok"]
+        assert isinstance(client, redis.Redis)
