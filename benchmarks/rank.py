@@ -1,0 +1,68 @@
+"""How long `master rank` takes over 10,000 records, the start of Python and the import of pandas included.
+
+    python benchmarks/rank.py [--records 10000] [--limit 2.0]
+
+Ends with 1 if the slowest form's median is above the limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common.records import Record, SearchFolder
+from common.search import default_text, parse_search
+from common.trial import Result, TrialState
+from master.ranges import write_frozen
+from master.sampling import configurations
+
+ID = "0123456789abcdef"
+CURVES = ("epoch", "train_loss", "val_loss", "val_acc", "update_ratio")
+FORMS = ("json", "table", "csv", "markdown")
+REPEATS = 3
+
+
+def made_search(root: Path, n_records: int) -> None:
+    """A coarse stage whose trials have ended, a record of each in the folder; not synced, for it is only read."""
+    search = parse_search(default_text())
+    folder, stage = SearchFolder(root, search.name), search.stages[0]
+    folder.stage(stage.name).make()
+    folder.search_file.write_text(f'id = "{ID}"\n{default_text()}')
+    write_frozen(folder.stage(stage.name).ranges, search.space)
+    for trial in configurations(search.seed, stage, search.space, "random", range(n_records)):
+        accuracy = trial.seed % 1000 / 1000
+        state = TrialState.EXPLODED if trial.index % 4 == 0 else TrialState.COMPLETED
+        result = Result(state, "loss 7.1 above 3 x 2.3", accuracy, 1 - accuracy, 1.0, worker="host-4242-abcdef", device_model="cpu")
+        record = Record.of(ID, trial, 1, result, curves={name: [0.123456789] * 20 for name in CURVES})
+        folder.stage(stage.name).record_path(trial.id, 1).write_text(record.model_dump_json(exclude_none=True))
+
+
+def seconds(root: Path, form: str) -> float:
+    command = [sys.executable, "-P", "-m", "master", "--checkpoints", str(root), "rank", "--search", "digits", "--format", form]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--limit", type=float, default=2.0, help="seconds")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        made_search(Path(root), options.records)
+        medians = {form: statistics.median(seconds(Path(root), form) for _ in range(REPEATS)) for form in FORMS}
+    for form, median in medians.items():
+        print(f"master rank --format {form:8s} over {options.records:,} records: {median:.2f} s (median of {REPEATS})")
+    slowest = max(medians.values())
+    print(f"slowest {slowest:.2f} s, limit {options.limit:.2f} s: {'ok' if slowest <= options.limit else 'TOO SLOW'}")
+    return 0 if slowest <= options.limit else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
