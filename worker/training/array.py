@@ -77,6 +77,8 @@ class TrialArray:
             Exception: whatever the task's model raises. Every slot then stands after its last whole step.
         """
         started = time.perf_counter()
+        for slot in self.slots:
+            slot.width = max(slot.width, self.width)
         n_steps = min(slot.to_boundary for slot in self.slots)
         try:
             if n_steps:
@@ -90,9 +92,9 @@ class TrialArray:
 
     def leave(self) -> list[Outcome]:
         """Removes the slots that ended or lost their lease; returns the outcomes of those that ended."""
-        width, name = self.width, self._setting.task_name
+        name = self._setting.task_name
         going = [position for position, slot in enumerate(self.slots) if slot.ended]
-        outcomes = [self.slots[p].outcome(self.stack.row(p), name, width) for p in going if not self.slots[p].lost]
+        outcomes = [self.slots[p].outcome(self.stack.row(p), name) for p in going if not self.slots[p].lost]
         self.drop(going)
         return outcomes
 
@@ -123,7 +125,7 @@ class TrialArray:
                 first_loss=slot.first_loss,
                 curves=slot.curves,
                 seconds=slot.seconds,
-                array_width=self.width,
+                array_width=slot.width,
             )
             for slot in self.slots
         ]

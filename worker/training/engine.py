@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -46,7 +46,7 @@ class Engine:
         self._setting: Setting | None = None
         self._signatures: dict[object, int] = {}
         self._shapes: dict[Structure, list[tuple[int, ...]] | None] = {}
-        self._said: set[str] = set()
+        self._said: set[Hashable] = set()
 
     def train(self, jobs: Sequence[Job], refill: Callable[[int], Sequence[Job]], watch: Watch) -> Iterator[Boundary]:
         """Trains ``jobs``, and what ``refill(n_free)`` adds, until nothing is left or ``watch`` says to stop.
@@ -111,13 +111,13 @@ class Engine:
         structure = replace(entry.model.structure, alone=True)
         self._shapes.setdefault(structure, shapes)
         entry.model.structure = structure
-        self.once(f"{entry.job.id} and any other model that does not stack train one at a time: {why}")
+        self.once(f"{entry.job.id} trains alone, as will others like it: {why}", key=structure)
         return entry
 
-    def once(self, message: str) -> None:
-        """Logs ``message`` unless it has been."""
-        if message not in self._said:
-            self._said.add(message)
+    def once(self, message: str, key: Hashable = None) -> None:
+        """Logs ``message`` unless it, or another of the same ``key``, has been."""
+        if (key or message) not in self._said:
+            self._said.add(key or message)
             self.log(message)
 
     def _prepared(self, hp: Recorded, seed: int) -> Model:
@@ -135,4 +135,4 @@ class Engine:
         give_back_dropout(model)
         model.structure = replace(model.structure, alone=True)
         self._shapes[model.structure] = []
-        self.once(f"a model trains one at a time: {why}")
+        self.once(f"models of this structure train alone: {why}", key=model.structure)

@@ -166,9 +166,9 @@ class LoneNetwork(_Called):
     def forward(self, inputs: Tensor, shared: bool, masks: Sequence[Tensor]) -> Tensor:
         """See ``Network``."""
         self._mode(True)
-        tensors = {**self._first(self._leaves), **self._first(self._buffers)}
-        tensors.update({name: mask[0] for name, mask in zip(self._mask_names, masks, strict=True)})
+        fixed = {**self._first(self._buffers), **{name: mask[0] for name, mask in zip(self._mask_names, masks, strict=True)}}
         with torch.enable_grad():
+            tensors = {**self._first(self._leaves), **fixed}
             self._logits = self._call(tensors, inputs if shared else inputs[0]).unsqueeze(0)
         return self._logits.detach()
 

@@ -79,8 +79,8 @@ class Session:
             array.mark_lost(self._watch)
             self._ended += array.leave()
             self._forget_lost()
-            if array.slots:
-                self._fill(array)
+            while array.slots and self._fill(array):
+                pass
 
     def _advance(self, array: TrialArray) -> None:
         """One segment. What raises costs no trial but the one whose own model raises."""
@@ -118,25 +118,28 @@ class Session:
         self._send_away(array, strangers)
         return array if array.slots else None
 
-    def _fill(self, array: TrialArray) -> None:
-        """Puts waiting trials into free slots, or new ones where none waits."""
+    def _fill(self, array: TrialArray) -> bool:
+        """Puts waiting trials into free slots, or new ones where none waits; True if some did not fit and others may."""
         first = array.slots[0]
         room = self._engine.widths.guess(first.model.structure) - array.width
         if room <= 0 or not array.stacked or first.job.claim.alone:
-            return
+            return False
         if not self._waiting:
             self._accept(self._refill(room))
         entries = [e for e in self._waiting if not _solitary(e) and e.model.structure == first.model.structure][:room]
         if not entries:
-            return
+            return False
         self._take(entries)
         before = array.width
         try:
             array.admit(entries)
-            self._send_away(array, array.strangers(range(before, array.width)))
+            strangers = array.strangers(range(before, array.width))
         except Exception as error:
             array.drop(range(before, array.width))
             self._regroup(entries, error)
+            return False
+        self._send_away(array, strangers)
+        return bool(strangers)
 
     def _send_away(self, array: TrialArray, strangers: dict[int, str]) -> None:
         for position, why in strangers.items():

@@ -49,6 +49,7 @@ class Slot:
     epoch_seconds: list[float] = field(default_factory=list)  # whole epochs
     exploded: str | None = None  # why
     lost: bool = False
+    width: int = 1  # of the widest array it was in
 
     @property
     def to_boundary(self) -> int:
@@ -147,7 +148,7 @@ class Slot:
         """Seconds of the last whole epoch, the first left out."""
         return self.epoch_seconds[-1] if len(self.epoch_seconds) > 1 else None
 
-    def outcome(self, row: Row, task_name: str, width: int) -> Outcome:
+    def outcome(self, row: Row, task_name: str) -> Outcome:
         """How it ended. ``row`` is a copy that nothing changes any more."""
         return Outcome(
             job=self.job,
@@ -161,7 +162,7 @@ class Slot:
             curves=self.curves,
             seconds=self.seconds,
             epoch_s=self.epoch_s,
-            array_width=width,
+            array_width=self.width,
             checkpoint=(lambda: self._checkpoint(row, task_name)) if self.best else None,
         )
 

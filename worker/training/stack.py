@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from worker.training.losses import cross_entropy
-from worker.training.networks import Network
+from worker.training.networks import LoneNetwork, Network
 from worker.training.noise import DropoutMasks, noise_keys
 from worker.training.optimizers import Columns
 from worker.training.rows import BEST, Row
@@ -21,8 +21,9 @@ class Plan(NamedTuple):
 
     batches: Tensor  # (n, B) row numbers where all slots share them, else (n, K, B)
     shared: bool
-    keys: Tensor  # (n, K, L, 2) of the dropout noise
+    keys: Tensor  # (n, K, L + 1, 2) of the dropout noise; the last seeds a module's own
     columns: Columns  # (n, K, 1) each
+    seeds: list[int]  # (n) for a module that draws its own noise, where it is alone
 
 
 class StepResult(NamedTuple):
@@ -82,13 +83,16 @@ class Stack:
         values = {name.removeprefix("hp."): tensor for name, tensor in self.rows.items() if name.startswith("hp.")}
         columns = self.model.recipe.rule.columns(values, steps.double())
         columns["weight_decay"] = values["weight_decay"].expand_as(steps).unsqueeze(-1)
-        keys = noise_keys(self.rows["seed"], steps, len(self._shapes))
-        return Plan(batches, shared, keys, {name: column.to(flat.dtype) for name, column in columns.items()})
+        keys = noise_keys(self.rows["seed"], steps, len(self._shapes) + 1)
+        seeds = keys[:, 0, -1, 1].tolist() if isinstance(self._network, LoneNetwork) else []
+        return Plan(batches, shared, keys, {name: column.to(flat.dtype) for name, column in columns.items()}, seeds)
 
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor, plan: Plan, number: int) -> StepResult:
         """One update of every slot. All that may raise or run out of memory comes before the first change of a weight."""
         masks = self._masks.fill(plan.keys[number], self.rows["threshold"], self.rows["scale"])
+        if plan.seeds:
+            torch.manual_seed(plan.seeds[number])
         moved = {name: tensor.clone() for name, tensor in self._buffers.items()} if self._buffers else {}
         try:
             losses = cross_entropy(self._network.forward(inputs, plan.shared, masks), targets)

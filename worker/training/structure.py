@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
@@ -40,7 +41,8 @@ class Model:
 def prepare(module: nn.Module, recipe: Recipe, alone: bool) -> Model:
     """Describes ``module`` and lifts its dropout rates out of it."""
     structure = Structure(signature(module), (recipe.rule, recipe.batch_size), alone)
-    found = [(name, m) for name, m in module.named_modules() if lifted(m)]
+    paths = Counter(id(m) for _, m in module.named_modules(remove_duplicate=False))
+    found = [(name, m) for name, m in module.named_modules() if lifted(m) and paths[id(m)] == 1]
     for name, _ in found:
         _replace(module, name, SlotDropout())
     rates = tuple(m.p for _, m in found if isinstance(m, nn.Dropout))

@@ -50,11 +50,11 @@ class Widths:
         unsure = self._device.type == "cpu" and chain_of(model.module) is None  # convolutions: stacking may cost twice as much
         if self._fixed or structure in self._measured or n_trials == 1 or (n_steps < WORTH_MEASURING and not unsure):
             return self.guess(structure)
-        candidates = GPU_WIDTHS if self._device.type == "cuda" else CPU_WIDTHS
+        ladder = GPU_WIDTHS if self._device.type == "cuda" else CPU_WIDTHS
+        most = min(n_trials, ladder[-1], self._ceilings.get(structure, n_trials))
+        candidates = sorted({most, *(width for width in ladder if width <= most)})
         best, best_s = 1, float("inf")
         for width in candidates:
-            if width > n_trials or width > self._ceilings.get(structure, width):
-                break
             try:
                 seconds = measure(width)
             except (torch.OutOfMemoryError, RuntimeError):
@@ -63,8 +63,8 @@ class Widths:
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:
                 break
-        if best < candidates[-1] and n_trials < candidates[candidates.index(best) + 1]:
-            return best  # there were too few trials to try the next one: measure again when there are more
+        if best == most < ladder[-1]:
+            return best  # the widest that so few trials allow: measure again when there are more
         self._measured[structure] = best
         return self.guess(structure)
 

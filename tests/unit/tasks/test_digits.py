@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import nn
+
+from common.errors import TaskError
+from worker.tasks.digits import Digits
+
+
+def test_the_split_is_fixed_stratified_and_covers_every_image_once():
+    data, again = Digits().data(), Digits().data()
+    parts = [data.train, data.val, data.test]
+    assert [len(part) for part in parts] == [1077, 360, 360]
+    assert torch.equal(data.test.inputs, again.test.inputs) and torch.equal(data.train.targets, again.train.targets)
+    assert data.n_classes == 10
+    for part in parts:
+        shares = part.targets.bincount(minlength=10) / len(part)
+        assert float((shares - 0.1).abs().max()) < 0.01
+    assert len(torch.cat([part.inputs for part in parts]).unique(dim=0)) == 1797
+
+
+def test_pixels_are_standardised_with_the_training_part_alone():
+    data = Digits().data()
+    inputs = data.train.inputs
+    assert inputs.dtype == torch.float32 and data.train.targets.dtype == torch.int64
+    varying = inputs.std(0) > 0
+    assert int((~varying).sum()) > 0  # the corners are always white
+    assert torch.allclose(inputs.mean(0), torch.zeros(64), atol=1e-5)
+    assert torch.allclose(inputs[:, varying].std(0, unbiased=False), torch.ones(int(varying.sum())), atol=1e-4)
+    assert torch.isfinite(data.val.inputs).all() and torch.isfinite(data.test.inputs).all()
+    assert float(data.val.inputs.mean().abs()) > 0  # not centred by itself
+
+
+def test_the_model_has_the_width_depth_and_dropout_it_is_told():
+    torch.manual_seed(0)
+    model = Digits().model({"hidden": 128, "depth": 3, "dropout": 0.25})
+    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(64, 128), (128, 128), (128, 128), (128, 10)]
+    assert [layer.p for layer in model if isinstance(layer, nn.Dropout)] == [0.25] * 3
+    assert float(linear[1].weight.detach().std()) == pytest.approx((2 / 128) ** 0.5, rel=0.05)
+    assert float(linear[1].bias.detach().abs().max()) == 0
+    assert len(Digits().model({"depth": 0})) == 1
+    assert len(Digits().model({})) == 7
+
+
+@pytest.mark.parametrize(
+    "hp", [{"hidden": 0}, {"hidden": 2.5}, {"depth": -1}, {"depth": True}, {"dropout": 1}, {"dropout": -0.1}, {"dropout": "much"}]
+)
+def test_what_no_perceptron_has_is_named(hp):
+    (name,) = hp
+    with pytest.raises(TaskError, match=rf"{name} = .*correct \[space\]"):
+        Digits().model(hp)

@@ -1,0 +1,96 @@
+import hashlib
+
+import pytest
+
+from common.errors import TaskError
+from worker.tasks import load_task, task_digest
+from worker.tasks.digits import Digits
+
+GOOD = """
+import torch
+from worker.tasks.base import Data, Part
+import beside
+
+class MyTask:
+    def data(self):
+        part = Part(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
+        return Data(part, part, None, beside.N_CLASSES)
+
+    def model(self, hp):
+        return torch.nn.Linear(2, 2)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "my_task.py").write_text(GOOD)
+    (tmp_path / "tasks" / "beside.py").write_text("N_CLASSES = 2\n")
+    return tmp_path
+
+
+def test_a_built_in_task_is_known_by_its_name(tmp_path):
+    assert isinstance(load_task("digits", tmp_path), Digits)
+    assert task_digest("digits", tmp_path) == "builtin:digits"
+
+
+def test_a_file_beside_the_search_file_is_loaded_with_its_neighbours(folder):
+    task = load_task("tasks/my_task.py:MyTask", folder)
+    assert task.data().n_classes == 2
+    assert type(task).__module__ not in ("my_task", "__main__")
+    assert task_digest("tasks/my_task.py:MyTask", folder) == hashlib.sha256(GOOD.encode()).hexdigest()
+    assert load_task(f"{folder}/tasks/my_task.py:MyTask", folder / "elsewhere").data().n_classes == 2
+
+
+def test_two_tasks_of_the_same_file_name_do_not_meet(folder):
+    other = folder / "other"
+    other.mkdir()
+    (other / "my_task.py").write_text(GOOD.replace("import beside", "").replace("beside.N_CLASSES", "3"))
+    assert load_task("tasks/my_task.py:MyTask", folder).data().n_classes == 2
+    assert load_task("other/my_task.py:MyTask", folder).data().n_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digit", r"'digit': no built-in task of that name; use one of digits, or path/to/my_task.py:MyTask"),
+        ("tasks/my_task.py", "no built-in task"),
+        ("tasks/none.py:MyTask", r"no file .*none\.py; the path is taken from the folder of the search file"),
+        ("tasks/my_task.py:Other", "has no class Other; it has MyTask"),
+    ],
+)
+def test_what_cannot_be_found_is_told(folder, spec, message):
+    with pytest.raises(TaskError, match=message):
+        load_task(spec, folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x = 1\n\nraise ValueError('no luck')\n", r"importing it raised ValueError: no luck \(line 3\)"),
+        ("x = 1\ndef f(:\n", r"importing it raised SyntaxError: .*\(line 2\)"),
+        ("import no_such_module_anywhere\n", r"ModuleNotFoundError: .*no_such_module_anywhere.* \(line 1\)"),
+        ("class MyTask:\n    def data(self): ...\n", r"MyTask has no method model"),
+        (
+            "class MyTask:\n    def data(self): ...\n    def model(self, hp): ...\n    def __init__(self, x): ...\n",
+            r"MyTask\(\) raised TypeError",
+        ),
+    ],
+)
+def test_a_task_that_cannot_be_used_is_told_with_its_line(folder, content, message):
+    (folder / "tasks" / "bad.py").write_text(content)
+    with pytest.raises(TaskError, match=message):
+        load_task("tasks/bad.py:MyTask", folder)
+
+
+@pytest.mark.parametrize("name", ["common.py", "worker", "master"])
+def test_a_task_folder_that_holds_one_of_our_names_is_refused(folder, name):
+    path = folder / "tasks" / name
+    path.write_text("") if name.endswith(".py") else path.mkdir()
+    with pytest.raises(TaskError, match=f"holds a module named {name.removesuffix('.py')}, as this program does; rename it"):
+        load_task("tasks/my_task.py:MyTask", folder)
+
+
+def test_a_digest_needs_its_file(folder):
+    with pytest.raises(TaskError, match="no file"):
+        task_digest("tasks/none.py:MyTask", folder)

@@ -1,0 +1,181 @@
+"""Which models share an array, and what happens to those that cannot."""
+
+import pytest
+import torch
+from torch import nn
+
+from common.trial import TrialState
+from tests.unit.training.helpers import SmallDigits, engine, job, outcomes, states_at, weights
+from worker.tasks.digits import Digits
+from worker.training.structure import signature
+
+
+class Wrapped(nn.Module):
+    """A perceptron behind a forward of its own, so that it is stacked by torch.func."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.layers = chain
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+class WrappedDigits(SmallDigits):
+    def model(self, hp):
+        return Wrapped(Digits().model(hp))
+
+
+class NormDigits(SmallDigits):
+    def model(self, hp):
+        chain = Digits().model(hp)
+        return nn.Sequential(chain[0], nn.BatchNorm1d(16), *chain[1:])
+
+
+class Scaled(nn.Module):
+    """Its output is scaled by a value that no attribute shows."""
+
+    def __init__(self, chain, scale):
+        super().__init__()
+        self.layers = chain
+        self.scaled = lambda logits: logits * scale
+
+    def forward(self, inputs):
+        return self.scaled(self.layers(inputs))
+
+
+class HiddenDigits(SmallDigits):
+    def model(self, hp):
+        return Scaled(Digits().model(hp), hp["scale"])
+
+
+class OpenDigits(SmallDigits):
+    """The same model with the scale where it can be seen: a structure for each scale."""
+
+    def model(self, hp):
+        model = Wrapped(Digits().model(hp))
+        model.scale = hp["scale"]
+        model.layers.append(_Scale(hp["scale"]))
+        return model
+
+
+class _Scale(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, inputs):
+        return inputs * self.scale
+
+
+class NoisyDigits(SmallDigits):
+    """Draws its own noise in forward, as torch.vmap refuses."""
+
+    def model(self, hp):
+        model = Digits().model(hp)
+        return nn.Sequential(*model[:-1], _Noise(), model[-1])
+
+
+class _Noise(nn.Module):
+    def forward(self, inputs):
+        return nn.functional.dropout(inputs, 0.3, self.training)
+
+
+class TwiceDigits(SmallDigits):
+    """One dropout layer in two places."""
+
+    def model(self, hp):
+        chain = Digits().model({**hp, "dropout": 0.0})
+        drop = nn.Dropout(0.3)
+        return nn.Sequential(chain[0], chain[1], drop, chain[3], chain[4], drop, chain[6])
+
+
+JOBS = [{"learning_rate": 10.0**-i, "dropout": 0.1 * i, "weight_decay": 1e-3, "momentum": 0.9} for i in range(1, 5)]
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_module_of_any_shape_computes_the_same_as_the_perceptron(width):
+    jobs = [job(i, 4, **hp) for i, hp in enumerate(JOBS)]
+    plain, wrapped = states_at(jobs, 3), states_at(jobs, 3, task=WrappedDigits(), width=width)
+    assert len(plain) == len(wrapped) == len(jobs)
+    for trial_id, one in plain.items():
+        assert (weights(wrapped[trial_id]) - weights(one)).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("task", [NormDigits, WrappedDigits])
+def test_a_trial_is_the_same_alone_and_in_an_array(task):
+    jobs = [job(i, 3, **hp) for i, hp in enumerate(JOBS)]
+    together, alone = outcomes(jobs, task=task(), width=4), outcomes(jobs, task=task(), width=1)
+    assert {outcome.array_width for outcome in together.values()} == {4}
+    assert {outcome.array_width for outcome in alone.values()} == {1}
+    for trial_id, one in alone.items():
+        assert together[trial_id].curves["val_loss"] == pytest.approx(one.curves["val_loss"], rel=1e-9)
+
+
+def test_a_hidden_value_is_caught_and_the_trial_trains_alone():
+    said = []
+    jobs = [job(i, 2, scale=scale) for i, scale in enumerate([1.0, 1.0, 0.5, 1.0])]
+    found = outcomes(jobs, task=HiddenDigits(), log=said.append, width=4)
+    assert [found[one.id].array_width for one in jobs] == [3, 3, 1, 3]
+    assert len(said) == 1 and "coarse-0002" in said[0] and "differs from its own module's" in said[0]
+    seen = outcomes(jobs, task=OpenDigits())
+    for one in jobs:
+        assert found[one.id].curves["val_loss"] == pytest.approx(seen[one.id].curves["val_loss"], rel=1e-9)
+
+
+def test_a_hidden_value_that_comes_with_a_refill_is_caught_too():
+    jobs = [job(0, 1, scale=1.0), job(1, 3, scale=1.0), job(2, 2, scale=0.5), job(3, 2, scale=1.0)]
+    found = outcomes(jobs, task=HiddenDigits(), width=2)
+    assert found["coarse-0002"].array_width == 1
+    assert found["coarse-0003"].array_width == 2
+    assert found["coarse-0002"].curves["val_loss"] == pytest.approx(
+        outcomes(jobs[2:3], task=OpenDigits())["coarse-0002"].curves["val_loss"], rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("task", [NoisyDigits, TwiceDigits])
+def test_modules_that_cannot_be_stacked_train_alone_and_the_reason_is_said_once(task):
+    said = []
+    found = outcomes([job(i, 2) for i in range(3)], task=task(), log=said.append, width=3)
+    assert {outcome.array_width for outcome in found.values()} == {1}
+    assert {outcome.state for outcome in found.values()} == {TrialState.COMPLETED}
+    assert len([message for message in said if "alone" in message]) == 1
+
+
+def test_signatures_tell_apart_what_may_not_be_stacked():
+    def chain(width=4, activation=nn.ReLU, bias=True, rate=0.5):
+        return nn.Sequential(nn.Linear(3, width, bias=bias), activation(), nn.Dropout(rate), nn.Linear(width, 2))
+
+    same = signature(chain())
+    assert signature(chain(rate=0.2)) == same
+    frozen = chain()
+    frozen[0].weight.requires_grad_(False)
+    hooked = chain()
+    hooked.register_forward_hook(lambda *_: None)
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    untied = signature(tied)
+    tied[1].weight = tied[0].weight
+    others = [chain(5), chain(activation=nn.Tanh), chain(bias=False), chain(rate=0.0), frozen, hooked, chain().double()]
+    assert all(signature(other) != same for other in others)
+    assert signature(tied) != untied
+
+
+def test_frozen_and_tied_parameters_stay_frozen_and_tied():
+    class Tied(SmallDigits):
+        def model(self, hp):
+            first, second = nn.Linear(64, 64), nn.Linear(64, 64)
+            second.weight = first.weight
+            second.bias.requires_grad_(False)
+            return Wrapped(nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(64, 10)))
+
+    jobs = [job(i, 2) for i in range(2)]
+    reached = states_at(jobs, 1, task=Tied())
+    for one in jobs:
+        model = reached[one.id]["model"]
+        assert torch.equal(model["layers.0.weight"], model["layers.2.weight"])
+        torch.manual_seed(one.claim.trial.seed)
+        assert torch.equal(model["layers.2.bias"], Tied().model({}).double().layers[2].bias)
+
+
+def test_width_is_known_for_a_configuration_that_cannot_be_built():
+    assert engine().width({"hidden": "wide"}) == 1
