@@ -2,12 +2,13 @@
 
     python benchmarks/rank.py [--records 10000] [--limit 2.0]
 
-Ends with 1 if the slowest form's median is above the limit.
+Medians of three; ends with 1 if the slowest form's is above the limit.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import statistics
 import subprocess
 import sys
@@ -42,11 +43,13 @@ def made_search(root: Path, n_records: int) -> None:
         folder.stage(stage.name).record_path(trial.id, 1).write_text(record.model_dump_json(exclude_none=True))
 
 
-def seconds(root: Path, form: str) -> float:
+def seconds(root: Path, form: str) -> tuple[float, float]:
+    """On the clock, and of the processor: the second tells what a busy machine adds to the first."""
     command = [sys.executable, "-P", "-m", "master", "--checkpoints", str(root), "rank", "--search", "digits", "--format", form]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> int:
@@ -56,10 +59,11 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         made_search(Path(root), options.records)
-        medians = {form: statistics.median(seconds(Path(root), form) for _ in range(REPEATS)) for form in FORMS}
-    for form, median in medians.items():
-        print(f"master rank --format {form:8s} over {options.records:,} records: {median:.2f} s (median of {REPEATS})")
-    slowest = max(medians.values())
+        times = {form: [seconds(Path(root), form) for _ in range(REPEATS)] for form in FORMS}
+    medians = {form: [statistics.median(values) for values in zip(*pairs, strict=True)] for form, pairs in times.items()}
+    for form, (clock, processor) in medians.items():
+        print(f"master rank --format {form:8s} over {options.records:,} records: {clock:.2f} s, {processor:.2f} s of the processor")
+    slowest = max(clock for clock, _ in medians.values())
     print(f"slowest {slowest:.2f} s, limit {options.limit:.2f} s: {'ok' if slowest <= options.limit else 'TOO SLOW'}")
     return 0 if slowest <= options.limit else 1
 
