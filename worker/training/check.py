@@ -42,9 +42,9 @@ def differences(stack: Stack, models: Mapping[int, Model], inputs: Tensor, targe
 
 def own_logits(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
     """Logits (1, B, C) of the slot's own module with the slot's weights; ``masks`` for training mode."""
-    row = stack.row(slot)
-    flat = row["flat"].unsqueeze(0)
-    buffers = {name.removeprefix("buffer."): tensor.unsqueeze(0) for name, tensor in row.items() if name.startswith("buffer.")}
+    flat = stack.rows["flat"][slot : slot + 1]
+    moved = {name: tensor[slot : slot + 1].clone() for name, tensor in stack.rows.items() if name.startswith("buffer.")}
+    buffers = {name.removeprefix("buffer."): tensor for name, tensor in moved.items()}
     network = LoneNetwork(model)
     network.bind(flat, flat, buffers)
     with torch.no_grad():

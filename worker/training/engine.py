@@ -122,9 +122,12 @@ class Engine:
 
     def _prepared(self, hp: Recorded, seed: int) -> Model:
         recipe = read_recipe(hp)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)
+        try:
             module: nn.Module = self._task.model(hp)
+        finally:
+            torch.default_generator.set_state(before)
         _, dtype, *_ = self._options
         model = prepare(module.to(self.device, dtype), recipe, alone=False)
         number = self._signatures.setdefault(model.structure.signature, len(self._signatures))

@@ -75,6 +75,13 @@ def quantised(rate: float) -> tuple[int, float]:
     return level - LEVELS // 2, 0.0 if rate >= 1 else LEVELS / (LEVELS - level)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """What ``torch.manual_seed`` does, but for the devices that are not there: it walks the stack once for each of them."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 class DropoutMasks:
     """The masks of all dropout layers of an array, filled anew for each step."""
 

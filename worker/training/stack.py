@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worker.training.losses import cross_entropy
 from worker.training.networks import LoneNetwork, Network
-from worker.training.noise import DropoutMasks, noise_keys
+from worker.training.noise import DropoutMasks, noise_keys, seed_generators
 from worker.training.optimizers import Columns
 from worker.training.rows import BEST, Row
 from worker.training.structure import Model
@@ -92,7 +92,7 @@ class Stack:
         """One update of every slot. All that may raise or run out of memory comes before the first change of a weight."""
         masks = self._masks.fill(plan.keys[number], self.rows["threshold"], self.rows["scale"])
         if plan.seeds:
-            torch.manual_seed(plan.seeds[number])
+            seed_generators(plan.seeds[number], inputs.device)
         moved = {name: tensor.clone() for name, tensor in self._buffers.items()} if self._buffers else {}
         try:
             losses = cross_entropy(self._network.forward(inputs, plan.shared, masks), targets)

@@ -14,7 +14,8 @@ from worker.training.layout import Layout, constants
 from worker.training.noise import SlotDropout
 from worker.training.recipe import Recipe
 
-INTERNAL = frozenset({"training", "_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})  # described apart
+INTERNAL = frozenset({"training", "_parameters", "_buffers", "_modules"})  # described apart
+EMPTY = frozenset(vars(nn.Module())) - INTERNAL  # what every module has, and says nothing as long as it is empty
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _described(name: str, module: nn.Module) -> Hashable:
         (n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None
     ]
     hidden = INTERNAL | {"p"} if lifted(module) else INTERNAL
-    plain = tuple((key, _plain(value)) for key, value in sorted(vars(module).items()) if key not in hidden)
+    plain = tuple((key, _plain(value)) for key, value in vars(module).items() if key not in hidden and (value or key not in EMPTY))
     return name, type(module), tuple(tensors), plain
 
 
