@@ -117,10 +117,8 @@ class TrialQueue(QueueView):
         """
         floors, added, remaining = attempts or {}, 0, iter(trials)
         while batch := list(islice(remaining, PUBLISH_BATCH)):
-            words: list[str | int] = []
-            for trial in batch:
-                words += [trial.id, trial.stage, trial.group, _index(trial), floors.get(trial.id, 0), wire.trial_out(trial)]
-            added += int(self.run("publish", *words))
+            rows = [[t.id, t.stage, t.group, _index(t), floors.get(t.id, 0), wire.trial_out(t)] for t in batch]
+            added += int(self.run("publish", wire.dumps(rows)))
         return added
 
     def restore(self, trial: Trial, attempt: int, result: Result) -> bool:
@@ -152,11 +150,11 @@ class TrialQueue(QueueView):
         token = secrets.token_hex(6)
         words = (worker, min(n, MAX_CLAIM), request_id, refill, group or "", suspects, token, self.lease_ms, self.live_ms)
         reply = self.run("claim", *words)
-        if not reply:
+        if reply is None:
             return []
-        held, suspect = wire.text(reply[0]), wire.text(reply[1]) == "1"
-        trials = (reply[first : first + 3] for first in range(2, len(reply), 3))
-        return [Claim(wire.trial_in(i, stored), Fence(wire.text(i), int(a), held), suspect) for i, a, stored in trials]
+        held, suspect, *found = wire.loads(reply)
+        trials = (found[first : first + 3] for first in range(0, len(found), 3))
+        return [Claim(wire.trial_in(trial, stored), Fence(trial, attempt, held), suspect) for trial, attempt, stored in trials]
 
     def renew(self, worker: str, progress: Sequence[Progress]) -> dict[str, str]:
         """Extends the leases that still hold and stores what the heartbeat says. Call it even when nothing runs: it shows life.
@@ -167,10 +165,8 @@ class TrialQueue(QueueView):
         """
         stale: dict[str, str] = {}
         for first in range(0, max(len(progress), 1), WORD_BATCH):
-            words: list[str | int] = []
-            for p in progress[first : first + WORD_BATCH]:
-                words += [*_fence(p.fence), p.beat, wire.progress_out(p)]
-            reply = [wire.text(value) for value in self.run("renew", worker, self.lease_ms, *words)]
+            rows = [[*_fence(p.fence), p.beat, wire.progress_out(p)] for p in progress[first : first + WORD_BATCH]]
+            reply = [wire.text(value) for value in self.run("renew", worker, self.lease_ms, wire.dumps(rows))]
             stale |= dict(zip(reply[::2], reply[1::2], strict=True))
         return stale
 
@@ -275,8 +271,8 @@ class TrialQueue(QueueView):
     def _words(self, script: str, words: Sequence[Sequence[str | int]]) -> list[Verdict]:
         verdicts: list[Verdict] = []
         for first in range(0, len(words), WORD_BATCH):
-            reply = self.run(script, *(value for word in words[first : first + WORD_BATCH] for value in word))
-            verdicts += [Verdict.OK if accepted else Verdict.LOST for accepted in reply]
+            reply = wire.text(self.run(script, wire.dumps(words[first : first + WORD_BATCH])))
+            verdicts += [Verdict.OK if accepted == "1" else Verdict.LOST for accepted in reply]
         return verdicts
 
 

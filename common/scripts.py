@@ -35,7 +35,7 @@ class Script:
     """A script's text and the digest that Redis knows it by."""
 
     text: str
-    digest: str
+    digest: bytes
 
 
 @cache
@@ -44,10 +44,10 @@ def load(name: str) -> Script:
     folder = resources.files("common") / "lua"
     parts = [name] if name in ALONE else ["shared", name]
     text = "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in parts)
-    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return Script(text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest().encode())
 
 
-def run(client: redis.Redis, name: str, keys: Sequence[str], arguments: Sequence[str | int | float]) -> Any:
+def run(client: Any, name: str, keys: Sequence[str | bytes], arguments: Sequence[str | int | float]) -> Any:
     """Carries out a script once. A server that does not know it yet has not run it, and gets its text.
 
     Raises:

@@ -9,6 +9,7 @@ from typing import Any
 from common.trial import Fence, Progress, Result, Trial, TrialState
 
 NON_FINITE = "$float"  # {"$float": "nan"}: strict JSON has no word for it, and a plain string could be the user's own
+ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 DEFAULTS = {name: field.default for name, field in Result.__dataclass_fields__.items()}
 PROGRESS_FIELDS = [name for name in Progress.__dataclass_fields__ if name not in ("fence", "beat")]
 
@@ -16,14 +17,14 @@ PROGRESS_FIELDS = [name for name in Progress.__dataclass_fields__ if name not in
 def dumps(value: Any) -> str:
     """Compact strict JSON; non-finite floats survive as strings."""
     try:
-        return json.dumps(value, separators=(",", ":"), allow_nan=False)
+        return ENCODER.encode(value)
     except ValueError:
-        return json.dumps(_marked(value), separators=(",", ":"), allow_nan=False)
+        return ENCODER.encode(_marked(value))
 
 
-def loads(text: str | bytes) -> Any:
+def loads(stored: str | bytes) -> Any:
     """The inverse of ``dumps``."""
-    return json.loads(text, object_hook=_unmarked)
+    return json.loads(stored, object_hook=_unmarked) if NON_FINITE in text(stored) else json.loads(stored)
 
 
 def _marked(value: Any) -> Any:

@@ -1,21 +1,21 @@
 -- Hands out up to n trials of one group: PENDING -> RUNNING. Repeats its answer for the same request of the same worker.
 -- ARGV  worker, n, request id, "1" if only of a group, that group, "1" if a suspect may be handed out, token, lease (ms), live (ms)
 -- Reads trials HASH, groups HASH; writes states HASH, pending ZSET, open ZSET, counts HASH, leases ZSET, progress HASH, workers ZSET, requests HASH.
--- Returns {token, "1" if alone, then per trial: id, attempt, configuration}, or {} for nothing.
+-- Returns JSON [token, alone, then per trial: id, attempt, configuration], nil for nothing.
 
 local worker, wanted, request, refill, group, suspects, token = unpack(ARGV, 1, 7)
 local lease, live_ms = tonumber(ARGV[8]), tonumber(ARGV[9])
 local now = now_ms()
 
 local function answer(ids, trials, with, alone)
-  local reply = { with, alone and '1' or '0' }
+  local reply = { with, alone }
   local configurations = fields(TRIALS, ids)
   for n, id in ipairs(ids) do
     reply[#reply + 1] = id
     reply[#reply + 1] = trials[n].a
     reply[#reply + 1] = configurations[n]
   end
-  return reply
+  return cjson.encode(reply)
 end
 
 local function repeated(last)
@@ -86,9 +86,12 @@ end
 
 local live = redis.call('ZCOUNT', WORKERS, whole(now - live_ms), '+inf')
 local limit = math.min(tonumber(wanted), math.ceil(redis.call('ZCARD', PENDING) / live))
-if limit < 1 then return {} end
+if limit < 1 then
+  remember()
+  return nil
+end
 local ids, trials, alone = (refill == '1' and more_of or choose)(limit, live > 1)
-if #ids == 0 then return {} end
+if #ids == 0 then return nil end
 
 for n, id in ipairs(ids) do
   local trial = trials[n]

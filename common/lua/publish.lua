@@ -1,24 +1,21 @@
 -- Adds the trials that are not there yet: nothing -> PENDING. Idempotent.
--- ARGV  per trial: id, stage, group, index, highest attempt number known, configuration (JSON)
+-- ARGV  JSON array with a row per trial: id, stage, group, index, highest attempt number known, configuration (JSON)
 -- Writes trials HASH, states HASH, pending ZSET, open ZSET, groups HASH, counts HASH.
 -- Returns how many were new. One that is pending already only has its attempt number raised.
 
-local added, static = 0, {}
-local known = {}
-for first = 1, #ARGV, 6 do known[#known + 1] = ARGV[first] end
-local states = fields(STATES, known)
+local rows, added, static = cjson.decode(ARGV[1]), 0, {}
+local states = fields(STATES, column(rows, 1))
 
-for first = 1, #ARGV, 6 do
-  local id, stage, group, index, attempt, configuration = unpack(ARGV, first, first + 5)
-  local raw = states[(first + 5) / 6]
-  local trial = changed[id] or (raw and cjson.decode(raw))
+for n, row in ipairs(rows) do
+  local id, stage, group, index, attempt, configuration = unpack(row)
+  local trial = changed[id] or (states[n] and cjson.decode(states[n]))
   if not trial then
-    enqueue(id, { g = queue_for(stage, group), i = tonumber(index), a = tonumber(attempt) })
+    enqueue(id, { g = queue_for(stage, group), i = index, a = attempt })
     static[#static + 1] = id
     static[#static + 1] = configuration
     added = added + 1
-  elseif trial.s == 'pending' and trial.a < tonumber(attempt) then
-    trial.a = tonumber(attempt)
+  elseif trial.s == 'pending' and trial.a < attempt then
+    trial.a = attempt
     changed[id] = trial
   end
 end

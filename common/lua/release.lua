@@ -1,11 +1,11 @@
 -- The holder gives trials back: RUNNING -> PENDING; never a loss. The same word again is OK again.
--- ARGV  per trial: id, attempt, token
+-- ARGV  JSON array with a row per trial: id, attempt, token
 -- Writes states HASH, pending ZSET, open ZSET, counts HASH, leases ZSET, progress HASH.
--- Returns per trial 1 (given back) or 0 (the fence is stale).
+-- Returns a string with, per trial, 1 (given back) or 0 (the fence is stale).
 
 local verdicts = {}
-for first = 1, #ARGV, 3 do
-  local id, attempt, token = unpack(ARGV, first, first + 2)
+for _, row in ipairs(cjson.decode(ARGV[1])) do
+  local id, attempt, token = unpack(row)
   local trial = changed[id] or state_of(id)
   if holds(trial, attempt, token) then
     trial.y = 'released'
@@ -13,8 +13,8 @@ for first = 1, #ARGV, 3 do
     verdicts[#verdicts + 1] = 1
   else
     local given = trial and trial.s == 'pending' and trial.y == 'released'
-    verdicts[#verdicts + 1] = given and trial.a == tonumber(attempt) and trial.t == token and 1 or 0
+    verdicts[#verdicts + 1] = given and trial.a == attempt and trial.t == token and 1 or 0
   end
 end
 save()
-return verdicts
+return table.concat(verdicts)

@@ -1,4 +1,6 @@
 -- Put before every script that changes trials: the keys of a search and what the transitions share.
+-- Batches come as one JSON array of rows and long answers go as one JSON array: a client takes longer over a hundred small
+-- arguments than over one large one. Configurations and results are strings in it, which no script looks into.
 --
 -- KEYS, the same thirteen for every script, all under the hash tag of the search:
 --   1 trials    HASH  trial id -> its configuration, JSON that no script ever reads
@@ -48,6 +50,12 @@ local function fields(key, names)
       values[#values + 1] = value
     end
   end
+  return values
+end
+
+local function column(rows, number)
+  local values = {}
+  for n, row in ipairs(rows) do values[n] = row[number] end
   return values
 end
 
@@ -188,7 +196,17 @@ local function save()
   for field, by in pairs(counted) do if by ~= 0 then redis.call('HINCRBY', COUNTS, field, by) end end
 end
 
-local function seen(worker, now)
-  redis.call('ZADD', WORKERS, whole(now), worker)
+-- Keeps the memory of workers for a day more, and no longer: a dropped search leaves nothing for good.
+local function remember()
   redis.call('PEXPIRE', WORKERS, FORGET_MS)
+  redis.call('PEXPIRE', REQUESTS, FORGET_MS)
+end
+
+local function seen(worker, now)
+  if redis.call('ZADD', WORKERS, whole(now), worker) == 0 then return end
+  for _, old in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', whole(now - FORGET_MS), 'LIMIT', 0, 100)) do
+    redis.call('ZREM', WORKERS, old)
+    redis.call('HDEL', REQUESTS, old)
+  end
+  remember()
 end
