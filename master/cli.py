@@ -47,7 +47,7 @@ def init(folder: Path) -> None:
     Example:
         master init my-search
     """
-    from master.commands import write_example
+    from master.reading import write_example
 
     click.echo(write_example(folder))
 
@@ -116,7 +116,7 @@ def rank(context: click.Context, config: Path | None, search: str | None, stage:
         master rank --stage coarse --top 10
         master rank --format json | head
     """
-    from master.commands import rank
+    from master.reading import rank
 
     _show(rank(_choose(context, config, search), stage, top, form, _say))
 
@@ -135,7 +135,7 @@ def borders(context: click.Context, config: Path | None, search: str | None, sta
     Example:
         master borders --stage coarse
     """
-    from master.commands import borders
+    from master.reading import borders
 
     _show(borders(_choose(context, config, search), stage, as_json, _say))
 

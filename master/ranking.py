@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 STATE_ORDER = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED, TrialState.KILLED, TrialState.FAILED)
 SHARED = ("trial", "stage", "index", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason")
 COLUMNS = ("rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "checkpoint", "worker", "attempt", "reason")
-Z_95 = 1.959963984540054  # the normal distribution's 97.5 % point
 MOST_SHOWN = 200  # trials in a table without a number: drawing one takes half a millisecond, and nobody reads on
 TABLE_WIDTH = 80  # characters: what a terminal, a log and a mail all show
 WIDE_METRIC = 1e4  # from here on four decimals would widen the column and tell nothing
@@ -127,22 +126,6 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
     for cells in zip(*(cells for _, cells in columns + own), strict=True):
         drawn.add_row(*map(Text, cells))
     return drawn
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy that was seen as ``correct`` of ``n``; never outside [0, 1], unlike the normal one.
-
-    Source: Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
-
-    Raises:
-        ValueError: no examples, or more correct ones than there are.
-    """
-    if n <= 0 or not 0 <= correct <= n:
-        raise ValueError(f"{correct} correct of {n}: give a number of examples above 0 and at most as many correct ones")
-    share, z2 = correct / n, Z_95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def varied(hyperparameters: Sequence[Mapping[str, Scalar]]) -> list[str]:

@@ -112,7 +112,7 @@ class Supervisor:
         """One look; the counts if the stage has ended."""
         now = time.monotonic()
         if now >= self._care_at:
-            self._care_at = now + CARE_S
+            self._care_at = now + min(CARE_S, self._queue.tick_every_s)
             self._care()
         counts = self._queue.counts().get(self._stage)
         if counts is None:

@@ -48,6 +48,7 @@ class Loop:
         self._request = secrets.token_hex(8)
         self._width: dict[str, int] = {}  # search id to the array width that its engine has found
         self._master_seen = time.monotonic()
+        self._max_pause_s = MAX_PAUSE_S
 
     def run(self) -> None:
         """Claims, trains, records, until stopped, idle in a burst, or left by the master.
@@ -68,7 +69,7 @@ class Loop:
                 pause_s = MIN_PAUSE_S
             else:
                 threading.Event().wait(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
+                pause_s = min(pause_s * 1.5, self._max_pause_s)
 
     def _claim(self) -> tuple[Session, list[Claim]] | None:
         """The next trials, of the search launched first."""
@@ -164,6 +165,7 @@ class Loop:
             if session.queue.master_alive():
                 alive = True
             else:
+                self._max_pause_s = min(self._max_pause_s, session.queue.tick_every_s)
                 reap(session.queue, session.folder, master=False)
         if alive:
             self._master_seen = time.monotonic()

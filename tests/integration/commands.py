@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import redis
+
 DEADLINE_S = 90.0  # only there to stop a hang
 
 SEARCH = """
@@ -23,7 +25,7 @@ seed = {seed}
 learning_rate = {{ log_uniform = [{low}, {high}] }}
 weight_decay = {{ log_uniform = [1e-7, 1e-2] }}
 dropout = {{ uniform = [0.0, 0.5] }}
-hidden = {{ choice = [16, 24] }}
+hidden = {hidden}
 batch_size = 64
 {space}
 [stages.coarse]
@@ -60,6 +62,7 @@ class Place:
     def write_search(self, name: str = "digits", **values: Any) -> Path:
         defaults: dict[str, Any] = {
             "task": "digits", "seed": 1, "low": 1e-3, "high": 1.0, "trials": 24, "epochs": 1, "lease_s": 30, "space": "", "stragglers": "",
+            "hidden": "{ choice = [16, 24] }",
         }  # fmt: skip
         file = self.path / "search.toml"
         file.write_text(SEARCH.format(name=name, **{**defaults, **values}))
@@ -115,6 +118,11 @@ class Place:
     def records(self, search: str = "digits", stage: str = "coarse") -> list[dict[str, Any]]:
         files = sorted((self.root / search / stage / "trials").glob("*.json"))
         return [json.loads(file.read_text()) for file in files]
+
+    def redis_pid(self) -> int:
+        """The embedded server's process."""
+        with redis.Redis(unix_socket_path=str(self.root / ".redis" / "redis.sock")) as client:
+            return int(client.info("server")["process_id"])
 
     def worker_pids(self) -> list[int]:
         """The processes of local workers of this place, found by their command line."""

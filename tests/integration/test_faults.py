@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from master.sampling import configurations
 from common.search import load_search
+from master.sampling import configurations
 from tests.integration.commands import Place, wait_for
 
 TASKS = Path(__file__).parent / "tasks"
@@ -118,7 +118,7 @@ def test_a_trial_that_kills_its_worker_fails_alone(here: Place) -> None:
 
 
 def test_a_worker_stopped_beyond_its_lease_and_continued(here: Place) -> None:
-    here.write_search(**{**LONG, "epochs": 120, "trials": 8})
+    here.write_search(**{**LONG, "epochs": 120, "trials": 8, "hidden": "16"})
     assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
     sleeper = here.start("worker", "start", log="sleeper.log")
     wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 8, "all trials on one worker")
@@ -128,7 +128,7 @@ def test_a_worker_stopped_beyond_its_lease_and_continued(here: Place) -> None:
     before = {r["trial"]: r for r in here.rank()}
     assert {r["attempt"] for r in before.values()} == {2}
     files = sorted(p.name for p in (here.root / "digits" / "coarse").glob("*.pt"))
-    here.write_search(**{**LONG, "epochs": 120, "trials": 12})
+    here.write_search(**{**LONG, "epochs": 120, "trials": 12, "hidden": "16"})
     assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
     os.kill(sleeper.pid, signal.SIGCONT)
     wait_for(lambda: here.status()["stages"]["coarse"]["pending"] + here.status()["stages"]["coarse"]["running"] == 0, "the next trials")
@@ -157,8 +157,7 @@ def test_redis_gone_in_the_middle(here: Place) -> None:
     here.write_search(**{**LONG, "epochs": 80, "lease_s": 3})
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
     wait_for(lambda: half_way(here), "running trials")
-    pid = int(re.search(r"\d+", next(iter((here.root / ".redis").glob("*.pid"))).read_text())[0])
-    os.kill(pid, signal.SIGKILL)
+    os.kill(here.redis_pid(), signal.SIGKILL)
     assert master.wait(90) == 0, here.output("master.log")
     said = here.output("master.log")
     assert said.count("trying again until Redis is back") == 1 and said.count("Redis is back") == 1
@@ -166,7 +165,7 @@ def test_redis_gone_in_the_middle(here: Place) -> None:
 
 
 def test_kill_of_a_trial_while_it_trains(here: Place) -> None:
-    here.write_search(**{**LONG, "epochs": 100_000, "trials": 4, "lease_s": 30})
+    here.write_search(**{**LONG, "epochs": 100_000, "trials": 4, "lease_s": 30, "hidden": "16"})
     assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
     here.start("worker", "start", log="worker.log")
     wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 4, "running trials")

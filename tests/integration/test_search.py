@@ -59,7 +59,7 @@ def test_fractions_of_an_epoch_and_all_stages(here: Place) -> None:
 
 @pytest.mark.parametrize(("low", "high", "warned"), [(1e-6, 1e-3, True), (1e-4, 1e1, False)])
 def test_a_range_that_ends_too_low_warns_and_one_around_the_optimum_does_not(here: Place, low: float, high: float, warned: bool) -> None:
-    here.write_search(low=low, high=high, trials=60)
+    here.write_search(low=low, high=high, trials=80, epochs=3, space="momentum = 0.9\n")
     assert here.run("master", "launch", "--stage", "coarse").returncode == 0
     done = here.run("master", "borders", "--json")
     found = [b for b in json.loads(done.stdout) if b["hyperparameter"] == "learning_rate"]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
+from common.intervals import wilson
 from common.records import Record
 from common.trial import ENDED, TrialState
 from master import ranking
@@ -155,20 +156,20 @@ def test_a_table_of_very_many_says_how_to_see_the_rest() -> None:
 
 def test_wilson_agrees_with_published_values() -> None:
     """Newcombe, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17 (1998), table I."""
-    assert ranking.wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert ranking.wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
-    assert ranking.wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    assert ranking.wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
+    assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson(15, 148) == pytest.approx((0.0624, 0.1605), abs=5e-5)
+    assert wilson(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    assert wilson(1, 29) == pytest.approx((0.0061, 0.1718), abs=5e-5)
 
 
 @given(n=st.integers(1, 10**6), data=st.data())
 def test_wilson_holds_the_share_and_stays_in_the_unit_interval(n: int, data: st.DataObject) -> None:
     correct = data.draw(st.integers(0, n))
-    low, high = ranking.wilson(correct, n)
+    low, high = wilson(correct, n)
     assert 0 <= low <= correct / n + 1e-12 and correct / n - 1e-12 <= high <= 1
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 0), (3, 2), (-1, 2)])
 def test_wilson_refuses_what_cannot_be_counted(correct: int, n: int) -> None:
     with pytest.raises(ValueError, match="correct of"):
-        ranking.wilson(correct, n)
+        wilson(correct, n)
