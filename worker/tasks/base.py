@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
+from common.errors import TaskError
 from common.space import Scalar
 
 
@@ -15,8 +17,22 @@ from common.space import Scalar
 class Part:
     """One part of the data."""
 
-    inputs: Tensor  # (n, ...) of a floating type
+    inputs: Tensor  # (n, ...); floating types take the precision that is trained in
     targets: Tensor  # (n,) int64, class numbers from 0
+
+    def __post_init__(self) -> None:
+        """Raises TaskError where the parts do not fit together."""
+        for name, value in (("inputs", self.inputs), ("targets", self.targets)):
+            if not isinstance(value, Tensor):
+                raise TaskError(f"a Part's {name} are a {type(value).__name__}, not a torch.Tensor; convert them in data()")
+        if self.targets.dtype != torch.int64 or self.targets.ndim != 1:
+            raise TaskError(
+                f"targets are {self.targets.dtype} of shape {tuple(self.targets.shape)}; (n,) class numbers as int64 are needed"
+            )
+        if len(self.inputs) != len(self.targets) or not len(self.targets):
+            raise TaskError(
+                f"a Part has {len(self.inputs)} inputs and {len(self.targets)} targets; as many of each are needed, at least one"
+            )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -30,6 +46,15 @@ class Data:
     val: Part
     test: Part | None
     n_classes: int
+
+    def __post_init__(self) -> None:
+        """Raises TaskError where a target is no class."""
+        for name, part in (("train", self.train), ("val", self.val), ("test", self.test)):
+            if part is not None and not 0 <= int(part.targets.min()) <= int(part.targets.max()) < self.n_classes:
+                low, high = int(part.targets.min()), int(part.targets.max())
+                raise TaskError(
+                    f"{name} targets run from {low} to {high}; with n_classes = {self.n_classes} they lie in 0 to {self.n_classes - 1}"
+                )
 
 
 class Task(Protocol):

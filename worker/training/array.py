@@ -111,7 +111,7 @@ class TrialArray:
 
     def views(self) -> list[View]:
         """The running trials."""
-        return [self._view(position, slot) for position, slot in enumerate(self.slots)]
+        return [self._view(slot) for slot in self.slots]
 
     def failed(self, reason: str, traceback: str) -> list[Outcome]:
         """The outcomes where what raised was the trials' own model."""
@@ -130,14 +130,14 @@ class TrialArray:
             for slot in self.slots
         ]
 
-    def _view(self, position: int, slot: Slot) -> View:
+    def _view(self, slot: Slot) -> View:
         return View(
             slot.job,
             slot.epoch,
             slot.best.val_acc if slot.best else None,
             slot.last_epoch_s,
             self.width,
-            lambda: packed(slot.state(self.stack.row(position))),
+            lambda: packed(slot.state(self.stack.row(self.slots.index(slot)))),
         )
 
     def _admitted(self, entries: Sequence[Entry]) -> tuple[list[Slot], list[Row]]:

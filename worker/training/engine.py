@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from common.errors import TaskError
 from common.space import Scalar
 from worker.tasks.base import Task
 from worker.training.array import Entry
@@ -91,11 +92,17 @@ class Engine:
         return Entry(job, model, job.resume)
 
     def shapes(self, model: Model) -> list[tuple[int, ...]] | None:
-        """What its dropout layers see; None where they cannot be lifted or the forward raises."""
+        """What its dropout layers see; None where they cannot be lifted or the forward raises.
+
+        Raises:
+            TaskError: the model's output is not one logit a class.
+        """
         if model.structure not in self._shapes:
             setting = self.setting()
             try:
-                self._shapes[model.structure] = mask_shapes(model, setting.sample(model.recipe.batch_size))
+                self._shapes[model.structure] = mask_shapes(model, setting.sample(model.recipe.batch_size), setting.n_classes)
+            except TaskError:
+                raise
             except Exception as error:
                 self.once(f"a forward of the model on one batch raised {type(error).__name__}: {error}")
                 self._shapes[model.structure] = None
@@ -130,6 +137,8 @@ class Engine:
             torch.default_generator.set_state(before)
         _, dtype, *_ = self._options
         model = prepare(module.to(self.device, dtype), recipe, alone=False)
+        if model.layout.size == 0:
+            raise TaskError("model(hp) has no parameter to train; give it one with requires_grad")
         number = self._signatures.setdefault(model.structure.signature, len(self._signatures))
         model.structure = replace(model.structure, signature=number)  # quick to hash and to compare
         return model

@@ -41,7 +41,8 @@ class Setting:
         log: Callable[[str], None],
     ) -> Setting:
         """Moves the training and validation parts to the device; the test part stays where it is."""
-        inputs = [part.inputs.to(device, dtype) for part in (data.train, data.val)]
+        kinds = [dtype if part.inputs.is_floating_point() else part.inputs.dtype for part in (data.train, data.val)]
+        inputs = [part.inputs.to(device, kind) for part, kind in zip((data.train, data.val), kinds, strict=True)]
         targets = [part.targets.to(device) for part in (data.train, data.val)]
         return cls(inputs[0], targets[0], inputs[1], targets[1], data.n_classes, device, dtype, search_seed, task_name, factor, log)
 

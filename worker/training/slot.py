@@ -28,7 +28,7 @@ class Best:
     epoch: float
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """One trial in an array."""
 

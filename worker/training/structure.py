@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from common.errors import TaskError
 from worker.training.layout import Layout, constants
 from worker.training.noise import SlotDropout
 from worker.training.recipe import Recipe
@@ -55,8 +56,13 @@ def lifted(module: nn.Module) -> bool:
     return type(module) is nn.Dropout and module.p > 0 and not _hooked(module)
 
 
-def mask_shapes(model: Model, inputs: Tensor) -> list[tuple[int, ...]] | None:
-    """The shape of each dropout layer's input for a batch, None if one is passed through more or less often than once."""
+def mask_shapes(model: Model, inputs: Tensor, n_classes: int) -> list[tuple[int, ...]] | None:
+    """The shape of each dropout layer's input for a batch, None if one is passed through more or less often than once.
+
+    Raises:
+        TaskError: the model's output is not one logit a class.
+        Exception: whatever its forward raises.
+    """
     layers = [model.module.get_submodule(name) for name in model.dropouts]
     slots = [layer for layer in layers if isinstance(layer, SlotDropout)]
     for slot in slots:
@@ -64,7 +70,10 @@ def mask_shapes(model: Model, inputs: Tensor) -> list[tuple[int, ...]] | None:
     model.module.train()
     with torch.no_grad():
         copies = {name: tensor.clone() for name, tensor in constants(model.module).items()}  # batch norm moves its statistics
-        torch.func.functional_call(model.module, copies, (inputs,))
+        logits = torch.func.functional_call(model.module, copies, (inputs,))
+    if not isinstance(logits, Tensor) or logits.shape != (len(inputs), n_classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise TaskError(f"the model makes {shape} of {len(inputs)} examples; logits of shape ({len(inputs)}, {n_classes}) are needed")
     seen = [slot.seen or [] for slot in slots]
     for slot in slots:
         slot.seen = None

@@ -57,8 +57,8 @@ class Widths:
         for width in candidates:
             try:
                 seconds = measure(width)
-            except (torch.OutOfMemoryError, RuntimeError):
-                break  # too wide, or not to be stacked: the array itself will tell which
+            except Exception:
+                break  # too wide, or not to be stacked: the array itself meets the same error, and tells it
             if seconds < best_s * CLEAR_GAIN:
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:

@@ -1,5 +1,7 @@
 """What raises costs the trial that raises, and no other."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,31 @@ def test_data_that_cannot_be_loaded_fails_every_trial():
     found = outcomes([job(0), job(1)], task=NoData())
     assert {outcome.state for outcome in found.values()} == {TrialState.FAILED}
     assert found["coarse-0000"].reason == "data() raised OSError: the disk is gone"
+
+
+@pytest.mark.parametrize(
+    ("last", "reason"),
+    [
+        (nn.Linear(16, 7), "TaskError: the model makes (64, 7) of 64 examples; logits of shape (64, 10) are needed"),
+        (nn.Linear(15, 10), "mat1 and mat2 shapes cannot be multiplied"),
+    ],
+)
+def test_a_model_that_does_not_fit_the_data_is_told(last, reason):
+    class Misfit(SmallDigits):
+        def model(self, hp):
+            return nn.Sequential(*Digits().model(hp)[:-1], copy.deepcopy(last))
+
+    found = outcomes([job(0), job(1)], task=Misfit())
+    assert {outcome.state for outcome in found.values()} == {TrialState.FAILED}
+    assert all(reason in outcome.reason for outcome in found.values())
+
+
+def test_a_model_without_parameters_is_told():
+    class Empty(SmallDigits):
+        def model(self, hp):
+            return nn.Identity()
+
+    assert "has no parameter to train" in outcomes([job(0)], task=Empty())["coarse-0000"].reason
 
 
 @pytest.mark.parametrize(
