@@ -30,11 +30,14 @@ def differences(stack: Stack, models: Mapping[int, Model], inputs: Tensor, targe
     """
     stacked = {"training": stack.rehearse(inputs), "evaluation": stack.predict(inputs)}
     found: dict[int, str] = {}
-    for slot, model in models.items():
-        masks = stack.masks_of(slot)
-        for mode, logits in stacked.items():
-            own = own_logits(stack, slot, model, inputs, masks if mode == "training" else None)
-            gap = _gap(logits[slot : slot + 1], own, targets)
+    if not models:
+        return found
+    for mode, logits in stacked.items():
+        own = [
+            own_logits(stack, slot, model, inputs, stack.masks_of(slot) if mode == "training" else None) for slot, model in models.items()
+        ]
+        gaps = _gaps(logits[list(models)], torch.cat(own), targets)
+        for slot, gap in zip(models, gaps, strict=True):
             if not gap <= TOLERANCE.get(logits.dtype, LOOSE_TOLERANCE):
                 found.setdefault(slot, f"its stacked {mode} forward differs from its own module's by {gap:.2g} of the largest logit")
     return found
@@ -51,11 +54,10 @@ def own_logits(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Seq
         return network.predict(inputs) if masks is None else network.forward(inputs, True, masks)
 
 
-def _gap(stacked: Tensor, own: Tensor, targets: Tensor) -> float:
-    """Largest difference of the logits and of the loss, relative to the largest logit; 0 where both are equally broken."""
-    if stacked.shape != own.shape:
-        return float("inf")
-    scale = own.abs().amax().clamp(min=1.0)
-    logits = torch.where(own.isfinite() | stacked.isfinite(), (stacked - own).abs(), 0.0).amax() / scale
-    losses = (cross_entropy(stacked, targets).mean - cross_entropy(own, targets).mean).abs() / scale
-    return float(torch.maximum(logits, torch.where(losses.isnan(), logits, losses)))
+def _gaps(stacked: Tensor, own: Tensor, targets: Tensor) -> list[float]:
+    """(K,) largest difference of the logits and of the loss, relative to the slot's largest logit; 0 where both are equally broken."""
+    scales = own.abs().amax((1, 2)).clamp(min=1.0)
+    logits = torch.where(own.isfinite() | stacked.isfinite(), (stacked - own).abs(), 0.0).amax((1, 2))
+    losses = (cross_entropy(stacked, targets).mean - cross_entropy(own, targets).mean).abs()
+    gaps: list[float] = (torch.maximum(logits, torch.where(losses.isnan(), logits, losses)) / scales).tolist()
+    return gaps
