@@ -30,6 +30,7 @@ class Session:
         self._watch = watch
         self._waiting: list[Entry] = []
         self._ended: list[Outcome] = []
+        self._stopped = False
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Boundary]:
         """See ``Engine.train``."""
@@ -43,7 +44,7 @@ class Session:
                 array = self._assembled()
                 if array is not None:
                     yield from self._trained(array)
-                    if self._watch.stopping():
+                    if self._stopped:
                         return
             elif self._ended:
                 yield self._boundary(None)
@@ -73,8 +74,9 @@ class Session:
         while array.slots:
             self._advance(array)
             self._ended += array.leave()
+            self._stopped = self._watch.stopping()  # asked before the boundary, so that who reads it knows that it is the last
             yield self._boundary(array)
-            if self._watch.stopping():
+            if self._stopped:
                 return
             array.mark_lost(self._watch)
             self._ended += array.leave()
@@ -88,14 +90,15 @@ class Session:
             array.advance(self._watch)
         except Exception as error:
             everyone = range(array.width)
-            if array.width == 1:
-                self._ended += array.failed(_told(error), traceback.format_exc())
-                array.drop(everyone)
-            elif _out_of_memory(error):
+            short = _out_of_memory(error)
+            if short and array.width > 1:
                 half = array.width // 2
                 self._limit(array, half)
                 self._waiting[:0] = array.carried(everyone[half:])
                 array.drop(everyone[half:])
+            elif short or not array.stacked:
+                self._ended += array.failed(_told(error), traceback.format_exc())
+                array.drop(everyone)
             else:
                 carried = [self._engine.alone(entry, f"a stacked step raised {_told(error)}") for entry in array.carried(everyone)]
                 self._waiting[:0] = carried

@@ -161,6 +161,13 @@ def test_a_step_that_raises_in_an_array_only_loses_nothing(monkeypatch):
     assert len(said) == 1 and "a stacked step raised RuntimeError: no such kernel" in said[0]
 
 
+def test_out_of_memory_alone_fails_the_trial(monkeypatch):
+    raising_in_step(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), wider_than=0, after=0)
+    found = outcomes([job(0, 2), job(1, 2)])
+    assert {outcome.state for outcome in found.values()} == {TrialState.FAILED}
+    assert "out of memory" in found["coarse-0000"].reason
+
+
 def test_trials_between_two_arrays_are_handed_back_as_running(monkeypatch):
     raising_in_step(monkeypatch, RuntimeError("no such kernel"), wider_than=1, after=7)
     first = list(boundaries([job(i, 3) for i in range(3)]))[1]

@@ -71,6 +71,23 @@ def test_told_to_stop_before_it_began_it_hands_everything_back():
     assert only.running == [] and only.ended == []
 
 
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_told_to_stop_at_a_boundary_there_is_one_more_that_says_so(n_jobs):
+    class Switch(FreeWatch):
+        stop = False
+
+        def stopping(self):
+            return self.stop
+
+    watch = Switch()
+    running = boundaries([job(i, 1 + i) for i in range(n_jobs)], width=1, watch=watch)
+    first = next(running)
+    watch.stop = True
+    (last,) = running
+    assert [outcome.job.id for outcome in first.ended] == ["coarse-0000"]
+    assert last.ended == [] and [one.id for one in last.waiting] == ["coarse-0001"][: n_jobs - 1]
+
+
 def test_trials_beyond_the_width_wait_and_are_handed_back():
     *_, last = boundaries([job(i) for i in range(4)], width=2, watch=StopAfter(8))
     assert {view.job.id for view in last.running} == {"coarse-0000", "coarse-0001"}
