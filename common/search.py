@@ -17,6 +17,7 @@ from common.space import Space
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # one path component that is neither hidden nor climbs
 STAGE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # no '-' and no '.', which separate the parts of file names
 RESERVED_STAGE = "all"
+BUILTIN_TASKS = ("digits",)  # what workers bring along; anything else is a file of the user's
 MAX_FILE_BYTES = 1 << 20  # a search file is a page; anything larger is the wrong file
 
 T = TypeVar("T", bound=BaseModel)
@@ -146,9 +147,19 @@ def parse_search(text: str, source: str = "search file") -> Search:
             raise ConfigError(f"{missing[0]} is missing; `master init` writes a complete example")
         search = _validated(Search, raw, "")
         check_name(search.name)
+        _check_task(search)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return search
+
+
+def _check_task(search: Search) -> None:
+    path, colon, name = search.task.rpartition(":")
+    if not colon and name not in BUILTIN_TASKS:
+        known = ", ".join(BUILTIN_TASKS)
+        raise ConfigError(f'task = {name!r}: no built-in task of that name; use one of {known}, or "path/to/my_task.py:MyTask"')
+    if colon and (Path(path).suffix != ".py" or not name.isidentifier()):
+        raise ConfigError(f'task = {search.task!r}: not a file and a name; write "path/to/my_task.py:MyTask"')
 
 
 def load_search(path: Path) -> Search:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
@@ -145,12 +146,31 @@ def _copy_task(search: Search, base: Path, folder: SearchFolder) -> None:
         raise TaskError(
             f"task = {search.task!r}: {source} cannot be read ({error.strerror}); the path is relative to the search file"
         ) from None
+    _check_defined(search.task, source, content)
     if target.exists() and target.read_bytes() != content:
         raise ConfigError(
             f"task = {search.task!r}: {source} differs from the code that was launched ({target}); launch under another name with "
             "--new-name NAME, or set the old folder aside with --replace"
         )
     durable.write_new({target: content})
+
+
+def _check_defined(task: str, source: Path, content: bytes) -> None:
+    """Sees without running it that the file can be compiled and defines the task: here the user still looks on."""
+    name = task.rpartition(":")[2]
+    try:
+        tree = ast.parse(content, str(source))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None) or 1
+        raise TaskError(f"task = {task!r}: {source}, line {line}: not Python: {error.args[0]}") from None
+    bound = {getattr(node, "name", None) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            bound.add(node.id)
+        elif isinstance(node, ast.alias):
+            bound.add(node.asname or node.name)
+    if name not in bound and "*" not in bound:
+        raise TaskError(f"task = {task!r}: {source} defines no {name}; name a class that it has")
 
 
 def task_digest(search: Search, folder: SearchFolder) -> str:

@@ -34,14 +34,19 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
         ("seed = 1", "seed = ", ["TOML"]),
         ('task = "digits"', 'task = "nothing"', ["nothing", "digits"]),
         ('task = "digits"', 'task = "gone.py:Task"', ["gone.py"]),
+        ('task = "digits"', 'task = "search.toml:Task"', ["search.toml", "my_task.py:MyTask"]),
+        ('task = "digits"', 'task = "broken.py:Task"', ["broken.py", "line 1"]),
+        ('task = "digits"', 'task = "empty.py:Task"', ["empty.py", "Task"]),
     ],
 )
 def test_a_wrong_search_file(here: Place, old: str, new: str, words: list[str]) -> None:
     file = here.write_search()
     text = file.read_text()
     assert old in text
+    (here.path / "empty.py").touch()
+    (here.path / "broken.py").write_text("class Task\n")
     file.write_text(text.replace(old, new, 1))
-    code = 1 if "task = " in new and "name" not in new else 2
+    code = 1 if ".py" in new else 2
     refused(here.run("master", "launch", "--stage", "coarse"), code, *words)
     assert not list(here.root.rglob("*.json"))
 
@@ -75,7 +80,7 @@ def test_redis_out_of_reach(here: Place) -> None:
     here.write_search()
     refused(here.run("master", "--redis", "redis://127.0.0.1:1/0", "launch", "--stage", "coarse"), 4, "127.0.0.1:1")
     refused(here.run("worker", "start", "--redis", "redis://:secret@127.0.0.1:1/0"), 4, "127.0.0.1:1")
-    refused(here.run("master", "--redis", "nonsense", "status"), 2, "nonsense")
+    refused(here.run("master", "--redis", "nonsense", "workers"), 2, "nonsense")
 
 
 def test_a_wrong_password(here: Place, password_server: str) -> None:

@@ -31,9 +31,11 @@ def ended_once(here: Place, n: int, stage: str = "coarse") -> dict[str, int]:
 
 
 def half_way(here: Place) -> bool:
-    """Trials are running."""
-    folder = here.root / "digits" / "coarse"
-    return folder.exists() and here.status()["stages"]["coarse"]["running"] >= 4
+    """Trials are training: an epoch has ended, and more are to come."""
+    if not (here.root / "digits" / "coarse").exists():
+        return False
+    status = here.status()
+    return status["stages"]["coarse"]["running"] >= 4 and any(w["array_width"] for w in status["workers"])
 
 
 def test_kill_9_of_a_worker(here: Place) -> None:
@@ -160,7 +162,7 @@ def test_redis_gone_in_the_middle(here: Place) -> None:
     os.kill(here.redis_pid(), signal.SIGKILL)
     assert master.wait(90) == 0, here.output("master.log")
     said = here.output("master.log")
-    assert said.count("trying again until Redis is back") == 1 and said.count("Redis is back") == 1
+    assert said.count("trying again until Redis is back") == 1 and said.count("Redis is back; going on") == 1
     ended_once(here, 24)
 
 

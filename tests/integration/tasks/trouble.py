@@ -17,6 +17,7 @@ from worker.tasks.digits import Digits
 
 BOUND = float(os.environ.get("TROUBLE_BOUND", "2"))
 KIND = os.environ.get("TROUBLE", "")
+CALM = 60  # calls: width has been measured, and a few epochs have passed
 ONLY = os.environ.get("TROUBLE_ONLY", "")  # only the process that makes this file first is in trouble
 
 
@@ -43,9 +44,9 @@ class Troubled(nn.Module):
         self.calls += 1
         if KIND == "raise":
             raise ValueError("planted: the model raised")
-        if KIND == "hang" and self.calls > 3:
+        if KIND == "hang" and self.calls > CALM:
             time.sleep(10_000)
-        if KIND == "slow" and self.calls > 40:
+        if KIND == "slow" and self.calls > CALM:
             time.sleep(float(os.environ["TROUBLE_S"]))
         return self.inner(x)
 
