@@ -62,11 +62,11 @@ class FreeWatch:
 
 def jobs_for(n: int, epochs: int, optimizer: str, batch_size: int) -> list[Job]:
     draw = random.Random(SEARCH_SEED)
-    top = -2 if optimizer == "adam" else -1
+    top = -2.0 if optimizer == "adam" else -1.5  # log10 of the highest rate: none explodes
     return [_job(i, epochs, _configuration(draw, top, optimizer, batch_size)) for i in range(n)]
 
 
-def _configuration(draw: random.Random, top: int, optimizer: str, batch_size: int) -> dict[str, Scalar]:
+def _configuration(draw: random.Random, top: float, optimizer: str, batch_size: int) -> dict[str, Scalar]:
     fixed: dict[str, Scalar] = {"hidden": 64, "depth": 2, "optimizer": optimizer, "batch_size": batch_size, "momentum": 0.9}
     rates = {"learning_rate": 10 ** draw.uniform(-4, top), "weight_decay": 10 ** draw.uniform(-7, -2), "dropout": draw.uniform(0.05, 0.5)}
     return {**fixed, **rates, "nesterov": optimizer == "sgd"}
