@@ -43,7 +43,7 @@ def stage_end(
     parts: list[RenderableType] = [counts(records)]
     if ranking.best(records, 1):
         parts += ["", ranking.table(ranking.frame(records), TOP, width), "", best_line(records)]
-    parts += [border_lines(borders)] if borders else []
+    parts.append(border_lines(borders))
     if proposal is not None:
         parts += ["", next_ranges(ranges, proposal)]
     if command is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import redis
@@ -17,18 +18,25 @@ from worker.tasks import load_task, task_digest
 from worker.training.engine import Engine, Job
 
 
+@dataclass(frozen=True)
+class Means:
+    """What a worker trains with."""
+
+    device: torch.device
+    width: int | None  # trials an array holds, None to measure
+    threads: int  # its share of the cores
+
+
 class Session:
     """A search that this worker may work for: its id was found in the worker's own checkpoint root."""
 
-    def __init__(self, client: redis.Redis, folder: SearchFolder, search: Search, device: torch.device, width: int | None) -> None:
-        """Args: ``width``: how many trials an array holds, None to measure."""
+    def __init__(self, client: redis.Redis, folder: SearchFolder, search: Search, means: Means) -> None:
         assert search.id is not None  # SearchFolder.search() refuses a file without one
         self.folder = folder
         self.search = search
         self.queue = TrialQueue(client, search.id, search.stragglers.lease_s)
         self.digest: str | None = None
-        self._device = device
-        self._width = width
+        self._means = means
         self._engine: Engine | None = None
 
     def engine(self, stage: str, log: Callable[[str], None]) -> Engine:
@@ -43,11 +51,12 @@ class Session:
             self._check_digest(stage)
             self._engine = Engine(
                 task,
-                self._device,
+                self._means.device,
                 search_seed=self.search.seed,
                 task_name=self.search.task,
                 explosion_factor=self.search.explosion_factor,
-                width=self._width,
+                width=self._means.width,
+                threads=self._means.threads,
                 log=log,
             )
         return self._engine
@@ -79,8 +88,9 @@ class Session:
 class Sessions:
     """The searches of one checkpoint root, by id; read again when Redis names one that is not known yet."""
 
-    def __init__(self, client: redis.Redis, root: Path, device: torch.device, width: int | None, say: Callable[[str], None]) -> None:
-        self._client, self._root, self._device, self._width, self._say = client, root, device, width, say
+    def __init__(self, client: redis.Redis, root: Path, means: Means, say: Callable[[str], None]) -> None:
+        self._client, self._root, self._say = client, root, say
+        self._means = means
         self._known: dict[str, Session] = {}
         self._elsewhere: set[str] = set()
 
@@ -104,5 +114,5 @@ class Sessions:
                 self._say(str(error))
                 continue
             if search is not None and search.id is not None and search.id not in self._known:
-                self._known[search.id] = Session(self._client, folder, search, self._device, self._width)
+                self._known[search.id] = Session(self._client, folder, search, self._means)
                 self._elsewhere.discard(search.id)

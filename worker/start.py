@@ -24,7 +24,7 @@ from common.workers import WorkerRegistry
 from worker.device import Device, machine_id, owned, thread_share, usable_cores
 from worker.heartbeat import Heartbeat
 from worker.loop import CPU_CLAIM, GPU_CLAIM, Loop, Options
-from worker.session import Sessions
+from worker.session import Means, Sessions
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,21 @@ def start_one(request: Request) -> int:
         registry = WorkerRegistry(broker.client)
         heartbeat = Heartbeat(_info(device), registry, say, broker.ensure)
         _hear_signals(heartbeat)
-        if device.name == "cpu":
-            heartbeat.once()  # so that the workers starting beside it are counted
-            torch.set_num_threads(thread_share(registry.list(), machine_id(), usable_cores(), max(1, request.local)))
+        heartbeat.once()  # so that the workers starting beside it count this one
+        threads = thread_share(registry.list(), machine_id(), usable_cores(), max(1, request.local)) if device.name == "cpu" else 1
+        torch.set_num_threads(threads)
         heartbeat.start()
-        say(f"{heartbeat.info.worker} on {device.name} ({device.model}), {torch.get_num_threads()} threads, folder {root}")
+        say(f"{heartbeat.info.worker} on {device.name} ({device.model}), at most {threads} threads, folder {root}")
         try:
-            _loop(request, broker.client, root, device, width, heartbeat).run()
+            _loop(request, broker.client, root, device, width, threads, heartbeat).run()
         finally:
             heartbeat.close()
     say("left")
     return heartbeat.exit_code
 
 
-def _loop(request: Request, client: redis.Redis, root: Path, device: Device, width: int | None, heartbeat: Heartbeat) -> Loop:
-    sessions = Sessions(client, root, device.torch_device, width, say)
+def _loop(request: Request, client: redis.Redis, root: Path, device: Device, width: int | None, threads: int, heartbeat: Heartbeat) -> Loop:
+    sessions = Sessions(client, root, Means(device.torch_device, width, threads), say)
     first_claim = width or (CPU_CLAIM if device.name == "cpu" else GPU_CLAIM)
     return Loop(client, sessions, heartbeat, Options(request.search, request.burst, first_claim, request.local > 0), say)
 

@@ -9,13 +9,12 @@ from tests.integration.commands import Place, wait_for
 from tests.integration.test_faults import ended_once
 
 TASKS = Path(__file__).parent / "tasks"
+MARKED = {"task": "trouble.py:Task", "space": "marker = { uniform = [0.0, 1.0] }\n", "hidden": "16"}
 
 
 def test_a_stuck_worker_loses_its_trials_and_exits(here: Place) -> None:
     shutil.copy(TASKS / "trouble.py", here.path)
-    here.write_search(
-        task="trouble.py:Task", space="marker = { uniform = [0.0, 1.0] }\n", trials=6, epochs=20, lease_s=2, stragglers="stuck_s = 3", hidden="16",
-    )  # fmt: skip
+    here.write_search(**MARKED, trials=6, epochs=20, lease_s=2, stragglers="stuck_s = 3")
     once = str(here.path / "once")
     master = here.start(
         "master", "launch", "--stage", "coarse", "--workers", "1", log="m.log", TROUBLE="hang", TROUBLE_BOUND="0", TROUBLE_ONLY=once
@@ -31,7 +30,7 @@ def test_a_stuck_worker_loses_its_trials_and_exits(here: Place) -> None:
 
 def test_a_slow_worker_hands_its_trials_on(here: Place) -> None:
     shutil.copy(TASKS / "trouble.py", here.path)
-    here.write_search(task="trouble.py:Task", space="marker = { uniform = [0.0, 1.0] }\n", trials=16, epochs=40, high=0.01, hidden="16")
+    here.write_search(**MARKED, trials=16, epochs=40, high=0.01)
     environment = {"TROUBLE": "slow", "TROUBLE_BOUND": "0", "TROUBLE_ONLY": str(here.path / "once"), "TROUBLE_S": "1.5"}
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="m.log", **environment)
     wait_for(lambda: "given to another worker" in here.output("m.log"), "a slow trial to be passed on")

@@ -17,7 +17,7 @@ from worker.training.recipe import Recorded, read_recipe
 from worker.training.session import Session
 from worker.training.setting import Setting
 from worker.training.structure import Model, Structure, give_back_dropout, mask_shapes, prepare
-from worker.training.width import Widths, slot_step_s
+from worker.training.width import Threads, Widths, slot_step_s
 
 __all__ = ["Boundary", "Curves", "Engine", "Job", "Outcome", "View", "Watch"]
 
@@ -34,13 +34,15 @@ class Engine:
         task_name: str,
         explosion_factor: float = 3.0,
         width: int | None = None,
+        threads: int = 1,
         log: Callable[[str], None],
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """``width``: of the arrays; None measures. ``log`` hears what a user should know once."""
+        """``width``: of the arrays; None measures. ``threads``: at most so many on the CPU. ``log`` hears what a user should know once."""
         torch.set_flush_denormal(True)  # weights that decay towards zero would slow every step tenfold
         self.device = device
         self.widths = Widths(device, width)
+        self._threads = Threads(threads)
         self.log = log
         self._task = task
         self._options = (device, dtype, search_seed, task_name, explosion_factor, log)
@@ -111,6 +113,11 @@ class Engine:
     def slot_step_s(self, model: Model, width: int) -> float:
         """Seconds that one step takes for each of ``width`` slots."""
         return slot_step_s(model, self.shapes(model) or [], width, self.setting())
+
+    def share_cores(self, structure: Structure, step_s: Callable[[], float]) -> None:
+        """Sets the number of threads for the array that comes next; ``step_s`` tells the seconds of one of its steps."""
+        if self.device.type == "cpu":
+            torch.set_num_threads(self._threads.choose(structure, step_s))
 
     def alone(self, entry: Entry, why: str) -> Entry:
         """The same trial, to be trained without stacking."""

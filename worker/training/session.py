@@ -112,6 +112,7 @@ class Session:
         n_arrays = -(-len(alike) // width)
         group = alike[: -(-len(alike) // n_arrays)]  # arrays of about the same width
         self._take(group)
+        self._share_cores(first, len(group))
         try:
             array = TrialArray(group, self._engine.shapes(first.model) or [], self._engine.setting())
             strangers = array.strangers(range(array.width)) if array.stacked else {}
@@ -172,6 +173,14 @@ class Session:
             return engine.slot_step_s(first.model, width)
 
         return engine.widths.choose(first.model, len(alike), n_steps, measure)
+
+    def _share_cores(self, first: Entry, width: int) -> None:
+        def step_s() -> float:
+            self._watch.beat("measuring", MEASURING_S)
+            return width * self._engine.slot_step_s(first.model, width)
+
+        self._engine.share_cores(first.model.structure, step_s)
+        self._watch.beat()
 
     def _limit(self, array: TrialArray, width: int) -> None:
         self._engine.widths.limit(array.slots[0].model.structure, width)

@@ -18,6 +18,8 @@ GPU_WIDTHS = (1, 16, 64, 256, 1024, 4096)  # bound by launches: time is nearly f
 CPU_DEFAULT, GPU_DEFAULT = 32, 256
 WORTH_MEASURING = 10_000  # steps of one trial; measuring costs some 700, less work than this is done sooner with the default
 TIMED_STEPS, WARM_STEPS = 4, 2
+LONG_STEP_S = 2e-3  # a shorter step is all overhead, which threads add to
+THREADS_GAIN = 0.8  # more threads must take less than this share of the time: the cores are not always free
 CLEAR_GAIN = 0.97  # a wider array must take less than this share of the time for each trial
 
 
@@ -67,6 +69,37 @@ class Widths:
             return best  # the widest that so few trials allow: measure again when there are more
         self._measured[structure] = best
         return self.guess(structure)
+
+
+class Threads:
+    """How many threads an array uses on the CPU: more than one only where that was measured to pay.
+
+    Small tensors gain nothing, and where another process wants the cores each operation waits for a thread that is not
+    running: with two threads the digits perceptron was seen to train tens of times slower beside a busy neighbour.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._chosen: dict[Structure, int] = {}
+
+    def choose(self, structure: Structure, step_s: Callable[[], float]) -> int:
+        """The number for arrays of this structure; ``step_s`` tells the seconds of a step with the threads that are set."""
+        if structure not in self._chosen:
+            self._chosen[structure] = self._measured(step_s)
+        return self._chosen[structure]
+
+    def _measured(self, step_s: Callable[[], float]) -> int:
+        if self.most == 1:
+            return 1
+        torch.set_num_threads(1)
+        try:
+            alone_s = step_s()
+            if alone_s < LONG_STEP_S:
+                return 1
+            torch.set_num_threads(self.most)
+            return self.most if step_s() < alone_s * THREADS_GAIN else 1
+        except Exception:
+            return 1  # too wide, or not to be trained: the array itself meets the same error, and tells it
 
 
 def slot_step_s(model: Model, shapes: Sequence[tuple[int, ...]], width: int, setting: Setting) -> float:

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from common.records import CheckpointName
 from worker.recording import within_keep
 
+ACCURACIES = st.lists(st.integers(0, 360).map(lambda correct: correct / 360))
+
 
 def name(value: float, index: int, attempt: int = 1) -> CheckpointName:
     return CheckpointName(value, f"coarse-{index:04d}", 1, attempt)
@@ -23,7 +25,7 @@ def test_an_older_attempt_of_the_same_trial_does_not_count() -> None:
     assert within_keep({"coarse-0001": name(0.5, 1, attempt=2)}, [name(0.9, 1)], 1) == {"coarse-0001"}
 
 
-@given(st.lists(st.floats(0, 1)), st.lists(st.floats(0, 1)), st.integers(1, 10))
+@given(ACCURACIES, ACCURACIES, st.integers(1, 10))
 def test_never_more_than_keep(new: list[float], existing: list[float], keep: int) -> None:
     fresh = {n.trial_id: n for n in (name(v, i) for i, v in enumerate(new))}
     kept = within_keep(fresh, [name(v, 1000 + i) for i, v in enumerate(existing)], keep)
