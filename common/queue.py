@@ -96,6 +96,13 @@ class TrialQueue(QueueView):
             self.client.hsetnx(self._frozen, stage, wire.dumps(dict(options)))
             return dict(wire.loads(self.client.hget(self._frozen, stage)))
 
+    def refreeze(self, stage: str, key: str, value: str) -> None:
+        """Replaces one frozen option: a retry notes the digest of a mended task."""
+        options = self.frozen(stage)
+        if options is not None:
+            with translated(self.where):
+                self.client.hset(self._frozen, stage, wire.dumps({**options, key: value}))
+
     def frozen(self, stage: str) -> dict[str, Any] | None:
         """What was frozen for the stage, None before its first launch."""
         with translated(self.where):

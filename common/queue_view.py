@@ -84,6 +84,19 @@ class QueueView:
         with translated(self.where):
             return int(self.client.zcard(self.keys["pending"]))
 
+    def unfinished(self) -> int:
+        """How many trials wait or run, in all stages."""
+        with translated(self.where):
+            pending, leased = self.client.pipeline(transaction=False).zcard(self.keys["pending"]).zcard(self.keys["leases"]).execute()
+        return int(pending) + int(leased)
+
+    def live_workers(self, within_s: float = 30.0) -> set[str]:
+        """The workers that asked for trials of this search, or renewed some, in the last ``within_s`` seconds by the server's clock."""
+        with translated(self.where):
+            seconds, micros = self.client.time()
+            since_ms = (seconds + micros / 1e6 - within_s) * 1000
+            return {wire.text(name) for name in self.client.zrangebyscore(self.keys["workers"], since_ms, "+inf")}
+
     def running(self) -> list[Running]:
         """The trials under lease at one moment, with durations by the server's clock."""
         now, *found = wire.loads(self.run("running"))

@@ -167,6 +167,19 @@ class StageFolder:
         """
         durable.write_new({self.record_path(r.trial, r.attempt): r.model_dump_json(exclude_none=True).encode() for r in records})
 
+    def set_damaged_aside(self, trial_id: str, attempt: int, search_id: str) -> None:
+        """Renames a record that cannot be read, or is another search's, so that a new one can take its name.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        path, found = self.record_path(trial_id, attempt), self.record(trial_id, attempt)
+        if path.exists() and (found is None or found.search_id != search_id):
+            try:
+                path.rename(path.with_name(f"{path.name}.damaged"))
+            except OSError as error:
+                raise durable.explained(error, path) from error
+
     def record(self, trial_id: str, attempt: int) -> Record | None:
         """The record of one attempt, None if there is none or it is damaged."""
         path = self.record_path(trial_id, attempt)

@@ -69,7 +69,19 @@ def write_ended(folder: SearchFolder, search_id: str, ended: Iterable[tuple[Tria
         by_stage.setdefault(trial.stage, []).append(Record.of(search_id, trial, attempt, result, ended_at=time.time()))
     for stage, records in by_stage.items():
         folder.stage(stage).make()
+        for record in records:
+            folder.stage(stage).set_damaged_aside(record.trial, record.attempt, search_id)
         folder.stage(stage).write_records(records)
+
+
+def restore(queue: TrialQueue, trials: Iterable[Trial], records: Iterable[Record]) -> int:
+    """Ends, in a Redis that knows nothing of them, the trials that the folder's records say have ended; returns how many.
+
+    To be done before the others are published: a worker would train them again in between.
+    """
+    known = {record.trial: record for record in records if record.search_id == queue.search_id}
+    ended = ((trial, known[trial.id]) for trial in trials if trial.id in known)
+    return sum(queue.restore(trial, record.attempt, record.result()) for trial, record in ended)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from common.search import Search
 from common.trial import RETRYABLE, TrialState, WorkerInfo
 from common.witness import write_verdict
 from common.workers import WorkerRegistry
-from master.prepare import Launched, publish
+from master.prepare import Launched, publish, renew_task, task_digest
 from master.progress import PACE_WINDOW_S, duration
 from master.reading import drawn, not_launched, strict_json
 from master.select import Chosen
@@ -167,10 +167,15 @@ def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
     stages = [launched.search.stage(stage)] if stage else list(launched.search.stages)
     with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
         queue = _queue(broker.client, launched)
+        mended = renew_task(chosen, launched)
+        if mended:
+            for s in launched.search.stages:
+                queue.refreeze(s.name, "task_digest", task_digest(launched.search, launched.folder))
         trials = [trial_id for s in stages for trial_id in queue.by_state(wanted, stage=s.name)]
         n_retried = sum(queue.retry(trial_id) for trial_id in trials)
     hint = f"; run `master launch --stage {stages[0].name if stage else 'NAME'}` to watch them" if n_retried else ""
-    return f"{n_retried} {state} trials are back in the queue{hint}"
+    code = ", with the task's new code" if mended else ""
+    return f"{n_retried} {state} trials are back in the queue{code}{hint}"
 
 
 def recover(shared: Shared, chosen: Chosen, warn: Callable[[str], None]) -> str:
@@ -189,7 +194,7 @@ def recover(shared: Shared, chosen: Chosen, warn: Callable[[str], None]) -> str:
             published = publish(launched, stage, queue, None, warn)
             done = published.reconciled
             lines.append(
-                f"stage {stage.name}: {published.added} trials queued again, {done.to_redis} of them ended according to the folder, "
+                f"stage {stage.name}: {done.to_redis} trials taken over from the folder as ended, {published.added} queued again, "
                 f"{done.to_folder} missing records written"
             )
     return "\n".join(lines) or "no stage was ever launched; nothing to recover"

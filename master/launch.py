@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from common.durable import make_folder
 from common.errors import ConfigError
 from common.options import INTERRUPTED, TERMINATED, Shared
 from common.queue import TrialQueue
+from common.records import SearchFolder
 from common.search import RESERVED_STAGE, Stage
 from common.trial import TrialState
+from common.witness import reconcile
 from common.workers import WorkerRegistry
 from master.finish import conclude
 from master.launchers.local import LocalWorkers, auto_count, local_workers
@@ -28,6 +31,11 @@ from master.select import Chosen
 from master.supervisor import Supervisor
 
 NOTHING_COMPLETED = 3
+HEARD_S = 3.0  # within it every worker that lives has had a heartbeat
+TRIALS_GO_ON = (
+    "interrupted; the trials go on. `master status` shows them, the same launch command attaches again, "
+    "`master kill --stage NAME` ends them"
+)
 
 
 class TerminatedError(BaseException):
@@ -80,19 +88,18 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
     n_workers = request.n_workers
     root = make_folder(request.checkpoints).resolve()
     signal.signal(signal.SIGTERM, _on_sigterm)
-    with open_broker(request.redis, root) as broker:
-        if request.replace:
-            _forget(chosen, broker)
-        launched = settle(chosen, request.new_name, request.replace, _printer(console))
-        run = Run(request, launched, broker, console, n_workers)
-        try:
-            return run.stages(stages)
-        except KeyboardInterrupt:
-            run.tell_trials_go_on()
-            return INTERRUPTED
-        except TerminatedError:
-            run.tell_trials_go_on()
-            return TERMINATED
+    say = _printer(console)
+    try:
+        with open_broker(request.redis, root) as broker:
+            forget = (lambda folder: _forget(folder, broker)) if request.replace else None
+            launched = settle(chosen, request.new_name, forget, say)
+            return Run(request, launched, broker, console, n_workers).stages(stages)
+    except KeyboardInterrupt:
+        say(TRIALS_GO_ON)
+        return INTERRUPTED
+    except TerminatedError:
+        say(TRIALS_GO_ON)
+        return TERMINATED
 
 
 def _stages(request: Request, chosen: Chosen) -> list[Stage]:
@@ -115,11 +122,16 @@ def _printer(console: Console) -> Callable[[str], None]:
     return lambda message: console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
-def _forget(chosen: Chosen, broker: Broker) -> None:
-    """Takes the search that is being replaced out of Redis, so that nobody trains for it any more."""
-    old = chosen.folder.search()
-    if old is not None and old.id is not None:
-        TrialQueue(broker.client, old.id).drop()
+def _forget(folder: SearchFolder, broker: Broker) -> None:
+    """Takes the search that is being replaced out of Redis, and waits until its workers have heard it."""
+    old = folder.search()
+    if old is None or old.id is None:
+        return
+    queue = TrialQueue(broker.client, old.id)
+    busy = queue.running()
+    queue.drop()
+    if busy:
+        time.sleep(HEARD_S)
 
 
 class Run:
@@ -153,13 +165,6 @@ class Run:
             self._local.stop()
         return code
 
-    def tell_trials_go_on(self) -> None:
-        """What Ctrl-C and SIGTERM leave behind."""
-        self._say(
-            "interrupted; the trials go on. `master status` shows them, the same launch command attaches again, "
-            "`master kill --stage NAME` ends them"
-        )
-
     def _tell_published(self, published: Published) -> None:
         name, stage, search = self._launched.search.name, published.stage, self._launched.search
         self._say(f"search {name!r}, stage {stage.name!r}: {stage.trials} trials of {stage.epochs:g} epochs, {published.added} new")
@@ -192,7 +197,11 @@ class Run:
         start_local = (lambda: self._started(auto_count())) if self._n_workers is None else None
         with LiveProgress(self._console) as display:
             supervisor = Supervisor(self._broker, self._launched, published, self._queue, display, self._local, start_local)
-            counts = supervisor.watch()
-            self._local = supervisor.local
+            try:
+                counts = supervisor.watch()
+            finally:
+                self._local = supervisor.local
+        records = self._launched.folder.stage(published.stage.name).records(self._say)
+        reconcile(self._queue, self._launched.folder, published.trials, records)  # a verdict's record that was not written in an outage
         conclude(self._launched, published, Console(file=sys.stdout), self._say, self._request.repeated)
         return 0 if counts[TrialState.COMPLETED] else NOTHING_COMPLETED

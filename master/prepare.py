@@ -20,7 +20,7 @@ from common.records import Record, SearchFolder
 from common.search import Search, Stage, parse_search
 from common.space import Space
 from common.trial import Trial
-from common.witness import Reconciled, reconcile
+from common.witness import Reconciled, reconcile, restore
 from master.ranges import load_ranges, read_frozen, read_proposal, write_frozen
 from master.sampling import configurations
 from master.select import Chosen
@@ -41,12 +41,12 @@ class Launched:
         return self.search.id
 
 
-def settle(chosen: Chosen, new_name: str | None, set_aside: bool, say: Callable[[str], None]) -> Launched:
+def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder], None] | None, say: Callable[[str], None]) -> Launched:
     """Makes the search's folder, or finds it as it was launched before.
 
     Args:
         new_name: launch under this name instead of the file's.
-        set_aside: move an older folder of that name away first.
+        forget: takes an older search of that name out of Redis; its folder is then moved away. None: it is not replaced.
 
     Raises:
         ConfigError: the file has changed since the first launch; the message shows how.
@@ -55,10 +55,12 @@ def settle(chosen: Chosen, new_name: str | None, set_aside: bool, say: Callable[
     text = _renamed(chosen.text, new_name)
     search = parse_search(text)
     folder = SearchFolder(chosen.folder.root, search.name)
-    if set_aside and folder.path.exists():
+    task = _task_code(search, chosen.base, folder)
+    if forget is not None and folder.path.exists():
+        forget(folder)
         say(f"the older search lies in {_move_aside(folder)} now")
     durable.make_folder(folder.path)
-    _copy_task(search, chosen.base, folder)
+    _copy_task(search, task, chosen.base, folder)
     fresh = search.model_copy(update={"id": secrets.token_hex(8)})
     durable_text = f'id = "{fresh.id}"\n{text}'
     if not folder.search_file.exists() and folder.search_file not in durable.write_new({folder.search_file: durable_text.encode()}):
@@ -133,26 +135,47 @@ def _move_aside(folder: SearchFolder) -> Path:
     return target
 
 
-def _copy_task(search: Search, base: Path, folder: SearchFolder) -> None:
-    """Puts the user's task file beside ``search.toml``, where every worker finds the same code."""
+def _task_code(search: Search, base: Path, folder: SearchFolder) -> bytes | None:
+    """The user's task file, checked; None for a built-in task, or where only the folder has it."""
     if search.task_file is None:
-        return
+        return None
     source, target = base / search.task_file, folder.path / Path(search.task_file).name
     if target.exists() and (not source.exists() or source.resolve() == target.resolve()):
-        return
+        return None
     try:
         content = source.read_bytes()
     except OSError as error:
-        raise TaskError(
-            f"task = {search.task!r}: {source} cannot be read ({error.strerror}); the path is relative to the search file"
-        ) from None
+        problem = f"{source} cannot be read ({error.strerror}); the path is relative to the search file"
+        raise TaskError(f"task = {search.task!r}: {problem}") from None
     _check_defined(search.task, source, content)
-    if target.exists() and target.read_bytes() != content:
+    return content
+
+
+def _copy_task(search: Search, content: bytes | None, base: Path, folder: SearchFolder) -> None:
+    """Puts the user's task file beside ``search.toml``, where every worker finds the same code."""
+    if content is None or search.task_file is None:
+        return
+    target = folder.path / Path(search.task_file).name
+    if target in durable.write_new({target: content}) and target.read_bytes() != content:
         raise ConfigError(
-            f"task = {search.task!r}: {source} differs from the code that was launched ({target}); launch under another name with "
-            "--new-name NAME, or set the old folder aside with --replace"
+            f"task = {search.task!r}: {base / search.task_file} differs from the code that was launched ({target}); `master retry` takes "
+            "it for failed and killed trials, --new-name NAME launches it as another search, --replace sets the old folder aside"
         )
-    durable.write_new({target: content})
+
+
+def renew_task(chosen: Chosen, launched: Launched) -> bool:
+    """Takes over a task file that was mended since the launch, for a retry; True if it had changed.
+
+    Raises:
+        TaskError: it cannot be read, or does not define the task.
+        CheckpointError: the folder cannot be written.
+    """
+    content = _task_code(chosen.search, chosen.base, launched.folder)
+    target = launched.folder.path / Path(launched.search.task_file or "").name
+    if content is None or target.read_bytes() == content:
+        return False
+    durable.replace(target, content)
+    return True
 
 
 def _check_defined(task: str, source: Path, content: bytes) -> None:
@@ -210,10 +233,11 @@ def publish(launched: Launched, stage: Stage, queue: TrialQueue, ranges_file: Pa
     write_frozen(folder.ranges, space)
     trials = configurations(search.seed, stage, space, search.sampler, range(stage.trials))
     attempts = folder.highest_attempts()
-    added = queue.publish(trials, attempts)
     records = folder.records(warn) if attempts else []
-    reconciled = Reconciled() if added == len(trials) and not records else reconcile(queue, launched.folder, trials, records)
-    return Published(stage, space, trials, added, reconciled)
+    restored = 0 if stage.name in queue.counts() else restore(queue, trials, records)
+    added = queue.publish(trials, attempts)
+    done = reconcile(queue, launched.folder, trials, records) if records or added < len(trials) else Reconciled()
+    return Published(stage, space, trials, added, Reconciled(done.to_redis + restored, done.to_folder))
 
 
 def options(launched: Launched, stage: Stage, space: Space) -> dict[str, Any]:

@@ -129,7 +129,8 @@ class Supervisor:
 
     def _care(self) -> None:
         self._tell_reaped(reap(self._queue, self._launched.folder, master=True))
-        self._workers = self._registry.list()
+        live = self._queue.live_workers()
+        self._workers = [worker for worker in self._registry.list() if worker.worker in live]  # of this search, not of this Redis
         if self.local is not None:
             self.local.poll()
         self._see_to_loneliness()
@@ -167,10 +168,13 @@ class Supervisor:
         if now - self._lonely_since < LONELY_S:
             return
         if self._start_local is not None and self.local is None:
-            self._display.say("no worker is connected any more; starting local ones")
+            self._display.say("no worker takes trials of this search; starting local ones")
             self.local = self._start_local()
+        elif self.local is not None:  # they left by themselves, as if there were no master: this one must have been suspended
+            self.local.start()
         self._warn_once(
-            "lonely", "no worker is connected; start one with `worker start` on any machine that sees the same Redis and folder"
+            "lonely",
+            "no worker takes trials of this search; start one with `worker start` on any machine that sees the same Redis and folder",
         )
 
     def _see_to_stragglers(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
-from common.errors import QueueError
+from common.errors import QueueError, SearchError
 from common.queue import TrialQueue
 from common.trial import Claim, Fence, Progress, WorkerInfo
 from common.workers import WorkerRegistry
@@ -23,7 +23,8 @@ BEAT_S = 1.0  # how soon a kill is heard; one round trip carries all trials, so 
 LEASE_SHARE = 5  # at least so many renewals within a lease, so that a lost one or two do no harm
 MAX_BACKOFF_S = 5.0  # between tries while Redis is away
 STUCK_GRACE_S = 10.0  # a worker told that it is stuck, and that does not move for so long, exits hard
-STOP_GRACE_S = 8.5  # after SIGTERM: the rest of ten seconds is for giving back the leases
+STOP_GRACE_S = 8.0  # after SIGTERM: the rest of ten seconds is for giving back the leases
+LAST_GRACE_S = 9.5  # after SIGTERM: Redis does not even refuse; the leases run out by themselves
 EXIT_STUCK = 70
 STUCK = "stuck"
 
@@ -60,6 +61,7 @@ class Heartbeat:
         self._queue: TrialQueue | None = None
         self._interval_s = BEAT_S
         self._held: dict[str, tuple[Fence, Position]] = {}
+        self._written: set[str] = set()  # held, but their record is there: not to be given back
         self._lost: frozenset[str] = frozenset()
         self._beat = 0
         self._phase: tuple[str, float | None] = ("training", None)
@@ -98,6 +100,9 @@ class Heartbeat:
         if self._stop_at is None:
             self._stop_code = code
             self._stop_at = time.monotonic()
+            last = threading.Timer(LAST_GRACE_S, self._exit_hard, [code])
+            last.daemon = True
+            last.start()
 
     @property
     def exit_code(self) -> int:
@@ -113,6 +118,12 @@ class Heartbeat:
         with self._mutex:
             self._held.update({claim.trial.id: (claim.fence, Position()) for claim in claims})
             self._lost -= self._held.keys()
+            self._written -= self._held.keys()
+
+    def written(self, trial_ids: Iterable[str]) -> None:
+        """The records of these are in the folder: whatever happens here, they have ended."""
+        with self._mutex:
+            self._written |= set(trial_ids)
 
     def drop(self, trial_ids: Iterable[str]) -> None:
         """Forgets these leases: they have been answered for."""
@@ -133,10 +144,10 @@ class Heartbeat:
         with self._mutex:
             return fence.trial_id not in self._lost and self._held.get(fence.trial_id, (None,))[0] == fence
 
-    def fences(self) -> list[Fence]:
-        """The leases held now."""
+    def unfinished(self) -> list[Fence]:
+        """The leases held now of trials that have no record yet."""
         with self._mutex:
-            return [fence for fence, _ in self._held.values()]
+            return [fence for trial_id, (fence, _) in self._held.items() if trial_id not in self._written]
 
     def close(self) -> None:
         """Stops beating and leaves the list of workers, if Redis can be reached."""
@@ -158,9 +169,9 @@ class Heartbeat:
             try:
                 self.once()
                 backoff_s, wait_s = 0.1, self._interval_s
-            except QueueError as error:
+            except Exception as error:  # without this thread every lease would run out: it outlives even its own faults
                 self._tell_away(error)
-                backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+                backoff_s = min(backoff_s * 2, BEAT_S if self.stopping() else MAX_BACKOFF_S)
                 wait_s = backoff_s * random.uniform(0.5, 1.0)
             self._check_deadlines()
 
@@ -168,19 +179,23 @@ class Heartbeat:
         """One round trip: announces the worker, renews its leases, hears what was lost and what is ordered."""
         orders = self._registry.announce(self._info_now())
         if self._queue is not None and (progress := self._progress()):
-            self._hear(self._queue.renew(self.info.worker, progress))
+            stale = self._queue.renew(self.info.worker, progress)
+            self._hear(stale, {one.fence.trial_id: one.fence for one in progress})
         self.quit_ordered = self.quit_ordered or "quit" in (orders or ())
         if self._away:
             self._away = False
             self._say("Redis is back; going on")
 
-    def _tell_away(self, error: QueueError) -> None:
+    def _tell_away(self, error: Exception) -> None:
         if not self._away:
             self._away = True
-            self._say(f"{error}. Training goes on; trying again until Redis is back")
+            told = str(error) if isinstance(error, SearchError) else f"{type(error).__name__}: {error}"
+            self._say(f"{told}. Training goes on; trying again until Redis is back")
+        if self.stopping():
+            return
         try:
             self._ensure()
-        except QueueError:
+        except (SearchError, OSError):
             return  # told once above; the next round tries again
 
     def _info_now(self) -> WorkerInfo:
@@ -211,10 +226,10 @@ class Heartbeat:
             for fence, position in held
         ]
 
-    def _hear(self, stale: dict[str, str]) -> None:
-        """``stale``: trial id to why its lease is gone."""
+    def _hear(self, stale: dict[str, str], sent: dict[str, Fence]) -> None:
+        """``stale``: trial id to why its lease is gone; ``sent``: the fences that were asked about, which may have changed since."""
         with self._mutex:
-            news = {trial_id: why for trial_id, why in stale.items() if trial_id in self._held}
+            news = {t: why for t, why in stale.items() if t in self._held and self._held[t][0] == sent[t]}
             for trial_id in news:
                 del self._held[trial_id]
             self._lost |= news.keys()
@@ -237,7 +252,7 @@ class Heartbeat:
     def _leave_hard(self, why: str, code: int) -> None:
         """The main thread cannot move: gives the leases back on its behalf, and ends the process."""
         self._say(why)
-        fences = self.fences()
+        fences = self.unfinished()
         if self._queue is not None and fences:
             try:
                 self._queue.release(fences)

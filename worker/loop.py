@@ -19,11 +19,12 @@ from common.witness import reap
 from worker.heartbeat import Heartbeat, Position
 from worker.recording import Recorder
 from worker.session import Session, Sessions
-from worker.training.engine import Boundary, Job
+from worker.training.engine import Boundary, Engine, Job
 
 CPU_CLAIM, GPU_CLAIM = 64, 512  # trials asked for before an array width is known; the queue hands out a fair share at most
 MIN_PAUSE_S, MAX_PAUSE_S = 0.02, 1.0  # an idle worker backs off between these
-MASTER_GRACE_S = 15.0  # a local worker that idles leaves when no master has been heard for so long
+MASTER_GRACE_S = 15.0  # a local worker leaves when for so long no master was heard and no trial was left
+LOADING_S = 600.0  # a task may have to download its data
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Loop:
         self._heartbeat = heartbeat
         self._options = options
         self._say = say
-        self._request = secrets.token_hex(8)
+        self._requests: dict[str, str] = {}  # search id to the claim that has not been answered yet
         self._width: dict[str, int] = {}  # search id to the array width that its engine has found
-        self._master_seen = time.monotonic()
+        self._needed_at = time.monotonic()
         self._max_pause_s = MAX_PAUSE_S
 
     def run(self) -> None:
@@ -75,11 +76,15 @@ class Loop:
         """The next trials, of the search launched first."""
         for session in self._open_sessions():
             n = self._width.get(session.queue.search_id, self._options.first_claim)
-            claims = session.queue.claim(self._heartbeat.info.worker, n, self._request)
-            self._request = secrets.token_hex(8)  # answered: the next claim is a new one
+            claims = session.queue.claim(self._heartbeat.info.worker, n, self._request(session))
+            del self._requests[session.queue.search_id]  # answered: the next claim is a new one
             if claims:
                 return session, claims
         return None
+
+    def _request(self, session: Session) -> str:
+        """Names the next claim, or the last one as long as its answer is missing: Redis then repeats the answer."""
+        return self._requests.setdefault(session.queue.search_id, secrets.token_hex(8))
 
     def _open_sessions(self) -> list[Session]:
         found = [self._sessions.find(search_id, name) for search_id, name in searches(self._client) if self._options.search in (None, name)]
@@ -98,11 +103,13 @@ class Loop:
             raise
 
     def _train(self, session: Session, claims: list[Claim], recorder: Recorder) -> None:
-        self._heartbeat.beat("loading", None)
         try:
-            engine = session.engine(claims[0].trial.stage, self._say)
+            engine = self._engine(session, claims[0].trial.stage)
         except TaskError as error:
             recorder.record_failure(claims, str(error), traceback.format_exc())
+            return
+        if engine is None:
+            self._release(session, recorder)
             return
 
         def refill(n: int) -> Sequence[Job]:
@@ -115,6 +122,22 @@ class Loop:
         if self._heartbeat.stopping():
             recorder.save_states(last.running, now=True)
             self._release(session, recorder)
+
+    def _engine(self, session: Session, stage: str) -> Engine | None:
+        """The engine with its task; waits while Redis is away, None if told to stop meanwhile.
+
+        Raises:
+            TaskError: the task cannot be loaded.
+        """
+        pause_s = MIN_PAUSE_S
+        while not self._heartbeat.stopping():
+            self._heartbeat.beat("loading", LOADING_S)
+            try:
+                return session.engine(stage, self._say)
+            except QueueError:  # the heartbeat tells it
+                threading.Event().wait(pause_s)
+                pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
+        return None
 
     def _at_boundary(self, boundary: Boundary, recorder: Recorder) -> None:
         recorder.record(boundary.ended)
@@ -131,10 +154,11 @@ class Loop:
         if first.alone or recorder.unheard or self._heartbeat.stopping():
             return []
         try:
-            claims = session.queue.claim(self._heartbeat.info.worker, n, self._request, group=first.trial.group, alone=False)
+            request, group = self._request(session), first.trial.group
+            claims = session.queue.claim(self._heartbeat.info.worker, n, request, group=group, alone=False)
         except QueueError:
             return []
-        self._request = secrets.token_hex(8)
+        del self._requests[session.queue.search_id]
         self._heartbeat.hold(claims)
         return session.jobs(claims, self._say)
 
@@ -148,7 +172,7 @@ class Loop:
     def _release(self, session: Session, recorder: Recorder) -> None:
         """Gives back every lease that is still held, but for trials whose record is written: those count as they are."""
         recorder.flush()
-        fences = [fence for fence in self._heartbeat.fences() if fence.trial_id not in recorder.unheard]
+        fences = self._heartbeat.unfinished()
         try:
             session.queue.release(fences)
             self._say(f"gave back {len(fences)} unfinished trials" if fences else "nothing was left unfinished")
@@ -158,15 +182,16 @@ class Loop:
 
     def _should_leave(self) -> bool:
         """Whether an idle worker has no more to do here; sees to expired leases where no master does."""
-        if self._options.burst:
-            return True
-        alive = False
+        needed = reaped = False
         for session in self._open_sessions():
             if session.queue.master_alive():
-                alive = True
-            else:
-                self._max_pause_s = min(self._max_pause_s, session.queue.tick_every_s)
-                reap(session.queue, session.folder, master=False)
-        if alive:
-            self._master_seen = time.monotonic()
-        return self._options.local and time.monotonic() - self._master_seen > MASTER_GRACE_S
+                needed = True
+                continue
+            self._max_pause_s = min(self._max_pause_s, session.queue.tick_every_s)
+            reaped = bool(reap(session.queue, session.folder, master=False)) or reaped
+            needed = needed or (self._options.local and session.queue.unfinished() > 0)
+        if self._options.burst:
+            return not reaped
+        if needed:
+            self._needed_at = time.monotonic()
+        return self._options.local and time.monotonic() - self._needed_at > MASTER_GRACE_S

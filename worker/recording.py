@@ -44,6 +44,9 @@ class Recorder:
             CheckpointError: the folder cannot be written; the leases are still held.
         """
         alive = [o for o in outcomes if self._heartbeat.holds(o.job.claim.fence)]
+        if alive and not self._session.in_place():
+            self._say(f"search {self._session.search.name!r} was replaced by another in its folder: {len(alive)} results are left out")
+            alive = []
         for stage in {o.job.claim.trial.stage for o in alive}:
             own = [o for o in alive if o.job.claim.trial.stage == stage]
             weights = self._write_weights(self._stage(stage), own)
@@ -69,10 +72,10 @@ class Recorder:
             return True
         try:
             verdicts = self._session.queue.finish(self._unheard)
+            for (fence, result), verdict in zip(self._unheard, verdicts, strict=True):
+                self._answered(fence, result, verdict)
         except QueueError:
             return False
-        for (fence, result), verdict in zip(self._unheard, verdicts, strict=True):
-            self._answered(fence, result, verdict)
         self._unheard.clear()
         return True
 
@@ -82,7 +85,7 @@ class Recorder:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        if not views or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S):
+        if not views or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S) or not self._session.in_place():
             return
         ours = [view for view in views if self._heartbeat.holds(view.job.claim.fence)]
         durable.replace_all({self._resume_path(view.job.claim): view.state() for view in ours})
@@ -138,6 +141,7 @@ class Recorder:
 
     def _write_records(self, stage: str, records: Sequence[Record], fences: dict[str, Fence]) -> None:
         self._stage(stage).write_records(records)
+        self._heartbeat.written(record.trial for record in records)
         self._unheard += [(fences[record.trial], record.result()) for record in records]
 
     def _answered(self, fence: Fence, result: Result, verdict: Verdict) -> None:
@@ -149,7 +153,7 @@ class Recorder:
                 durable.remove(folder.resume_path(fence.trial_id, attempt) for attempt in range(1, fence.attempt + 1))
             return
         self._say(f"{fence.trial_id} try {fence.attempt}: somebody else has it now; this late result changes nothing")
-        if result.checkpoint:
+        if result.checkpoint and self._session.queue.attempt(fence.trial_id) > fence.attempt:  # else Redis has lost its data
             durable.remove([folder.path / result.checkpoint])
 
 

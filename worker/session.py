@@ -39,16 +39,26 @@ class Session:
         self._means = means
         self._engine: Engine | None = None
 
+    def in_place(self) -> bool:
+        """Whether the folder still holds this search; another one may have replaced it."""
+        try:
+            with self.folder.search_file.open(encoding="utf-8") as file:
+                return str(self.search.id) in file.readline()  # where launch writes the id
+        except OSError:
+            return False
+
     def engine(self, stage: str, log: Callable[[str], None]) -> Engine:
-        """The engine, made at first use: only then is the task loaded.
+        """The engine, made at first use and again where a retry brought other code: only then is the task loaded.
 
         Raises:
             TaskError: the task cannot be loaded, or is not the code that was launched.
+            QueueError: Redis is away.
         """
-        if self._engine is None:
+        launched = (self.queue.frozen(stage) or {}).get("task_digest")
+        if self._engine is None or self.digest != launched:
             task = load_task(self.search.task_in_folder, self.folder.path)
             self.digest = task_digest(self.search.task_in_folder, self.folder.path)
-            self._check_digest(stage)
+            self._check_digest(launched)
             self._engine = Engine(
                 task,
                 self._means.device,
@@ -61,8 +71,7 @@ class Session:
             )
         return self._engine
 
-    def _check_digest(self, stage: str) -> None:
-        launched = (self.queue.frozen(stage) or {}).get("task_digest")
+    def _check_digest(self, launched: str | None) -> None:
         if launched and launched != self.digest:
             raise TaskError(
                 f"task {self.search.task!r}: the code here has digest {self.digest}, the launched one {launched}; "
@@ -92,6 +101,7 @@ class Sessions:
         self._client, self._root, self._say = client, root, say
         self._means = means
         self._known: dict[str, Session] = {}
+        self._damaged: set[str] = set()
         self._elsewhere: set[str] = set()
 
     def find(self, search_id: str, name: str) -> Session | None:
@@ -111,7 +121,9 @@ class Sessions:
             try:
                 search = folder.search()
             except CheckpointError as error:
-                self._say(str(error))
+                if str(error) not in self._damaged:
+                    self._damaged.add(str(error))
+                    self._say(str(error))
                 continue
             if search is not None and search.id is not None and search.id not in self._known:
                 self._known[search.id] = Session(self._client, folder, search, self._means)

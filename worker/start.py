@@ -121,7 +121,8 @@ def start_all(request: Request) -> int:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    return max(abs(child.wait()) for child in children)
+    codes = [child.wait() for child in children]
+    return max(128 - code if code < 0 else code for code in codes)  # as a shell tells a signal
 
 
 def _command(request: Request, index: int) -> list[str]:

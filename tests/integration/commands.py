@@ -148,3 +148,6 @@ def place(path: Path, redis_url: str | None = None) -> Iterator[Place]:
         for pid in here.worker_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if here.redis_url is None and (here.root / ".redis" / "redis.sock").exists():
+            with contextlib.suppress(redis.ConnectionError):  # its users were killed, so that none of them stopped it
+                os.kill(here.redis_pid(), signal.SIGKILL)

@@ -15,6 +15,7 @@ import pytest
 from common.search import load_search
 from master.sampling import configurations
 from tests.integration.commands import Place, wait_for
+from tests.redis_server import start_redis
 
 TASKS = Path(__file__).parent / "tasks"
 LONG = {"trials": 24, "epochs": 150, "lease_s": 2, "high": 0.05}
@@ -191,7 +192,7 @@ def test_kill_of_a_trial_while_it_trains(here: Place) -> None:
 
 
 def test_kill_of_a_worker_is_not_undone_by_the_master(here: Place) -> None:
-    here.write_search(**{**LONG, "epochs": 100, "lease_s": 30})
+    here.write_search(**{**LONG, "epochs": 500, "lease_s": 30})
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
     wait_for(lambda: half_way(here), "running trials")
     name = next(w["worker"] for w in here.status()["workers"] if w["trials"])
@@ -211,18 +212,74 @@ def test_recover_after_redis_was_lost(here: Place) -> None:
     wait_for(lambda: not list((here.root / ".redis").glob("*.sock")), "the embedded server to stop")
     shutil.rmtree(here.root / ".redis")
     recovered = here.run("master", "recover")
-    assert recovered.returncode == 0 and "10 trials queued again, 9 of them ended" in recovered.stdout
+    assert recovered.returncode == 0 and "9 trials taken over from the folder as ended, 1 queued again" in recovered.stdout
     assert here.status()["stages"]["coarse"]["pending"] == 1
     assert here.run("master", "launch", "--stage", "coarse").returncode == 0
     ended_once(here, 10)
     assert [r["trial"] for r in here.rank()] == [r["trial"] for r in before]
 
 
-@pytest.mark.parametrize("stage", ["coarse"])
-def test_sigterm_of_the_master(here: Place, stage: str) -> None:
+def test_sigterm_of_the_master(here: Place) -> None:
     here.write_search(**{**LONG, "epochs": 100_000})
-    master = here.start("master", "launch", "--stage", stage, "--workers", "1", log="master.log")
+    master = here.start("master", "launch", "--stage", "coarse", "--workers", "1", log="master.log")
     wait_for(lambda: half_way(here), "running trials")
     master.terminate()
     assert master.wait(20) == 143
-    assert here.run("master", "kill", "--stage", stage, "--yes").returncode == 0
+    assert here.run("master", "kill", "--stage", "coarse", "--yes").returncode == 0
+
+
+def test_sigterm_of_a_worker_while_redis_hangs(here: Place, tmp_path_factory: pytest.TempPathFactory) -> None:
+    here.write_search(**{**LONG, "epochs": 100_000})
+    with start_redis(tmp_path_factory.mktemp("redis")) as server:
+        here.redis_url = server.url
+        assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+        worker = here.start("worker", "start", log="worker.log")
+        wait_for(lambda: half_way(here), "running trials")
+        server.process.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(20) == 143
+        assert time.monotonic() - began < 10.5
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_a_mended_task_is_taken_over_by_a_retry(here: Place) -> None:
+    task = here.path / "mine.py"
+    broken = (
+        "from worker.tasks.digits import Digits\n\nclass Task(Digits):\n    def model(self, hp):\n        raise ValueError('not yet')\n"
+    )
+    task.write_text(broken)
+    here.write_search(task="mine.py:Task", trials=4)
+    assert here.run("master", "launch", "--stage", "coarse").returncode == 3
+    assert {r["state"] for r in here.rank()} == {"failed"} and "not yet" in here.rank()[0]["reason"]
+    task.write_text(broken.replace("raise ValueError('not yet')", "return super().model(hp)"))
+    refused = here.run("master", "launch", "--stage", "coarse")
+    assert refused.returncode == 2 and "master retry" in refused.stderr
+    retried = here.run("master", "retry", "--state", "failed")
+    assert retried.stdout.startswith("4 failed trials are back in the queue, with the task's new code")
+    assert here.run("master", "launch", "--stage", "coarse").returncode == 0
+    assert set(ended_once(here, 4).values()) == {2}
+    assert {r["state"] for r in here.rank()} <= {"completed", "exploded"}
+
+
+def test_a_damaged_record_is_set_aside_and_written_again(here: Place) -> None:
+    here.write_search(trials=6)
+    assert here.run("master", "launch", "--stage", "coarse").returncode == 0
+    record = here.root / "digits" / "coarse" / "trials" / "coarse-0001-try=1.json"
+    record.write_text("{")
+    again = here.run("master", "launch", "--stage", "coarse")
+    assert again.returncode == 0 and "1 records were missing" in again.stderr
+    assert record.with_name(record.name + ".damaged").read_text() == "{"
+    ended_once(here, 6)
+    assert here.run("master", "launch", "--stage", "fine").returncode == 0
+
+
+def test_a_worker_for_another_search_does_not_count(here: Place) -> None:
+    here.write_search(name="other", trials=2)
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    here.start("worker", "start", "--search", "other", log="other.log")
+    wait_for(lambda: here.run("master", "workers").stdout.count("idle"), "it to idle")
+    here.write_search(trials=4)
+    done = here.run("master", "launch", "--stage", "coarse")
+    assert done.returncode == 0 and "no worker takes trials of this search; starting local ones" in done.stderr
+    ended_once(here, 4)

@@ -113,10 +113,13 @@ def test_more_trials_may_be_added_and_nothing_else_changed(here: Place) -> None:
     renamed = here.run("master", "launch", "--stage", "coarse", "--new-name", "other")
     assert renamed.returncode == 0, renamed.stderr
     assert len(here.records("other")) == 10
+    both = here.run("master", "launch", "--stage", "coarse", "--new-name", "other", "--replace", "--workers", "0", "--detach")
+    assert both.returncode == 0 and len(here.records()) == 10 and not here.records("other")  # only the one of the new name
     replaced = here.run("master", "launch", "--stage", "coarse", "--replace")
     assert replaced.returncode == 0, replaced.stderr
     assert {r["trial"]: r["seed"] for r in here.records()} != {t: r["seed"] for t, r in after.items()}
     assert len(list(here.root.glob(".digits-replaced-*/coarse/trials/*.json"))) == 10
+    assert len(list(here.root.glob(".other-replaced-*/coarse/trials/*.json"))) == 10
 
 
 def test_edited_ranges_are_used_and_never_overwritten(here: Place) -> None:

@@ -20,7 +20,7 @@ def chosen(root: Path, text: str, base: Path = Path()) -> Chosen:
 
 
 def first(root: Path, text: str = default_text(), base: Path = Path()) -> Launched:
-    return settle(chosen(root, text, base), None, False, print)
+    return settle(chosen(root, text, base), None, None, print)
 
 
 def launch_coarse(launched: Launched) -> None:
@@ -85,12 +85,12 @@ def test_nothing_differs_from_itself(tmp_path: Path) -> None:
 
 def test_a_new_name_and_a_replacement(tmp_path: Path) -> None:
     launched = first(tmp_path)
-    renamed = settle(chosen(tmp_path, default_text()), "other", False, print)
+    renamed = settle(chosen(tmp_path, default_text()), "other", None, print)
     assert renamed.search.name == "other" and renamed.id != launched.id
     assert "# the folder below the checkpoint root" in renamed.folder.search_file.read_text()
     launched.folder.path.joinpath("mine").touch()
     said: list[str] = []
-    replaced = settle(chosen(tmp_path, default_text()), None, True, said.append)
+    replaced = settle(chosen(tmp_path, default_text()), None, lambda folder: None, said.append)
     assert replaced.id != launched.id and not replaced.folder.path.joinpath("mine").exists()
     assert list(tmp_path.glob(".digits-replaced-*/mine")) and "lies in" in said[0]
 
@@ -98,7 +98,7 @@ def test_a_new_name_and_a_replacement(tmp_path: Path) -> None:
 def test_a_launch_of_the_folders_own_file_is_the_same_search(tmp_path: Path) -> None:
     launched = first(tmp_path)
     again = choose(tmp_path, None, "digits", print)
-    assert settle(again, None, False, print).id == launched.id
+    assert settle(again, None, None, print).id == launched.id
 
 
 def test_the_users_task_is_copied_and_may_not_change(tmp_path: Path) -> None:
