@@ -166,7 +166,7 @@ class Run:
         return code
 
     def _tell_published(self, published: Published) -> None:
-        name, stage, search = self._launched.search.name, published.stage, self._launched.search
+        name, stage = self._launched.search.name, published.stage
         self._say(f"search {name!r}, stage {stage.name!r}: {stage.trials} trials of {stage.epochs:g} epochs, {published.added} new")
         if published.reconciled.to_redis:
             self._say(f"{published.reconciled.to_redis} trials had ended according to the folder; they count")
@@ -174,19 +174,15 @@ class Run:
             self._say(f"{published.reconciled.to_folder} records were missing in the folder; written again")
         if warning := crowding(published.space, stage.trials):
             self._say(f"warning: {warning}")
-        if search.id:
-            self._say(f"folder {self._launched.folder.stage(stage.name).path}")
+        self._say(f"folder {self._launched.folder.stage(stage.name).path}")
 
     def _start_wanted(self) -> None:
-        """Starts local workers: as many as asked for; for auto, only where none is connected."""
-        if self._n_workers is not None:
-            self._local = self._started(self._n_workers) if self._n_workers else None
+        """Starts local workers where trials wait: as many as asked for; for auto, only where none is connected."""
+        if not self._queue.unfinished():
             return
-        if any(worker.state != "lost" for worker in WorkerRegistry(self._broker.client).list()):
-            return
-        counts = self._queue.counts()
-        waiting = sum(c[TrialState.PENDING] + c[TrialState.RUNNING] for c in counts.values())
-        self._local = self._started(auto_count()) if waiting else None
+        connected = any(worker.state != "lost" for worker in WorkerRegistry(self._broker.client).list())
+        n = self._n_workers if self._n_workers is not None else 0 if connected else auto_count()
+        self._local = self._started(n) if n else None
 
     def _started(self, n: int) -> LocalWorkers:
         workers = local_workers(n, self._launched.folder, self._broker, self._say)

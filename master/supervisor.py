@@ -24,6 +24,7 @@ LOOK_S = 0.2  # between looks at the counts
 CARE_S = 1.0  # between looks at leases and stragglers
 SWEEP_S = 15.0  # between the janitor's rounds
 MAX_BACKOFF_S = 5.0
+ABSENT_S = 10.0  # local workers leave when they have heard no master for a little longer
 LONELY_S = 10.0  # trials wait and no worker is connected for so long: said once, or local ones started
 
 
@@ -67,6 +68,8 @@ class Supervisor:
         self._seen = Watched()
         self._lonely_since: float | None = None
         self._care_at = 0.0
+        self._cared_at = time.monotonic()
+        self._was_absent = False  # suspended, or cut off from Redis, for longer than local workers wait
         self._sweep_at = time.monotonic() + SWEEP_S
         self._workers: list[WorkerInfo] = []
 
@@ -114,6 +117,8 @@ class Supervisor:
         if now >= self._care_at:
             self._care_at = now + min(CARE_S, self._queue.tick_every_s)
             self._care()
+            self._was_absent = self._was_absent or now - self._cared_at > ABSENT_S
+            self._cared_at = now
         counts = self._queue.counts().get(self._stage)
         if counts is None:
             raise ConfigError(f"stage {self._stage!r} is no longer in Redis (replaced, or Redis was emptied); launch again")
@@ -170,7 +175,8 @@ class Supervisor:
         if self._start_local is not None and self.local is None:
             self._display.say("no worker takes trials of this search; starting local ones")
             self.local = self._start_local()
-        elif self.local is not None:  # they left by themselves, as if there were no master: this one must have been suspended
+        elif self.local is not None and self._was_absent:  # they left by themselves, as there was no master
+            self._was_absent = False
             self.local.start()
         self._warn_once(
             "lonely",

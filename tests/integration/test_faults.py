@@ -283,3 +283,23 @@ def test_a_worker_for_another_search_does_not_count(here: Place) -> None:
     done = here.run("master", "launch", "--stage", "coarse")
     assert done.returncode == 0 and "no worker takes trials of this search; starting local ones" in done.stderr
     ended_once(here, 4)
+
+
+def test_a_worker_on_another_volume_says_so_and_trains_nothing(here: Place, open_server: str) -> None:
+    here.write_search(trials=4)
+    here.redis_url = open_server
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    done = here.run("worker", "start", "--burst", "--checkpoints", str(here.path / "elsewhere"))
+    assert done.returncode == 0 and done.stderr.count("another volume") == 1 and "'digits'" in done.stderr
+    assert here.status()["stages"]["coarse"]["pending"] == 4
+
+
+def test_workers_that_die_at_once_end_the_launch_with_a_clear_message(here: Place) -> None:
+    (here.path / "sitecustomize.py").write_text(
+        "import os, sys\nif 'worker' in sys.orig_argv:\n    os.write(2, b'planted: no luck\\n')\n    os._exit(7)\n"
+    )
+    here.write_search(trials=4)
+    done = here.run("master", "launch", "--stage", "coarse", "--workers", "1", PYTHONPATH=str(here.path))
+    assert done.returncode == 1 and "died 5 times" in done.stderr and "planted: no luck" in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: the local workers died too often")
+    assert here.status()["stages"]["coarse"]["pending"] == 4  # they wait
