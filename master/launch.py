@@ -153,7 +153,7 @@ class Run:
         for stage in stages:
             published = publish(self._launched, stage, self._queue, self._request.ranges, self._say)
             self._tell_published(published)
-            if self._local is None:
+            if self._local is None or self._local.gone:
                 self._start_wanted()
             if self._request.detach:
                 self._say("detached: follow with `master status`; the same launch command attaches again and ends with the ranking")

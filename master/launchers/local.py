@@ -212,6 +212,12 @@ class LocalWorkers:
         return [worker.process.pid for worker in self._workers if worker.process]
 
     @property
+    def gone(self) -> bool:
+        """Whether all have left by themselves, or by order."""
+        self.poll()
+        return not self.given_up and not any(worker.process or worker.restart_at is not None for worker in self._workers)
+
+    @property
     def given_up(self) -> bool:
         """Whether none runs or is due to be started again, and at least one has died too often."""
         busy = any(worker.process or worker.restart_at is not None for worker in self._workers)
