@@ -135,4 +135,5 @@ class WorkerInfo:
     trials: int = 0  # under lease now
     trials_done: int = 0
     last_seen_s: float = 0.0
+    search: str = ""  # the only one it works for; empty: any
     machine: str = ""  # boot id: workers in containers of one machine have different hosts, and share its cores

@@ -176,9 +176,10 @@ def kill(context: click.Context, /, config: Path | None, search: str | None, yes
     """
     from master.commands import describe_kill, kill
 
+    question = describe_kill(**targets)
     chosen = None if targets["worker"] else _choose(context, config, search)
     if not yes:
-        click.confirm(describe_kill(**targets), abort=True, err=True)
+        click.confirm(question, abort=True, err=True)
     _show(kill(context.obj, chosen, **targets))
 
 

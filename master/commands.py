@@ -36,7 +36,7 @@ def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
     launched = of_folder(chosen)
     with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
         known = _queue(broker.client, launched).counts()
-        connected = WorkerRegistry(broker.client).list()
+        connected = [w for w in WorkerRegistry(broker.client).list() if w.search in ("", launched.search.name)]
     counts = {stage.name: {s.value: known.get(stage.name, {}).get(s, 0) for s in TrialState} for stage in launched.search.stages}
     if as_json:
         return strict_json({"search": launched.search.name, "stages": counts, "workers": [worker_row(w) for w in connected]})
@@ -128,7 +128,7 @@ def kill(shared: Shared, chosen: Chosen | None, trial: str | None, worker: str |
         name = launched.search.stage(str(stage)).name
         unfinished = queue.by_state(TrialState.PENDING, TrialState.RUNNING, stage=name)
         killed = [t for t in unfinished if _kill_one(queue, launched.folder, t) == "killed"]
-        return f"stage {name}: killed {len(killed)} trials"
+        return f"stage {name}: killed {len(killed)} {'trial' if len(killed) == 1 else 'trials'}"
 
 
 def _kill_worker(registry: WorkerRegistry, worker: str) -> str:
@@ -173,7 +173,8 @@ def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
                 queue.refreeze(s.name, "task_digest", task_digest(launched.search, launched.folder))
         trials = [trial_id for s in stages for trial_id in queue.by_state(wanted, stage=s.name)]
         n_retried = sum(queue.retry(trial_id) for trial_id in trials)
-    hint = f"; run `master launch --stage {stages[0].name if stage else 'NAME'}` to watch them" if n_retried else ""
+    name = launched.search.name
+    hint = f"; `master launch --search {name} --stage {stages[0].name}` trains and watches a stage's" if n_retried else ""
     code = ", with the task's new code" if mended else ""
     return f"{n_retried} {state} trials are back in the queue{code}{hint}"
 

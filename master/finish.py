@@ -17,13 +17,21 @@ from master.stages import Proposal
 from master.summary import next_command, stage_end
 
 
-def conclude(launched: Launched, published: Published, out: Console, say: Callable[[str], None], options: dict[str, str | None]) -> None:
+def conclude(
+    launched: Launched,
+    published: Published,
+    out: Console,
+    say: Callable[[str], None],
+    options: dict[str, str | None],
+    name_next: bool = True,
+) -> None:
     """Writes the leaderboard and the proposal, and prints the ranking, the warnings, the next ranges and the command for them.
 
     Args:
         out: where the outcome goes, stdout.
         say: where warnings go, stderr.
         options: of the command that runs the next stage, as ``next_command`` takes them.
+        name_next: whether to print that command; False where the next stage follows by itself.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -34,7 +42,7 @@ def conclude(launched: Launched, published: Published, out: Console, say: Callab
     durable.replace(folder.leaderboard, ranking.csv(ranking.frame(records), present).encode())
     following = launched.search.after(stage.name)
     proposal = _propose(launched, stage, following, records, say) if following and ranking.best(records, 1) else None
-    command = next_command(following.name, options) if following and proposal else None
+    command = next_command(following.name, options) if following and proposal and name_next else None
     out.print(stage_end(records, borders(records, published.space), published.space, proposal, command, out.width))
 
 

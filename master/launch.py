@@ -103,6 +103,9 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
 
 
 def _stages(request: Request, chosen: Chosen) -> list[Stage]:
+    first = chosen.search.stages[0].name
+    if request.replace and request.stage not in (first, RESERVED_STAGE):
+        raise ConfigError(f"--replace with --stage {request.stage}: it begins the search anew, so launch its first stage, {first}, or all")
     if request.stage != RESERVED_STAGE:
         return [chosen.search.stage(request.stage)]
     if request.ranges is not None:
@@ -119,7 +122,7 @@ def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
 
 
 def _printer(console: Console) -> Callable[[str], None]:
-    return lambda message: console.print(message, markup=False, highlight=False, soft_wrap=True)
+    return lambda message: console.print(message, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def _forget(folder: SearchFolder, broker: Broker) -> None:
@@ -167,12 +170,13 @@ class Run:
 
     def _tell_published(self, published: Published) -> None:
         name, stage = self._launched.search.name, published.stage
-        self._say(f"search {name!r}, stage {stage.name!r}: {stage.trials} trials of {stage.epochs:g} epochs, {published.added} new")
+        unit = "epoch" if stage.epochs == 1 else "epochs"
+        self._say(f"search {name!r}, stage {stage.name!r}: {stage.trials} trials of {stage.epochs:g} {unit}, {published.added} new")
         if published.reconciled.to_redis:
             self._say(f"{published.reconciled.to_redis} trials had ended according to the folder; they count")
         if published.reconciled.to_folder:
             self._say(f"{published.reconciled.to_folder} records were missing in the folder; written again")
-        if warning := crowding(published.space, stage.trials):
+        if published.added and (warning := crowding(published.space, stage.trials)):
             self._say(f"warning: {warning}")
         self._say(f"folder {self._launched.folder.stage(stage.name).path}")
 
@@ -180,7 +184,8 @@ class Run:
         """Starts local workers where trials wait: as many as asked for; for auto, only where none is connected."""
         if not self._queue.unfinished():
             return
-        connected = any(worker.state != "lost" for worker in WorkerRegistry(self._broker.client).list())
+        name = self._launched.search.name
+        connected = any(w.state != "lost" and w.search in ("", name) for w in WorkerRegistry(self._broker.client).list())
         n = self._n_workers if self._n_workers is not None else 0 if connected else auto_count()
         self._local = self._started(n) if n else None
 
@@ -199,5 +204,7 @@ class Run:
                 self._local = supervisor.local
         records = self._launched.folder.stage(published.stage.name).records(self._say)
         reconcile(self._queue, self._launched.folder, published.trials, records)  # a verdict's record that was not written in an outage
-        conclude(self._launched, published, Console(file=sys.stdout), self._say, self._request.repeated)
+        conclude(
+            self._launched, published, Console(file=sys.stdout), self._say, self._request.repeated, self._request.stage != RESERVED_STAGE
+        )
         return 0 if counts[TrialState.COMPLETED] else NOTHING_COMPLETED

@@ -286,7 +286,7 @@ def _check_ended(launched: Launched, before: Stage, stage: Stage, warn: Callable
     if n_ended < before.trials:
         raise ConfigError(
             f"--stage {stage.name}: the stage before it, {before.name!r}, has ended {n_ended} of {before.trials} trials; "
-            f"run `master launch --stage {before.name}` first, or --stage all"
+            f"run `master launch --search {launched.search.name} --stage {before.name}` first, or --stage all"
         )
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from common.trial import ENDED, TrialState
 
 LINE_S = 10.0  # between lines where there is no terminal
+WIDE = 120  # characters from which on the bar has room to be a long one
 PACE_WINDOW_S = 60.0  # the pace is that of the last minute
 
 
@@ -41,6 +43,17 @@ class Snapshot:
     def left_s(self) -> float | None:
         """Seconds to go at this pace, None while it is unknown."""
         return (self.total - self.done) / self.pace if self.pace else None
+
+    @property
+    def short(self) -> str:
+        """What is known, the most important first: a narrow terminal cuts the end."""
+        parts = [
+            f"best {self.best:.4f}" if self.best is not None else "",
+            f"{duration(self.left_s)} left" if self.left_s is not None else "",
+        ]
+        parts += [f"{self.counts[TrialState.RUNNING]} running", f"{self.counts[TrialState.EXPLODED]} exploded"]
+        parts += [f"{self.pace:.1f} trials/s" if self.pace else "", f"{self.workers} workers"]
+        return ", ".join(part for part in parts if part)
 
     def __str__(self) -> str:
         running, exploded = self.counts[TrialState.RUNNING], self.counts[TrialState.EXPLODED]
@@ -73,10 +86,9 @@ class LiveProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.description} {task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=14)),
+            BarColumn(bar_width=20 if console.width >= WIDE else 6, table_column=Column(min_width=6)),
+            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -94,7 +106,7 @@ class LiveProgress:
 
     def show(self, snapshot: Snapshot, final: bool = False) -> None:
         """Draws the bar, or prints a line where the last is old or the stage has ended."""
-        self._bar.update(self._task, description=snapshot.stage, total=snapshot.total, completed=snapshot.done, text=str(snapshot))
+        self._bar.update(self._task, description=snapshot.stage, total=snapshot.total, completed=snapshot.done, text=snapshot.short)
         now = time.monotonic()
         line = f"{snapshot.stage}: {snapshot.done}/{snapshot.total} trials done, {snapshot}"
         if (not self._console.is_terminal or final) and (final or now - self._line_at >= LINE_S) and line != self._last:
@@ -103,7 +115,7 @@ class LiveProgress:
 
     def say(self, message: str) -> None:
         """A message above the bar."""
-        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(message, markup=False, highlight=False, soft_wrap=not self._console.is_terminal)
 
 
 def duration(seconds: float) -> str:

@@ -32,8 +32,8 @@ PROPOSED_NAME = "ranges.proposed.toml"
 COMMENT_WIDTH = 100  # characters of a comment's line
 FROZEN_HEADER = "The ranges that this stage samples. They were frozen when it was launched; a change here has no effect."
 NEXT_HEADER = (
-    "The ranges proposed for the next stage. Edit them as you like and pass this file: "
-    "master launch --stage {stage} --ranges {path}. An edited proposal is never overwritten."
+    "The ranges proposed for the next stage. Edit them as you like: master launch --search {search} --stage {stage} samples what is here, "
+    "or a copy named with --ranges FILE. An edited proposal is never overwritten."
 )
 
 
@@ -118,6 +118,8 @@ def load_ranges(path: Path, space: Space) -> Space:
     Raises:
         ConfigError: with the place, the value and the remedy.
     """
+    if not path.exists():
+        raise ConfigError(f"--ranges {path}: no such file; a launched stage has one in its folder, ranges.toml")
     raw = _parse(path)
     following = raw.get("next")
     if isinstance(following, Mapping) and "ranges" in following:
@@ -201,7 +203,7 @@ def _canonical(value: object) -> object:
 
 def _next_table(path: Path, stage: str, proposal: Proposal) -> Table:
     table = tomlkit.table()
-    _comment(table, NEXT_HEADER.format(stage=stage, path=path))
+    _comment(table, NEXT_HEADER.format(stage=stage, search=path.absolute().parent.parent.name))
     table["stage"] = stage
     table["digest"] = _digest(proposal.space.plain())
     table["ranges"] = _ranges_table(proposal.space, proposal.notes)

@@ -11,7 +11,7 @@ from rich.console import Console, RenderableType
 from common import durable
 from common.errors import CheckpointError, ConfigError
 from common.records import Record, StageFolder
-from common.search import default_text
+from common.search import NAME_PATTERN, default_text
 from common.space import Space
 from master import ranking
 from master.borders import borders as find_borders
@@ -29,7 +29,9 @@ def write_example(folder: Path) -> str:
         CheckpointError: the folder cannot be written.
     """
     path = durable.make_folder(folder) / CONFIG
-    if path in durable.write_new({path: default_text().encode()}):
+    name = folder.resolve().name  # a name of its own, so that it does not meet the built-in "digits"
+    text = default_text().replace('name = "digits"', f'name = "{name}"') if NAME_PATTERN.fullmatch(name) else default_text()
+    if path in durable.write_new({path: text.encode()}):
         raise ConfigError(f"{path} exists already and stays as it is; name another folder: master init DIR")
     return f"wrote {path}; edit it, then run: master launch --config {path} --stage coarse"
 

@@ -71,8 +71,8 @@ def crowding(space: Space, n_trials: int) -> str | None:
     ]
     advice = f"write {' and '.join(remedies)}" if remedies else f"give fewer options to {_structural(space)}"
     return (
-        f"{n_trials:,} trials fall into {n_groups:,.0f} groups of equal whole numbers and choices, "
-        f"and only trials of one group train together in an array: {advice}"
+        f"{n_trials:,} trials spread over {n_groups:,.0f} combinations of whole numbers and choices, "
+        f"and only equal ones train together in an array: {advice}"
     )
 
 

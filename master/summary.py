@@ -43,7 +43,7 @@ def stage_end(
     parts: list[RenderableType] = [counts(records)]
     if ranking.best(records, 1):
         parts += ["", ranking.table(ranking.frame(records), TOP, width), "", best_line(records)]
-    parts.append(border_lines(borders))
+    parts += [border_lines(borders)] if ranking.best(records, 1) else []
     if proposal is not None:
         parts += ["", next_ranges(ranges, proposal)]
     if command is not None:
@@ -60,6 +60,10 @@ def counts(records: Sequence[Record]) -> Text:
         reasons = Counter(ranking.one_line(r.reason) for r in records if r.state == state and r.reason)
         for reason, n in reasons.most_common(1):
             text.append(f"\n{n} {state}: {reason}", style="yellow")
+    failed = next((r for r in records if r.state == "failed"), None)
+    if failed is not None:
+        record = f"{failed.stage}/trials/{failed.trial}-try={failed.attempt}.json"
+        text.append(f"\n{record} has the traceback; once mended: master retry --state failed")
     return text
 
 

@@ -175,6 +175,7 @@ class Supervisor:
         if self._start_local is not None and self.local is None:
             self._display.say("no worker takes trials of this search; starting local ones")
             self.local = self._start_local()
+            return
         elif self.local is not None and self._was_absent:  # they left by themselves, as there was no master
             self._was_absent = False
             self.local.start()

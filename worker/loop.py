@@ -49,6 +49,7 @@ class Loop:
         self._requests: dict[str, str] = {}  # search id to the claim that has not been answered yet
         self._width: dict[str, int] = {}  # search id to the array width that its engine has found
         self._needed_at = time.monotonic()
+        self._told_unknown = False
         self._max_pause_s = MAX_PAUSE_S
 
     def run(self) -> None:
@@ -87,7 +88,12 @@ class Loop:
         return self._requests.setdefault(session.queue.search_id, secrets.token_hex(8))
 
     def _open_sessions(self) -> list[Session]:
-        found = [self._sessions.find(search_id, name) for search_id, name in searches(self._client) if self._options.search in (None, name)]
+        """The searches to work for, oldest launched first."""
+        only = self._options.search
+        found = [self._sessions.find(search_id, name) for search_id, name in searches(self._client) if only in (None, name)]
+        if only is not None and not found and not self._told_unknown:
+            self._told_unknown = True
+            self._say(f"--search {only}: no such search has been launched in this Redis yet; nothing to do until it is")
         return [session for session in found if session is not None]
 
     def _work(self, session: Session, claims: list[Claim]) -> None:

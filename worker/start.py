@@ -69,7 +69,7 @@ def start_one(request: Request) -> int:
     root = make_folder(request.checkpoints).resolve()
     with owned(request.device) as device, open_broker(request.redis, root) as broker:
         registry = WorkerRegistry(broker.client)
-        heartbeat = Heartbeat(_info(device), registry, say, broker.ensure)
+        heartbeat = Heartbeat(_info(device, request.search), registry, say, broker.ensure)
         _hear_signals(heartbeat)
         heartbeat.once()  # so that the workers starting beside it count this one
         threads = thread_share(registry.list(), machine_id(), usable_cores(), max(1, request.local)) if device.name == "cpu" else 1
@@ -90,10 +90,10 @@ def _loop(request: Request, client: redis.Redis, root: Path, device: Device, wid
     return Loop(client, sessions, heartbeat, Options(request.search, request.burst, first_claim, request.local > 0), say)
 
 
-def _info(device: Device) -> WorkerInfo:
+def _info(device: Device, search: str | None) -> WorkerInfo:
     host = socket.gethostname()
     name = f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
-    return WorkerInfo(name, host, os.getpid(), device.name, device.model, machine=machine_id())
+    return WorkerInfo(name, host, os.getpid(), device.name, device.model, search=search or "", machine=machine_id())
 
 
 def _hear_signals(heartbeat: Heartbeat) -> None:

@@ -22,7 +22,7 @@ def test_a_coarse_stage_from_the_command_line(here: Place) -> None:
 
     # progress and warnings on stderr, the outcome on stdout
     assert "24/24 trials done" in done.stderr
-    assert "fall into 2,000 groups" in done.stderr
+    assert "spread over 2,000 combinations" in done.stderr
     assert "master launch --stage fine" in done.stdout
     assert "selected over 24 trials" in done.stdout
     rows = here.rank()

@@ -62,7 +62,7 @@ def test_the_file_says_why_and_how_to_use_it(path: Path) -> None:
     text = path.read_text()
     lines = text.splitlines()
     assert lines[lines.index("learning_rate = {log_uniform = [0.00031, 0.5]}") - 1] == f"# {NOTES['learning_rate']}"
-    assert "master launch --stage fine --ranges" in " ".join(text.replace("#", " ").split())
+    assert "--stage fine samples what is here" in " ".join(text.replace("#", " ").split())
     assert tomllib.loads(text)["next"]["stage"] == "fine"
 
 

@@ -139,13 +139,13 @@ def test_a_sobol_sequence_has_only_so_many_dimensions() -> None:
 def test_a_crowded_space_is_told_with_the_remedy() -> None:
     told = crowding(Space.parse({"hidden": {"int_uniform": [16, 512]}, "learning_rate": {"uniform": [0, 1]}}), 200)
     assert told is not None
-    assert "497 groups" in told
+    assert "497 combinations" in told
     assert "hidden = { choice = [16, 181, 347, 512] }" in told
 
 
 def test_a_space_crowded_by_choices_is_told_which() -> None:
     told = crowding(Space.parse({"a": {"choice": [1, 2, 3, 4, 5, 6, 7]}, "b": {"choice": [1, 2, 3, 4, 5, 6, 7]}}), 100)
-    assert told is not None and "49 groups" in told and "a, b" in told
+    assert told is not None and "49 combinations" in told and "a, b" in told
 
 
 def test_an_ordinary_space_is_not_crowded() -> None:
