@@ -10,7 +10,7 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Column
+from rich.text import Text
 
 from common.trial import ENDED, TrialState
 
@@ -85,10 +85,11 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._bar_width = 20 if console.width >= WIDE else 6
         self._bar = Progress(
-            TextColumn("{task.description} {task.completed}/{task.total}", table_column=Column(no_wrap=True, min_width=14)),
-            BarColumn(bar_width=20 if console.width >= WIDE else 6, table_column=Column(min_width=6)),
-            TextColumn("{task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.description} {task.completed}/{task.total}"),
+            BarColumn(bar_width=self._bar_width),
+            TextColumn("{task.fields[text]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -106,7 +107,10 @@ class LiveProgress:
 
     def show(self, snapshot: Snapshot, final: bool = False) -> None:
         """Draws the bar, or prints a line where the last is old or the stage has ended."""
-        self._bar.update(self._task, description=snapshot.stage, total=snapshot.total, completed=snapshot.done, text=snapshot.short)
+        text = Text(snapshot.short)
+        taken = len(f"{snapshot.stage} {snapshot.done}/{snapshot.total}") + self._bar_width + 3
+        text.truncate(max(1, self._console.width - taken), overflow="ellipsis")
+        self._bar.update(self._task, description=snapshot.stage, total=snapshot.total, completed=snapshot.done, text=text.plain)
         now = time.monotonic()
         line = f"{snapshot.stage}: {snapshot.done}/{snapshot.total} trials done, {snapshot}"
         if (not self._console.is_terminal or final) and (final or now - self._line_at >= LINE_S) and line != self._last:

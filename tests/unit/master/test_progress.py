@@ -51,3 +51,12 @@ def test_on_a_terminal_the_bar_shows_the_same() -> None:
         display.show(snapshot(5))
         display._bar.refresh()
     assert "5/20" in out.getvalue() and "best 0.9361" in out.getvalue()
+
+
+def test_a_narrow_terminal_keeps_the_bar_and_the_counts() -> None:
+    out = io.StringIO()
+    with LiveProgress(Console(file=out, force_terminal=True, width=60)) as display:
+        display.show(snapshot(5))
+        display._bar.refresh()
+    line = out.getvalue().split("\r")[-1]
+    assert "coarse 5/20" in line and "━" in line and "best 0.9361" in line
