@@ -94,7 +94,7 @@ class LiveProgress:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("starting", total=None, text="")
+        self._task = self._bar.add_task("", total=None, visible=False, text="")
         self._line_at = -LINE_S
         self._last = ""
 
@@ -110,7 +110,9 @@ class LiveProgress:
         text = Text(snapshot.short)
         taken = len(f"{snapshot.stage} {snapshot.done}/{snapshot.total}") + self._bar_width + 3
         text.truncate(max(1, self._console.width - taken), overflow="ellipsis")
-        self._bar.update(self._task, description=snapshot.stage, total=snapshot.total, completed=snapshot.done, text=text.plain)
+        self._bar.update(
+            self._task, description=snapshot.stage, total=snapshot.total, completed=snapshot.done, text=text.plain, visible=True
+        )
         now = time.monotonic()
         line = f"{snapshot.stage}: {snapshot.done}/{snapshot.total} trials done, {snapshot}"
         if (not self._console.is_terminal or final) and (final or now - self._line_at >= LINE_S) and line != self._last:
