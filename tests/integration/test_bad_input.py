@@ -60,7 +60,7 @@ def test_an_unreadable_search_file(here: Place) -> None:
 def test_stages_out_of_order_or_unknown(here: Place) -> None:
     here.write_search()
     refused(here.run("master", "launch", "--stage", "medium"), 2, "medium", "coarse, fine")
-    refused(here.run("master", "launch", "--stage", "fine"), 2, "fine", "master launch --stage coarse")
+    refused(here.run("master", "launch", "--stage", "fine"), 2, "fine", "master launch --search digits --stage coarse")
     refused(here.run("master", "rank"), 2, "has not been launched")
     assert not list(here.root.rglob("*.json"))
 
