@@ -281,7 +281,18 @@ def test_a_worker_for_another_search_does_not_count(here: Place) -> None:
     wait_for(lambda: here.run("master", "workers").stdout.count("idle"), "it to idle")
     here.write_search(trials=4)
     done = here.run("master", "launch", "--stage", "coarse")
+    assert done.returncode == 0 and "no worker takes trials" not in done.stderr  # local ones were started at once
+    ended_once(here, 4)
+
+
+def test_a_connected_worker_that_sees_another_folder_is_not_waited_for(here: Place, open_server: str) -> None:
+    here.write_search(trials=4)
+    here.redis_url = open_server
+    here.start("worker", "start", "--checkpoints", str(here.path / "elsewhere"), log="elsewhere.log")
+    wait_for(lambda: here.run("master", "workers").stdout.count("idle"), "it to idle")
+    done = here.run("master", "launch", "--stage", "coarse")
     assert done.returncode == 0 and "no worker takes trials of this search; starting local ones" in done.stderr
+    assert "start one with" not in done.stderr  # nothing is left for the user to do
     ended_once(here, 4)
 
 
