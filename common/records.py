@@ -25,7 +25,7 @@ from common import durable
 from common.errors import CheckpointError, ConfigError
 from common.search import NAME_PATTERN, STAGE_PATTERN, Search, load_search
 from common.space import Scalar
-from common.trial import Fence, Result, Trial, TrialState
+from common.trial import Result, Trial, TrialState
 
 MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is not ours
 _STAGE = STAGE_PATTERN.pattern
@@ -95,10 +95,6 @@ class Record(BaseModel):
     def result(self) -> Result:
         """What Redis keeps of it."""
         return Result(**{name: getattr(self, name) for name in Result.__dataclass_fields__})
-
-    def as_trial(self) -> Trial:
-        """The trial it belongs to."""
-        return Trial(self.trial, self.stage, self.index, self.seed, self.budget_epochs, dict(self.hyperparameters), self.group)
 
 
 @dataclass(frozen=True)
@@ -299,11 +295,6 @@ def read_record(path: Path) -> Record:
     if not match or record.trial != match["trial"] or record.attempt != int(match["attempt"]):
         raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
     return record
-
-
-def record_for(fence: Fence, folder: StageFolder) -> Record | None:
-    """The ended record of exactly this attempt: the folder's witness for the reaper."""
-    return folder.record(fence.trial_id, fence.attempt)
 
 
 def epoch_number(epochs: float) -> int:

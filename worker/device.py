@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import platform
-import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from pathlib import Path
 import torch
 
 from common.errors import ConfigError
+from common.filelock import FileLock
 from common.trial import WorkerInfo
 
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -70,12 +68,9 @@ def _choose(wanted: str, stack: contextlib.ExitStack) -> int | None:
 def _lock(index: int, stack: contextlib.ExitStack) -> bool:
     """Takes the lock of a CUDA device for the rest of ``stack``; False if another worker has it."""
     path = Path(tempfile.gettempdir()) / f"coarsefine-{os.getuid()}-{_identity(index)}.lock"
-    file = stack.enter_context(path.open("w"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    lock = FileLock(path)
+    stack.callback(lock.close)
+    return lock.try_exclusive()
 
 
 def _identity(index: int) -> str:
@@ -90,14 +85,6 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def machine_id() -> str:
-    """Names the running machine: the kernel's boot id, which containers on it share."""
-    try:
-        return BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return socket.gethostname()
 
 
 def usable_cores(affinity: int | None = None, cpu_max: str | None = None) -> int:

@@ -17,11 +17,12 @@ import torch
 
 from common.broker import open_broker
 from common.durable import make_folder
+from common.embedded_place import boot_id
 from common.errors import ConfigError
 from common.options import INTERRUPTED, TERMINATED
 from common.trial import WorkerInfo
 from common.workers import WorkerRegistry
-from worker.device import Device, machine_id, owned, thread_share, usable_cores
+from worker.device import Device, owned, thread_share, usable_cores
 from worker.heartbeat import Heartbeat
 from worker.loop import CPU_CLAIM, GPU_CLAIM, Loop, Options
 from worker.session import Means, Sessions
@@ -72,7 +73,7 @@ def start_one(request: Request) -> int:
         heartbeat = Heartbeat(_info(device, request.search), registry, say, broker.ensure)
         _hear_signals(heartbeat)
         heartbeat.once()  # so that the workers starting beside it count this one
-        threads = thread_share(registry.list(), machine_id(), usable_cores(), max(1, request.local)) if device.name == "cpu" else 1
+        threads = thread_share(registry.list(), boot_id(), usable_cores(), max(1, request.local)) if device.name == "cpu" else 1
         torch.set_num_threads(threads)
         heartbeat.start()
         say(f"{heartbeat.info.worker} on {device.name} ({device.model}), at most {threads} threads, folder {root}")
@@ -93,7 +94,7 @@ def _loop(request: Request, client: redis.Redis, root: Path, device: Device, wid
 def _info(device: Device, search: str | None) -> WorkerInfo:
     host = socket.gethostname()
     name = f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
-    return WorkerInfo(name, host, os.getpid(), device.name, device.model, search=search or "", machine=machine_id())
+    return WorkerInfo(name, host, os.getpid(), device.name, device.model, search=search or "", machine=boot_id())
 
 
 def _hear_signals(heartbeat: Heartbeat) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from common.errors import ConfigError
 from common.trial import WorkerInfo
@@ -44,3 +48,17 @@ def test_a_device_that_is_not_there_is_named(wanted: str) -> None:
 def test_the_cpu_is_there_for_all() -> None:
     with owned("cpu") as one, owned("cpu") as two:
         assert one.name == two.name == "cpu" and one.model
+
+
+def test_workers_of_one_host_take_different_gpus_and_then_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"GPU-{index}"))
+    with owned("auto") as first, owned("auto") as second, owned("auto") as third:
+        assert [d.name for d in (first, second, third)] == ["cuda:0", "cuda:1", "cpu"]
+        with pytest.raises(ConfigError, match="another worker"), owned("cuda:1"):
+            pass
+    with owned("cuda:1") as again:
+        assert again.name == "cuda:1" and again.model == "a GPU"  # given back
