@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -35,6 +36,16 @@ CHECKPOINT_PATTERN = re.compile(
     rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt"
 )
 ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d+)\.(?:json|pt)")
+
+
+class Diagnosis(BaseModel):
+    """What a trial's curves say, as one word and one sentence with the figures behind it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
+
+    word: str
+    sentence: str
+    figures: dict[str, float | None] = {}
 
 
 class Record(BaseModel):
@@ -61,6 +72,13 @@ class Record(BaseModel):
     best_epoch: float | None = None
     first_loss: float | None = None  # data loss plus L2 term before the first update, in nats
     curves: dict[str, list[float | None]] = {}  # by name, one value an evaluation; "epoch" is their axis
+    metric: str = "val_acc"  # what the search ranks by
+    mode: str = "max"
+    value: float | None = None  # of that metric, at the best epoch
+    metrics: dict[str, float] = {}  # all that were measured, at the best epoch
+    diagnosis: Diagnosis | None = None
+    portrait: dict[str, Any] | None = None  # of kept checkpoints: histograms of activations and gradients a layer
+    snapshots: list[str] = []  # weights over time, file names in the stage's folder snapshots/
     checkpoint: str | None = None  # file name in the stage's folder
     worker: str | None = None
     host: str | None = None

@@ -12,12 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
+from common.practice import BUILT_IN_TASKS
 from common.space import Space
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # one path component that is neither hidden nor climbs
 STAGE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # no '-' and no '.', which separate the parts of file names
 RESERVED_STAGE = "all"
-BUILTIN_TASKS = ("digits",)  # what workers bring along; anything else is a file of the user's
+BUILTIN_TASKS = tuple(BUILT_IN_TASKS)  # what workers bring along; anything else is a file of the user's
+METRIC_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")  # part of the names of checkpoints
 MAX_FILE_BYTES = 1 << 20  # a search file is a page; anything larger is the wrong file
 
 T = TypeVar("T", bound=BaseModel)
@@ -28,11 +30,18 @@ class _Table(BaseModel):
 
 
 class Stage(_Table):
-    """One round of a search. ``epochs`` may be a fraction."""
+    """One round of a search. ``epochs`` may be a fraction.
+
+    ``kind`` "seeds" trains the best configuration of the stage before again, ``trials`` times from different initial weights.
+    """
 
     name: str
     trials: int = Field(gt=0, le=1_000_000)
     epochs: float = Field(gt=0, le=1_000_000)
+    kind: Literal["search", "seeds"] = "search"
+    patience: float | None = Field(default=None, gt=0)  # epochs without a better metric, then STOPPED
+    chance_epochs: float | None = Field(default=None, gt=0)  # no better than guessing after so many epochs: STOPPED
+    snapshots: int = Field(default=0, ge=0, le=1000)  # weights kept over time of trials that keep a checkpoint, evenly spread
 
 
 class Stragglers(_Table):
@@ -78,6 +87,8 @@ class Search(_Table):
     sampler: Literal["random", "sobol"] = "random"
     keep: int = Field(default=50, ge=1, le=1_000_000)
     explosion_factor: float = Field(default=3.0, gt=1.0)
+    metric: str = Field(default="val_acc", pattern=f"^{METRIC_PATTERN.pattern}$")  # what ranks, names files and is watched for borders
+    mode: Literal["max", "min"] = "max"
     space: Annotated[Space, BeforeValidator(_space)]
     stages: Annotated[tuple[Stage, ...], BeforeValidator(_stages)]
     stragglers: Stragglers = Stragglers()

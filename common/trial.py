@@ -80,6 +80,7 @@ class Result:
     epoch_s: float | None = None  # median seconds of an epoch, the first left out
     device_model: str | None = None
     array_width: int = 1
+    value: float | None = None  # of the search's metric, at the best epoch
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ class Progress:
     device_model: str = ""
     array_width: int = 1
     val_acc: float | None = None
+    value: float | None = None  # of the search's metric, best so far
 
 
 def trial_id(stage: str, index: int) -> str:
@@ -136,4 +138,5 @@ class WorkerInfo:
     trials_done: int = 0
     last_seen_s: float = 0.0
     search: str = ""  # the only one it works for; empty: any
+    backend: str = ""  # how steps are computed, and why: "compiled: 1.9 times as fast as eager"
     machine: str = ""  # boot id: workers in containers of one machine have different hosts, and share its cores

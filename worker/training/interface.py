@@ -41,6 +41,16 @@ class Watch(Protocol):
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """Weights at some epoch of a trial."""
+
+    epoch: float
+    value: float  # of the search's metric
+    checkpoint: Callable[[], bytes]
+    predictions: Callable[[], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a trial ended. ``checkpoint`` makes the bytes of a weights file, of the best epoch; None if there is nothing to keep."""
 
@@ -53,11 +63,17 @@ class Outcome:
     epochs: float = 0.0  # trained
     best_epoch: float | None = None
     first_loss: float | None = None  # data loss plus L2 term before the first update, nats
+    value: float | None = None  # of the search's metric, at the best epoch
+    metrics: dict[str, float] = field(default_factory=dict)  # all that were measured, at the best epoch
     curves: Curves = field(default_factory=dict)
     seconds: float = 0.0
     epoch_s: float | None = None  # median of whole epochs, the first left out
     array_width: int = 1
     checkpoint: Callable[[], bytes] | None = None
+    predictions: Callable[[], dict[str, Any]] | None = None  # numpy arrays: see Predictions in common; of the best epoch, for kept ones
+    portrait: Callable[[], dict[str, Any]] | None = None  # histograms of activations and gradients, for kept ones
+    picture: Callable[[], bytes] | None = None  # PNG of the first layer's weights, of image models
+    snapshots: tuple[Snapshot, ...] = ()  # over time
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,7 @@ class View:
     last_epoch_s: float | None  # of the last whole epoch, the first left out
     array_width: int
     state: Callable[[], bytes]
+    value: float | None = None  # of the search's metric, of the best epoch so far
 
 
 @dataclass(frozen=True)

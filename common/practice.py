@@ -1,0 +1,152 @@
+"""What the engine reads of a configuration: kinds and numbers, with their bounds and defaults. The master checks with it, the worker trains by it.
+
+A kind (``optimizer = "adam"``) is structure: trials of different kinds never share an array. A number is a vector over the slots of an
+array and never splits one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.space import Scalar
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number in [low, high); ``default`` None means that it has to be given."""
+
+    default: float | None
+    low: float = 0.0
+    high: float = math.inf
+    meaning: str = ""
+
+    def refusal(self, value: object) -> str | None:
+        """Why ``value`` cannot be used, None if it can."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not self.low <= value < self.high:
+            return f"a number in [{self.low:g}, {self.high:g}) is needed"
+        return None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number of at least ``low``."""
+
+    default: int
+    low: int = 0
+    meaning: str = ""
+
+    def refusal(self, value: object) -> str | None:
+        """Why ``value`` cannot be used, None if it can."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < self.low:
+            return f"a whole number of at least {self.low} is needed"
+        return None
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of some words, or true and false."""
+
+    default: str | bool
+    options: tuple[str | bool, ...]
+    meaning: str = ""
+
+    def refusal(self, value: object) -> str | None:
+        """Why ``value`` cannot be used, None if it can."""
+        if any(type(value) is type(option) and value == option for option in self.options):
+            return None
+        told = [str(option).lower() if isinstance(option, bool) else option for option in self.options]
+        return f"use one of {', '.join(told)}"
+
+
+Entry = Number | Whole | Kind
+SWITCH = (False, True)
+SHARE = 1.0  # excluded upper bound of rates and shares
+
+UPDATES: dict[str, Entry] = {
+    "optimizer": Kind("sgd", ("sgd", "adagrad", "rmsprop", "adam", "adamw"), "update rule"),
+    "learning_rate": Number(None, meaning="step size; the only one without a default"),
+    "momentum": Number(0.0, high=SHARE, meaning="of sgd and rmsprop"),
+    "nesterov": Kind(False, SWITCH, "sgd looks ahead along its momentum"),
+    "beta1": Number(0.9, high=SHARE, meaning="of adam and adamw: decay of the mean gradient"),
+    "beta2": Number(0.999, high=SHARE, meaning="of adam and adamw: decay of the mean square"),
+    "rho": Number(0.99, high=SHARE, meaning="of rmsprop: decay of the mean square (torch's alpha)"),
+    "eps": Number(1e-8, meaning="added to the root of the mean square (adagrad's default is 1e-10)"),
+    "batch_size": Whole(64, low=1, meaning="examples in a step"),
+    "clip_norm": Number(0.0, meaning="largest norm of a trial's whole gradient; 0 for none"),
+    "clip_value": Number(0.0, meaning="largest size of each element of the gradient; 0 for none"),
+    "ema": Number(0.0, high=SHARE, meaning="decay a step of the running average of the parameters; 0 for none"),
+}
+SCHEDULES: dict[str, Entry] = {
+    "schedule": Kind("constant", ("constant", "step", "exponential", "inverse", "plateau", "cosine"), "of the learning rate, in epochs"),
+    "warmup_epochs": Number(0.0, meaning="the rate rises linearly from 0 for so long"),
+    "step_epochs": Number(5.0, low=1e-6, meaning="of step: epochs between two drops"),
+    "drop": Number(0.5, high=1.0 + 1e-12, meaning="of step and plateau: the rate is multiplied by it"),
+    "decay_rate": Number(0.1, meaning="an epoch: exp(-rate t) of exponential, 1 / (1 + rate t) of inverse"),
+    "final_share": Number(0.0, high=1.0 + 1e-12, meaning="of cosine: share of the rate that is left at the end of the budget"),
+    "plateau_epochs": Number(3.0, low=1e-6, meaning="of plateau: epochs without a lower validation loss before a drop"),
+    "momentum_start": Number(-1.0, low=-1.0, high=SHARE, meaning="momentum rises linearly from here to momentum; -1 for none"),
+    "momentum_epochs": Number(0.0, meaning="for so long"),
+    "plateau_momentum_off": Kind(False, SWITCH, "momentum becomes 0 at the first plateau (see plateau_epochs)"),
+    "fade": Number(0.0, high=1.0 + 1e-12, meaning="share of the budget at its end in which weight_decay and l1 fade linearly to 0"),
+}
+REGULARISATION: dict[str, Entry] = {
+    "weight_decay": Number(0.0, meaning="L2: 0.5 x weight_decay x the sum of squares is added to the loss (adamw: decoupled)"),
+    "l1": Number(0.0, meaning="l1 x the sum of sizes is added to the loss; with weight_decay: elastic net"),
+    "max_norm": Number(0.0, meaning="largest norm of the weights into a unit, after each update; 0 for none"),
+    "decay_biases": Kind(False, SWITCH, "weight_decay and l1 act on biases and scales of normalisation too"),
+}
+LOSSES: dict[str, Entry] = {
+    "loss": Kind("cross_entropy", ("cross_entropy", "hinge"), "what is minimised"),
+    "label_smoothing": Number(0.0, high=SHARE, meaning="of cross_entropy: share of each target that is spread over all classes"),
+    "margin": Number(1.0, meaning="of hinge: how much the right class's score has to lead"),
+    "val_passes": Whole(0, meaning="stochastic passes whose probabilities are averaged in validation; 0: a plain pass"),
+}
+DATA: dict[str, Entry] = {
+    "preprocess": Kind("none", ("none", "centre", "normalise", "pca", "whiten"), "of the inputs, from the training part's statistics"),
+    "augment_noise": Number(0.0, meaning="standard deviation of Gaussian noise on the inputs"),
+    "augment_shift": Number(0.0, meaning="of images: largest shift in pixels, up or down and left or right"),
+    "augment_flip": Number(0.0, high=1.0 + 1e-12, meaning="of images: probability of a mirror image, left to right"),
+    "augment_rotate": Number(0.0, high=180.0 + 1e-9, meaning="of images: largest rotation in degrees, either way"),
+    "augment_zoom": Number(0.0, high=SHARE, meaning="of images: largest relative change of size, either way"),
+}
+ENGINE: dict[str, Entry] = {**UPDATES, **SCHEDULES, **REGULARISATION, **LOSSES, **DATA}
+
+PERCEPTRON: dict[str, Entry] = {
+    "hidden": Whole(64, low=1, meaning="units of each hidden layer"),
+    "depth": Whole(2, meaning="hidden layers"),
+    "activation": Kind("relu", ("relu", "leaky_relu", "prelu", "elu", "gelu", "sigmoid", "tanh", "maxout"), "after each hidden layer"),
+    "negative_slope": Number(0.01, meaning="of leaky_relu; where prelu starts"),
+    "elu_alpha": Number(1.0, meaning="of elu"),
+    "pieces": Whole(2, low=2, meaning="of maxout: linear pieces a unit"),
+    "init": Kind("he", ("he", "xavier", "gaussian"), "how weights start"),
+    "init_scale": Number(0.01, meaning="of gaussian: standard deviation"),
+    "batch_norm": Kind(False, SWITCH, "before each activation"),
+    "dropout": Number(0.0, high=SHARE, meaning="rate, after each hidden layer"),
+    "input_dropout": Number(0.0, high=SHARE, meaning="rate, on the inputs"),
+    "dropout_kind": Kind("bernoulli", ("bernoulli", "gaussian"), "gaussian: multiplied by noise of the same variance"),
+}
+CONVNET: dict[str, Entry] = {
+    "model": Kind("perceptron", ("perceptron", "convnet"), "of image tasks"),
+    "filters": Whole(16, low=1, meaning="of convnet: channels of the first block, doubled in each next"),
+    "blocks": Whole(2, low=1, meaning="of convnet: convolution, activation, pooling"),
+}
+BUILT_IN_TASKS: dict[str, dict[str, Entry]] = {  # what the models of each built-in task read
+    "digits": {**PERCEPTRON, **CONVNET},
+    "spiral": PERCEPTRON,
+    "mnist": {**PERCEPTRON, **CONVNET},
+    "fashion_mnist": {**PERCEPTRON, **CONVNET},
+    "cifar10": {**PERCEPTRON, **CONVNET},
+}
+
+
+def known(task: str | None) -> Mapping[str, Entry]:
+    """Every name that a built-in task, or the engine alone (None), reads."""
+    return {**ENGINE, **(BUILT_IN_TASKS[task] if task is not None else {})}
+
+
+def refusal(name: str, value: Scalar, task: str | None) -> str | None:
+    """Why a hyperparameter cannot have this value, None if it can or if nobody here knows it."""
+    entry = known(task).get(name)
+    return entry.refusal(value) if entry is not None else None
