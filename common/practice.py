@@ -1,4 +1,4 @@
-"""What the engine reads of a configuration: kinds and numbers, with their bounds and defaults. The master checks with it, the worker trains by it.
+"""What the engine reads of a configuration: kinds and numbers, with their bounds and defaults. The master checks, the worker trains by it.
 
 A kind (``optimizer = "adam"``) is structure: trials of different kinds never share an array. A number is a vector over the slots of an
 array and never splits one.
