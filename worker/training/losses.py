@@ -29,10 +29,7 @@ class Losses(NamedTuple):
 class Objective(Protocol):
     """A loss and its gradient, for all slots at once. Equal objectives may share an array."""
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """The hyperparameters whose columns it takes."""
-        ...
+    reads: ClassVar[tuple[str, ...]]  # the engine's numbers whose columns it takes
 
     def __call__(self, outputs: Tensor, targets: Tensor, values: Values) -> Losses:
         """The training loss.
@@ -40,7 +37,7 @@ class Objective(Protocol):
         Args:
             outputs: (K, B, C), or (K, B, ...) for a task's own loss.
             targets: (B, ...) shared by all slots, or (K, B, ...).
-            values: columns of what it ``reads``.
+            values: columns of what it ``reads``; for a task's own loss, of what it is to find in ``hp`` as tensors.
         """
         ...
 
@@ -48,8 +45,8 @@ class Objective(Protocol):
         """(K,) sum of the examples' losses in float64, and (K,) how many are right, of validation outputs."""
         ...
 
-    def chance(self, n_classes: int | None, values: Mapping[str, float]) -> float | None:
-        """The loss of who gives all classes the same output, of one slot with these hyperparameters; None where nobody can say."""
+    def chance(self, values: Mapping[str, float]) -> float | None:
+        """The loss of who gives all classes the same output, for one slot's hyperparameters; None where nobody can say."""
         ...
 
 
@@ -63,6 +60,7 @@ class CrossEntropy:
     Source: Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016, section 7; ``torch.nn.CrossEntropyLoss``.
     """
 
+    n_classes: int | None = None
     name: ClassVar[str] = "cross_entropy"
     reads: ClassVar[tuple[str, ...]] = ("label_smoothing",)
 
@@ -92,9 +90,9 @@ class CrossEntropy:
         losses = outputs.logsumexp(-1, keepdim=True) - outputs.gather(-1, index)
         return losses.sum((1, 2), dtype=torch.float64), _correct(outputs, index)
 
-    def chance(self, n_classes: int | None, values: Mapping[str, float]) -> float | None:
+    def chance(self, values: Mapping[str, float]) -> float | None:
         """The logarithm of C, whatever the smoothing."""
-        return None if n_classes is None else math.log(n_classes)
+        return None if self.n_classes is None else math.log(self.n_classes)
 
 
 @dataclass(frozen=True)
@@ -106,6 +104,7 @@ class Hinge:
     Source: Weston, Watkins, "Multi-Class Support Vector Machines", 1998; CS231n notes, "Linear Classification".
     """
 
+    n_classes: int | None = None
     name: ClassVar[str] = "hinge"
     reads: ClassVar[tuple[str, ...]] = ("margin",)
 
@@ -123,25 +122,25 @@ class Hinge:
         index = _index(outputs, targets)
         return _lacking(outputs, index, values).sum((1, 2), dtype=torch.float64), _correct(outputs, index)
 
-    def chance(self, n_classes: int | None, values: Mapping[str, float]) -> float | None:
+    def chance(self, values: Mapping[str, float]) -> float | None:
         """(C - 1) margins."""
-        return None if n_classes is None else (n_classes - 1) * values.get("margin", 1.0)
+        return None if self.n_classes is None else (self.n_classes - 1) * values.get("margin", 1.0)
 
 
 @dataclass(frozen=True)
 class Own:
     """A task's ``loss(outputs, targets, hp)``: the mean over one trial's batch as a 0-d tensor, by autograd, stacked by ``torch.vmap``.
 
-    In ``hp``, numbers that a search draws as such arrive as 0-d tensors; kinds and whole numbers as they are. With one slot it is called
+    In ``hp``, numbers that have a column arrive as 0-d tensors; kinds and whole numbers as they are. With one slot it is called
     without vmap, so that a loss which vmap does not understand can be used by trials that train alone.
     """
 
     loss: OwnLoss
-    reads: tuple[str, ...] = ()  # hyperparameters that are tensors in ``hp``
-    plain: Mapping[str, Scalar] = field(default_factory=dict, hash=False)  # all others; the same for all slots of an array
+    plain: Mapping[str, Scalar] = field(default_factory=dict, hash=False)  # kinds and whole numbers, the same for all slots of an array
     classes: bool = True  # whether targets are class numbers and outputs scores of classes
     target_dims: int = 1  # dimensions of the targets of one batch, (B,) or (B, ...): with one more they are each slot's own
     name: ClassVar[str] = "own"
+    reads: ClassVar[tuple[str, ...]] = ()
 
     def __call__(self, outputs: Tensor, targets: Tensor, values: Values) -> Losses:
         """See ``Objective``.
@@ -150,7 +149,7 @@ class Own:
             TaskError: the loss is not a 0-d tensor.
             Exception: whatever the loss raises.
         """
-        outputs, columns = outputs.detach(), self._columns(values)
+        outputs, columns = outputs.detach(), _of_slots(values)
         if len(outputs) == 1:
             own = {name: column[0] for name, column in columns.items()}
             found = grad_and_value(self._one)(outputs[0], targets if self._shared(targets) else targets[0], own)
@@ -167,7 +166,7 @@ class Own:
             TaskError: the loss is not a 0-d tensor.
             Exception: whatever the loss raises.
         """
-        columns = self._columns(values)
+        columns = _of_slots(values)
         if len(outputs) == 1:
             own = {name: column[0] for name, column in columns.items()}
             mean = self._one(outputs[0], targets if self._shared(targets) else targets[0], own).unsqueeze(0)
@@ -175,15 +174,12 @@ class Own:
             mean = vmap(self._one, in_dims=(0, None if self._shared(targets) else 0, 0))(outputs, targets, columns)
         return mean.double() * outputs.shape[1], self._right(outputs, targets)
 
-    def chance(self, n_classes: int | None, values: Mapping[str, float]) -> float | None:
+    def chance(self, values: Mapping[str, float]) -> float | None:
         """Nobody can say."""
         return None
 
     def _shared(self, targets: Tensor) -> bool:
         return targets.ndim == self.target_dims
-
-    def _columns(self, values: Values) -> dict[str, Tensor]:
-        return {name: values[name].squeeze(-1) for name in self.reads}
 
     def _one(self, outputs: Tensor, targets: Tensor, own: dict[str, Tensor]) -> Tensor:
         loss = self.loss(outputs, targets, {**self.plain, **own})
@@ -225,3 +221,7 @@ def _lacking(outputs: Tensor, index: Tensor, values: Values) -> Tensor:
     margin = values["margin"].unsqueeze(-1) if "margin" in values else 1.0
     lacking = (outputs - outputs.gather(-1, index) + margin).clamp_(min=0)
     return lacking.scatter_(-1, index, torch.zeros_like(index, dtype=outputs.dtype))
+
+
+def _of_slots(values: Values) -> dict[str, Tensor]:
+    return {name: column.squeeze(-1) for name, column in values.items()}  # (K,) each

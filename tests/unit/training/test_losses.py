@@ -82,11 +82,11 @@ def test_evaluation_sums_the_losses_of_all_examples(outputs):
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_chance_is_the_loss_of_equal_outputs(kind):
-    objective, margin = OBJECTIVES[kind](), 0.5
+    objective, margin = OBJECTIVES[kind](C), 0.5
     columns = {"margin": torch.full((1, 1), margin), "label_smoothing": torch.full((1, 1), 0.3)}
     loss = objective(torch.zeros(1, B, C), targets(True), columns).mean
-    assert float(loss) == pytest.approx(objective.chance(C, {"margin": margin}))
-    assert objective.chance(None, {}) is None
+    assert float(loss) == pytest.approx(objective.chance({"margin": margin}))
+    assert OBJECTIVES[kind]().chance({}) is None
 
 
 def focal(outputs, targets, hp):
@@ -100,7 +100,7 @@ def focal(outputs, targets, hp):
 def test_a_loss_of_ones_own_with_a_number_of_each_slot(outputs, shared, width):
     outputs, y, gammas = outputs[:width], targets(shared)[..., :B], 3 * SPREAD[:width]
     y = y if shared else y[:width]
-    objective = Own(focal, ("gamma",), {"sign": 1})
+    objective = Own(focal, {"sign": 1})
     found = objective(outputs, y, {"gamma": gammas})
     mean, gradient = references(outputs, y, lambda slot: lambda s, t: focal(s, t, {"gamma": float(gammas[slot]), "sign": 1}))
     close(found.mean, mean)
