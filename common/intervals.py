@@ -1,4 +1,4 @@
-"""How sure an accuracy is."""
+"""How sure an accuracy is, and how sure the difference between two on the same examples."""
 
 from __future__ import annotations
 
@@ -21,3 +21,27 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def paired_difference(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of the difference between two accuracies that were measured on the same examples.
+
+    Wald's interval after half an example was added to each of the four cells; by the binomial sums it covers 94.6 to 100 % for accuracies
+    that differ by 0 to 3 % on 100 to 1,000 examples, where Wald's own covers 65 to 98 %.
+
+    Source: Agresti and Min, "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005).
+
+    Args:
+        only_first: examples that the first has right and the second wrong.
+        only_second: the other way round.
+        n: all examples.
+
+    Raises:
+        ValueError: no examples, or more on which the two differ than there are.
+    """
+    if n <= 0 or min(only_first, only_second) < 0 or only_first + only_second > n:
+        raise ValueError(f"{only_first} and {only_second} of {n}: give a number of examples above 0 and counts that fit into it")
+    total = n + 2
+    difference = (only_first - only_second) / total
+    half = Z_95 * math.sqrt(only_first + only_second + 1 - (only_first - only_second) ** 2 / total) / total
+    return max(-1.0, difference - half), min(1.0, difference + half)

@@ -1,7 +1,9 @@
 """The checkpoint folder: the grammar of its file names, and the records in it.
 
     checkpoints/digits/search.toml
-    checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt
+    checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt    weights
+    checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.npz   what they predict, see common/predictions.py
+    checkpoints/digits/coarse/snapshots/                                             the same two over time, of trials that keep weights
     checkpoints/digits/coarse/trials/coarse-0042-try=1.json
     checkpoints/digits/coarse/resume/coarse-0042-try=1.pt
 
@@ -35,6 +37,7 @@ CHECKPOINT_PATTERN = re.compile(
     rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4}})"
     rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt"
 )
+PREDICTIONS_SUFFIX = ".npz"
 ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d+)\.(?:json|pt)")
 
 
@@ -128,6 +131,16 @@ class CheckpointName:
     def __str__(self) -> str:
         return f"{self.metric}={self.value:.4f}-trial={self.trial_id}-epoch={self.epoch:03d}-try={self.attempt}.pt"
 
+    @property
+    def predictions(self) -> str:
+        """The name of what these weights predict: the same but for its ending."""
+        return str(self).removesuffix(".pt") + PREDICTIONS_SUFFIX
+
+    @property
+    def tried(self) -> tuple[str, int]:
+        """Which attempt of which trial."""
+        return self.trial_id, self.attempt
+
     @classmethod
     def parse(cls, name: str) -> CheckpointName | None:
         """Reads a file name; None if it is not a checkpoint's."""
@@ -135,6 +148,11 @@ class CheckpointName:
         if not match:
             return None
         return cls(float(match["value"]), match["trial"], int(match["epoch"]), int(match["attempt"]), match["metric"])
+
+    @classmethod
+    def parse_predictions(cls, name: str) -> CheckpointName | None:
+        """The weights that a file of predictions belongs to; None if the name is not one's."""
+        return cls.parse(name.removesuffix(PREDICTIONS_SUFFIX) + ".pt") if name.endswith(PREDICTIONS_SUFFIX) else None
 
 
 @dataclass(frozen=True)
@@ -153,6 +171,7 @@ class StageFolder:
         self.path = path
         self.trials = path / "trials"
         self.resume = path / "resume"
+        self.snapshots = path / "snapshots"
         self.ranges = path / "ranges.toml"
         self.leaderboard = path / "leaderboard.csv"
 
@@ -239,6 +258,34 @@ class StageFolder:
         """The weights files, best first as `ls -r` shows them."""
         parsed = (CheckpointName.parse(name) for name in sorted(_names(self.path), reverse=True))
         return [name for name in parsed if name]
+
+    def snapshots_of(self, trial_id: str, attempt: int) -> list[CheckpointName]:
+        """The weights over time of one attempt, first epoch first."""
+        parsed = (CheckpointName.parse(name) for name in _names(self.snapshots))
+        return sorted((name for name in parsed if name and name.tried == (trial_id, attempt)), key=lambda name: name.epoch)
+
+    def belongings(self, name: CheckpointName) -> list[Path]:
+        """Every file that goes when these weights go: they themselves, what they predict, the snapshots of their attempt."""
+        over_time = self.snapshots_of(*name.tried)
+        return [
+            self.path / str(name),
+            self.path / name.predictions,
+            *(self.snapshots / file for snapshot in over_time for file in (str(snapshot), snapshot.predictions)),
+        ]
+
+    def left_behind(self) -> list[Path]:
+        """Predictions whose weights are gone, and snapshots whose trial keeps no weights."""
+        kept = {name.tried for name in self.checkpoints()}
+        found = []
+        for file in _names(self.path):
+            owner = CheckpointName.parse_predictions(file)
+            if owner is not None and not (self.path / str(owner)).exists():
+                found.append(self.path / file)
+        for file in _names(self.snapshots):
+            owner = CheckpointName.parse(file) or CheckpointName.parse_predictions(file)
+            if owner is not None and owner.tried not in kept:
+                found.append(self.snapshots / file)
+        return found
 
 
 class SearchFolder:
