@@ -73,8 +73,8 @@ def launch(context: click.Context, /, config: Path | None, search: str | None, *
     """
     from rich.console import Console
 
+    from common.select import choose
     from master.launch import Request, launch
-    from master.select import choose
 
     shared = context.obj
     chosen = choose(shared.checkpoints, config, search, _say, builtin=True)
@@ -220,7 +220,7 @@ def recover(context: click.Context, config: Path | None, search: str | None) -> 
 
 
 def _choose(context: click.Context, config: Path | None, search: str | None) -> Any:
-    from master.select import choose
+    from common.select import choose
 
     return choose(context.obj.checkpoints, config, search, _say)
 

@@ -16,13 +16,13 @@ from common.options import Shared
 from common.queue import TrialQueue
 from common.records import SearchFolder, StageFolder
 from common.search import Search
+from common.select import Chosen
 from common.trial import RETRYABLE, TrialState, WorkerInfo
 from common.witness import write_verdict
 from common.workers import WorkerRegistry
 from master.prepare import Launched, publish, renew_task, task_digest
 from master.progress import PACE_WINDOW_S, duration
 from master.reading import drawn, not_launched, strict_json
-from master.select import Chosen
 
 KILLED_BY_USER = "killed by the user"
 

@@ -19,6 +19,7 @@ from common.options import INTERRUPTED, TERMINATED, Shared
 from common.queue import TrialQueue
 from common.records import SearchFolder
 from common.search import RESERVED_STAGE, Stage
+from common.select import Chosen
 from common.trial import TrialState
 from common.witness import reconcile
 from common.workers import WorkerRegistry
@@ -27,7 +28,6 @@ from master.launchers.local import LocalWorkers, auto_count, local_workers
 from master.prepare import Launched, Published, publish, settle
 from master.progress import LiveProgress
 from master.sampling import crowding
-from master.select import Chosen
 from master.supervisor import Supervisor
 
 NOTHING_COMPLETED = 3

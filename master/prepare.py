@@ -18,12 +18,12 @@ from common.errors import ConfigError, TaskError
 from common.queue import TrialQueue
 from common.records import Record, SearchFolder
 from common.search import Search, Stage, parse_search
+from common.select import Chosen
 from common.space import Space
 from common.trial import Trial
 from common.witness import Reconciled, reconcile, restore
 from master.ranges import load_ranges, read_frozen, read_proposal, write_frozen
 from master.sampling import configurations
-from master.select import Chosen
 from master.stages import Proposal, propose
 
 

@@ -12,11 +12,11 @@ from common import durable
 from common.errors import CheckpointError, ConfigError
 from common.records import Record, StageFolder
 from common.search import NAME_PATTERN, default_text
+from common.select import CONFIG, Chosen
 from common.space import Space
 from master import ranking
 from master.borders import borders as find_borders
 from master.ranges import read_frozen
-from master.select import CONFIG, Chosen
 
 PLAIN_WIDTH = 100  # characters of a table where there is no terminal to ask
 

@@ -9,9 +9,9 @@ import pytest
 from common.errors import ConfigError, TaskError
 from common.records import SearchFolder
 from common.search import default_text, parse_search
+from common.select import Chosen, choose
 from master.prepare import Launched, changed, settle
 from master.ranges import write_frozen
-from master.select import Chosen, choose
 
 
 def chosen(root: Path, text: str, base: Path = Path()) -> Chosen:
