@@ -6,3 +6,115 @@
 Arrays: ``val`` (n, C) and ``test`` (m, C) probabilities, float32; ``val_targets`` (n,) and ``test_targets`` (m,) int64. Without a test
 part the last two are empty. Tasks that are no classification have none.
 """
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from common import durable
+from common.errors import CheckpointError
+
+MAX_BYTES = 1 << 30  # a million examples of 256 classes; what claims to be larger, packed or unpacked, is not ours
+SUM_TOLERANCE = 1e-3  # of a row's probabilities around 1: float32 sums of thousands of classes stay far below
+DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)  # what readers of a bad archive raise
+ARRAYS = ("val", "val_targets", "test", "test_targets")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the data as a model sees it."""
+
+    probabilities: NDArray[np.float32]  # (n, C)
+    targets: NDArray[np.int64]  # (n,)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of both parts. ``test`` is None where the task has no test part."""
+
+    val: Part
+    test: Part | None
+
+
+def pack(arrays: Mapping[str, ArrayLike]) -> bytes:
+    """The bytes of a file with these arrays.
+
+    Raises:
+        ValueError: they are no predictions.
+    """
+    kinds = {name: np.int64 if name.endswith("_targets") else np.float32 for name in ARRAYS}
+    named = {name: np.asarray(arrays[name], dtype=kinds[name]) for name in ARRAYS if name in arrays}
+    _predictions(named)
+    buffer = io.BytesIO()
+    np.savez(buffer, **named)  # type: ignore[arg-type]  # numpy's stub takes the names for its option allow_pickle
+    return buffer.getvalue()
+
+
+def read(path: Path) -> Predictions:
+    """Reads and checks a file of predictions.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: unreadable, damaged, or something else.
+    """
+    try:
+        with path.open("rb") as file:
+            return _predictions(_unpacked(file))
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
+        raise CheckpointError(f"{path}: damaged predictions ({error}); remove the file, its model then takes part in no ensemble") from None
+    except OSError as error:
+        raise durable.explained(error, path) from error
+
+
+def _unpacked(file: IO[bytes]) -> dict[str, NDArray[np.generic]]:
+    with zipfile.ZipFile(file) as archive:
+        size_bytes = sum(entry.file_size for entry in archive.infolist())
+    if size_bytes > MAX_BYTES:
+        raise ValueError(f"{size_bytes:,} bytes unpacked, more than {MAX_BYTES:,}")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in ARRAYS if name in arrays}
+
+
+def _predictions(arrays: Mapping[str, NDArray[np.generic]]) -> Predictions:
+    """Raises ValueError where the arrays are none."""
+    if missing := [name for name in ("val", "val_targets") if name not in arrays]:
+        raise ValueError(f"the array {missing[0]!r} is missing")
+    val = _part(arrays, "val")
+    if not len(val):
+        raise ValueError("val holds no example")
+    if "test" not in arrays or not len(arrays["test"]):
+        return Predictions(val, None)
+    test = _part(arrays, "test")
+    if test.probabilities.shape[1] != val.probabilities.shape[1]:
+        raise ValueError(f"{val.probabilities.shape[1]} classes in val and {test.probabilities.shape[1]} in test")
+    return Predictions(val, test)
+
+
+def _part(arrays: Mapping[str, NDArray[np.generic]], name: str) -> Part:
+    probabilities, targets = arrays[name], arrays.get(f"{name}_targets")
+    if targets is None or probabilities.ndim != 2 or targets.shape != probabilities.shape[:1]:
+        shape = None if targets is None else targets.shape
+        raise ValueError(f"{name} has shape {probabilities.shape} and its targets {shape}; (n, C) and (n,) are needed")
+    if probabilities.dtype != np.float32 or targets.dtype != np.int64:
+        raise ValueError(f"{name} is {probabilities.dtype} and its targets {targets.dtype}; float32 and int64 are needed")
+    part = Part(probabilities.view(np.ndarray), targets.view(np.ndarray))
+    if not np.allclose(part.probabilities.sum(axis=1), 1.0, rtol=0, atol=SUM_TOLERANCE) or part.probabilities.min(initial=0.0) < 0:
+        raise ValueError(f"the rows of {name} are no probabilities: each needs values of at least 0 that add up to 1")
+    if len(part) and not 0 <= part.targets.min() <= part.targets.max() < part.probabilities.shape[1]:
+        raise ValueError(f"the targets of {name} are no classes of 0 to {part.probabilities.shape[1] - 1}")
+    return part
