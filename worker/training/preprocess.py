@@ -34,6 +34,11 @@ class Preprocessing:
     kind: str
     statistics: Mapping[str, Tensor]
 
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether images stay images."""
+        return "basis" not in self.statistics
+
     def apply(self, inputs: Tensor) -> Tensor:
         """Inputs (n, ...) as the training sees them; integers become float32, floating types stay.
 
@@ -54,7 +59,7 @@ class Preprocessing:
         values = values - known["mean"]
         if self.kind == NORMALISE:
             values.div_(known["deviation"])
-        if "basis" in known:
+        if not self.keeps_shape:
             values = values.flatten(1) @ known["basis"]
         if self.kind == WHITEN:
             values.div_(known["scale"])

@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 from common.errors import TaskError
 from common.practice import DATA, Kind
+from tests.unit.training.references import covers
 from worker.training import preprocess
 from worker.training.preprocess import KINDS, Preprocessing, fit
 
@@ -29,11 +30,13 @@ def test_the_kinds_are_those_of_the_search_file():
     assert isinstance(DATA["preprocess"], Kind) and DATA["preprocess"].options == KINDS
 
 
+@covers(preprocess="none")
 def test_none_leaves_all_as_it_is():
     words = torch.arange(6).view(2, 3)
     assert fit("none", words).apply(words) is words
 
 
+@covers(preprocess="centre")
 def test_centre_takes_the_training_mean_off_each_pixel(images):
     fitted = fit("centre", images)
     out = fitted.apply(images + 1)
@@ -41,6 +44,7 @@ def test_centre_takes_the_training_mean_off_each_pixel(images):
     np.testing.assert_allclose(flat(out), flat(images + 1) - flat(images).mean(0), atol=1e-5)
 
 
+@covers(preprocess="normalise")
 def test_normalise_divides_by_the_training_deviation_and_makes_constant_pixels_zero(images):
     fitted = fit("normalise", images[:200])
     seen, unseen = fitted.apply(images[:200]), fitted.apply(images[200:])
@@ -54,6 +58,7 @@ def test_normalise_divides_by_the_training_deviation_and_makes_constant_pixels_z
     np.testing.assert_allclose(varying.std(0), 1, atol=1e-5)
 
 
+@covers(preprocess="pca")
 def test_pca_agrees_with_scikit_learn_but_for_signs(images):
     inputs = images.double()
     out = fit("pca", inputs[:200]).apply(inputs[200:])
@@ -69,6 +74,7 @@ def test_pca_decorrelates_and_orders_by_variance(images):
     assert (np.diff(np.diag(covariance)) <= 1e-12).all()
 
 
+@covers(preprocess="whiten")
 def test_whitening_is_that_of_the_notes(images):
     inputs = images.double()
     x = flat(inputs) - flat(inputs).mean(0)
