@@ -1,12 +1,14 @@
 """Removes what is no longer needed from a stage's folder: weights that fell out of ``keep``, superseded and orphaned files.
 
+Weights go with all that belongs to them: what they predict, and the snapshots of their attempt.
+
 One at a time, under a lock in Redis. Records are always kept.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common import durable
@@ -15,7 +17,7 @@ from common.records import AttemptFile, CheckpointName, StageFolder
 from common.trial import ENDED, TrialState
 
 LOCK_TTL_S = 60.0
-ORPHAN_S = 3600.0  # a temporary file that nobody has finished for so long has no writer
+ORPHAN_S = 3600.0  # a temporary file that nobody has finished for so long has no writer, predictions without weights neither
 
 
 def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None = None) -> int:
@@ -30,8 +32,10 @@ def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None
             return 0
         weights = superfluous_weights(folder.checkpoints(), keep, accepted_attempts(queue, folder.checkpoints()))
         states = ended_states(folder.attempts(folder.resume), queue.state)
-        doomed = [folder.path / str(name) for name in weights] + [file.path for file in states]
-        doomed += orphans((folder.path, folder.trials, folder.resume), time.time() if now_s is None else now_s)
+        now_s = time.time() if now_s is None else now_s
+        doomed = [path for name in weights for path in folder.belongings(name) if path.exists()] + [file.path for file in states]
+        doomed += orphans((folder.path, folder.trials, folder.resume, folder.snapshots), now_s)
+        doomed += [path for path in aged(folder.left_behind(), now_s) if path not in doomed]
         durable.remove(doomed)
         return len(doomed)
 
@@ -61,12 +65,16 @@ def ended_states(files: Sequence[AttemptFile], state: Callable[[str], TrialState
 
 def orphans(folders: Sequence[Path], now_s: float) -> list[Path]:
     """Temporary files whose writer is long gone."""
+    return aged((path for folder in folders for path in folder.glob(f"{durable.TEMPORARY_PREFIX}*")), now_s)
+
+
+def aged(paths: Iterable[Path], now_s: float) -> list[Path]:
+    """Those that were written so long ago that nobody is still writing what belongs to them."""
     found = []
-    for folder in folders:
-        for path in folder.glob(f"{durable.TEMPORARY_PREFIX}*"):
-            try:
-                if now_s - path.stat().st_mtime > ORPHAN_S:
-                    found.append(path)
-            except FileNotFoundError:
-                continue
+    for path in paths:
+        try:
+            if now_s - path.stat().st_mtime > ORPHAN_S:
+                found.append(path)
+        except FileNotFoundError:
+            continue
     return found

@@ -15,6 +15,7 @@ from common.records import CheckpointName, Record, StageFolder, epoch_number
 from common.trial import Claim, Fence, Result, TrialState
 from common.witness import stage_of
 from worker.heartbeat import Heartbeat
+from worker.keeping import Kept, keep
 from worker.session import Session
 from worker.training.engine import Outcome, View
 
@@ -49,8 +50,8 @@ class Recorder:
             alive = []
         for stage in {o.job.claim.trial.stage for o in alive}:
             own = [o for o in alive if o.job.claim.trial.stage == stage]
-            weights = self._write_weights(self._stage(stage), own)
-            records = [self._record(o, weights.get(o.job.claim.trial.id)) for o in own]
+            kept = self._keep(self._stage(stage), own)
+            records = [self._record(o, kept.get(o.job.claim.trial.id)) for o in own]
             self._write_records(stage, records, {o.job.claim.trial.id: o.job.claim.fence for o in own})
         self.flush()
 
@@ -104,22 +105,20 @@ class Recorder:
     def _resume_path(self, claim: Claim) -> Path:
         return self._stage(claim.trial.stage).resume_path(claim.trial.id, claim.fence.attempt)
 
-    def _write_weights(self, folder: StageFolder, outcomes: Sequence[Outcome]) -> dict[str, str]:
-        """Writes the weights of those that rank within ``keep``; trial id to file name."""
+    def _keep(self, folder: StageFolder, outcomes: Sequence[Outcome]) -> dict[str, Kept]:
+        """Writes the weights, and what goes with them, of those that rank within ``keep``; by trial id."""
         names = {o.job.claim.trial.id: checkpoint_name(o) for o in outcomes if o.checkpoint is not None and _good(o)}
-        kept = within_keep(names, folder.checkpoints(), self._session.search.keep)
-        chosen = {o.job.claim.trial.id: o.checkpoint for o in outcomes if o.job.claim.trial.id in kept}
-        durable.write_new({folder.path / str(names[trial]): weights() for trial, weights in chosen.items() if weights})
-        return {trial: str(names[trial]) for trial in kept}
+        chosen = within_keep(names, folder.checkpoints(), self._session.search.keep)
+        return keep(folder, {names[o.job.claim.trial.id]: o for o in outcomes if o.job.claim.trial.id in chosen}, self._say)
 
-    def _record(self, outcome: Outcome, checkpoint: str | None) -> Record:
+    def _record(self, outcome: Outcome, kept: Kept | None) -> Record:
         result = Result(
             outcome.state,
             outcome.reason,
             outcome.val_acc,
             outcome.val_loss,
             outcome.epochs,
-            checkpoint,
+            kept.checkpoint if kept else None,
             self._heartbeat.info.worker,
             outcome.seconds,
             outcome.epoch_s,
@@ -132,6 +131,7 @@ class Recorder:
             "first_loss": outcome.first_loss,
             "curves": outcome.curves,
             "traceback": outcome.traceback,
+            "snapshots": kept.snapshots if kept else [],
         }
         return Record.of(self._search_id, claim.trial, claim.fence.attempt, result, **more, **self._place())
 
@@ -153,8 +153,9 @@ class Recorder:
                 durable.remove(folder.resume_path(fence.trial_id, attempt) for attempt in range(1, fence.attempt + 1))
             return
         self._say(f"{fence.trial_id} try {fence.attempt}: somebody else has it now; this late result changes nothing")
-        if result.checkpoint and self._session.queue.attempt(fence.trial_id) > fence.attempt:  # else Redis has lost its data
-            durable.remove([folder.path / result.checkpoint])
+        name = CheckpointName.parse(result.checkpoint) if result.checkpoint else None
+        if name and self._session.queue.attempt(fence.trial_id) > fence.attempt:  # else Redis has lost its data
+            durable.remove(folder.belongings(name))
 
 
 def checkpoint_name(outcome: Outcome) -> CheckpointName:

@@ -1,0 +1,78 @@
+"""The files of a trial that keeps its weights: these, what they predict, and the same two over time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import durable, predictions
+from common.records import CheckpointName, StageFolder, epoch_number
+from worker.training.interface import Outcome
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the record says of the files."""
+
+    checkpoint: str
+    snapshots: list[str]
+
+
+def keep(folder: StageFolder, outcomes: Mapping[CheckpointName, Outcome], say: Callable[[str], None]) -> dict[str, Kept]:
+    """Writes the files of these outcomes, durable on return.
+
+    Args:
+        folder: of their stage.
+        outcomes: those with weights, by the names that these get.
+        say: told what could not be predicted.
+
+    Returns:
+        By trial id.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    files: dict[Path, bytes] = {}
+    kept = {}
+    for name, outcome in outcomes.items():
+        over_time = _snapshots(name, outcome)
+        files |= _pair(folder.path, name, outcome.checkpoint, outcome.predictions, say)
+        for snapshot, (weights, predicted) in over_time.items():
+            files |= _pair(folder.snapshots, snapshot, weights, predicted, say)
+        kept[name.trial_id] = Kept(str(name), [str(snapshot) for snapshot in over_time])
+    if any(kept_one.snapshots for kept_one in kept.values()):
+        durable.make_folder(folder.snapshots)
+    durable.write_new(files)
+    return kept
+
+
+Weights = Callable[[], bytes] | None
+Predicted = Callable[[], dict[str, Any]] | None
+
+
+def _snapshots(name: CheckpointName, outcome: Outcome) -> dict[CheckpointName, tuple[Weights, Predicted]]:
+    """By name; of two in one epoch with one value, the later."""
+    return {
+        CheckpointName(s.value, name.trial_id, epoch_number(s.epoch), name.attempt, name.metric): (s.checkpoint, s.predictions)
+        for s in outcome.snapshots
+    }
+
+
+def _pair(folder: Path, name: CheckpointName, weights: Weights, predicted: Predicted, say: Callable[[str], None]) -> dict[Path, bytes]:
+    """Predictions first: where weights are, what they predict is too."""
+    files = {}
+    if predicted is not None and (content := _packed(name, predicted, say)) is not None:
+        files[folder / name.predictions] = content
+    if weights is not None:
+        files[folder / str(name)] = weights()
+    return files
+
+
+def _packed(name: CheckpointName, predicted: Callable[[], dict[str, Any]], say: Callable[[str], None]) -> bytes | None:
+    try:
+        return predictions.pack(predicted())
+    except Exception as error:  # whatever a user's model raises on the test part: its weights count for more than its place in an ensemble
+        say(f"{name}: has no predictions beside it, so it takes part in no ensemble ({type(error).__name__}: {error})")
+        return None
