@@ -5,27 +5,28 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from pathlib import Path
 from types import ModuleType
 
 from common.errors import TaskError
-from worker.tasks.base import Task
+from worker.tasks.base import Loop, Task, check_attributes, own_metrics
 
 BUILT_IN = {"digits": ("worker.tasks.digits", "Digits")}  # imported when asked for: scikit-learn takes a second
 OUR_PACKAGES = ("common", "master", "worker")  # a task folder that holds one of these would be confused with ours
 
 
-def load_task(spec: str, folder: Path) -> Task:
-    """Loads the task that a search file names.
+def load_task(spec: str, folder: Path) -> Task | Loop:
+    """Loads what a search file names: an instance of a class, or a function that is a loop of its own.
 
     Args:
-        spec: ``digits``, or ``path/to/my_task.py:MyTask``; a relative path is taken from ``folder``.
+        spec: ``digits``, ``path/to/my_task.py:MyTask`` or ``path/to/my_loop.py:train``; a relative path is taken from ``folder``.
         folder: where the search file lies.
 
     Raises:
-        TaskError: no such task, file or class, or importing it raised; the message says where.
+        TaskError: no such task, file, class or function, or importing it raised; the message says where.
     """
     if spec in BUILT_IN:
         module_name, class_name = BUILT_IN[spec]
@@ -34,9 +35,22 @@ def load_task(spec: str, folder: Path) -> Task:
     module = _import(path)
     found = getattr(module, class_name, None)
     if found is None:
-        names = [name for name, value in vars(module).items() if isinstance(value, type) and value.__module__ == module.__name__]
-        raise TaskError(f"task {spec!r}: {path} has no class {class_name}; it has {', '.join(names) or 'none'}")
-    return _instance(found, spec)
+        own = [(name, value) for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        names = [name for name, value in own if isinstance(value, type) or inspect.isfunction(value)]
+        raise TaskError(f"task {spec!r}: {path} has no class or function {class_name}; it has {', '.join(names) or 'none'}")
+    return _instance(found, spec) if isinstance(found, type) else _loop(found, spec)
+
+
+def load_class(spec: str, folder: Path) -> Task:
+    """As ``load_task``, where a loop of its own will not do.
+
+    Raises:
+        TaskError: as ``load_task``, or it is such a loop.
+    """
+    found = load_task(spec, folder)
+    if isinstance(found, Loop):
+        raise TaskError(f"task {spec!r}: a loop of its own measures itself; this command needs a class with data() and model(hp)")
+    return found
 
 
 def task_digest(spec: str, folder: Path) -> str:
@@ -94,9 +108,24 @@ def _instance(found: type[Task], spec: str) -> Task:
     if missing:
         raise TaskError(f"task {spec!r}: {found.__name__} has no method {' and no method '.join(missing)}; a task has data() and model(hp)")
     try:
-        return found()
+        task = found()
+        check_attributes(found)
+        own_metrics(task)
+    except TaskError as error:
+        raise TaskError(f"task {spec!r}: {error}") from error
     except Exception as error:
         raise TaskError(f"task {spec!r}: {found.__name__}() raised {_told(error, None)}; a task needs no arguments") from error
+    return task
+
+
+def _loop(found: object, spec: str) -> Loop:
+    if not callable(found):
+        raise TaskError(f"task {spec!r}: is a {type(found).__name__}; name a class with data() and model(hp), or a function train(trial)")
+    try:
+        inspect.signature(found).bind(object())
+    except (TypeError, ValueError) as error:
+        raise TaskError(f"task {spec!r}: cannot be called with one argument, the trial ({error}); write def train(trial)") from None
+    return Loop(found, spec)
 
 
 def _told(error: Exception, path: Path | None) -> str:

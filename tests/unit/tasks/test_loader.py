@@ -3,7 +3,7 @@ import hashlib
 import pytest
 
 from common.errors import TaskError
-from worker.tasks import load_task, task_digest
+from worker.tasks import Loop, load_class, load_task, task_digest
 from worker.tasks.digits import Digits
 
 GOOD = """
@@ -56,7 +56,7 @@ def test_two_tasks_of_the_same_file_name_do_not_meet(folder):
         ("digit", r"'digit': no built-in task of that name; use one of digits, or path/to/my_task.py:MyTask"),
         ("tasks/my_task.py", "no built-in task"),
         ("tasks/none.py:MyTask", r"no file .*none\.py; the path is taken from the folder of the search file"),
-        ("tasks/my_task.py:Other", "has no class Other; it has MyTask"),
+        ("tasks/my_task.py:Other", "has no class or function Other; it has MyTask"),
     ],
 )
 def test_what_cannot_be_found_is_told(folder, spec, message):
@@ -81,6 +81,58 @@ def test_a_task_that_cannot_be_used_is_told_with_its_line(folder, content, messa
     (folder / "tasks" / "bad.py").write_text(content)
     with pytest.raises(TaskError, match=message):
         load_task("tasks/bad.py:MyTask", folder)
+
+
+LOOP = """
+STEPS = 3
+
+def train(trial):
+    pass
+
+def two(trial, more):
+    pass
+"""
+
+
+def test_a_function_is_a_loop_of_its_own(folder):
+    (folder / "tasks" / "my_loop.py").write_text(LOOP)
+    found = load_task("tasks/my_loop.py:train", folder)
+    assert isinstance(found, Loop) and found.name == "tasks/my_loop.py:train" and found.train(None) is None
+    with pytest.raises(TaskError, match="a loop of its own measures itself; this command needs a class"):
+        load_class("tasks/my_loop.py:train", folder)
+    assert load_class("digits", folder).data().n_classes == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("two", r"cannot be called with one argument, the trial .*; write def train\(trial\)"),
+        ("STEPS", "is a int; name a class with data.* or a function"),
+        ("fit", "has no class or function fit; it has train, two"),
+    ],
+)
+def test_a_loop_that_cannot_be_called_is_told(folder, name, message):
+    (folder / "tasks" / "my_loop.py").write_text(LOOP)
+    with pytest.raises(TaskError, match=message):
+        load_task(f"tasks/my_loop.py:{name}", folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("preprocess = 'norm'", "MyTask.preprocess = 'norm': use one of none, centre, normalise, pca, whiten"),
+        ("image_shape = 8", r"MyTask.image_shape = 8: \(height, width\) or \(channels, height, width\) is needed"),
+        ("loss = 'mse'", "MyTask.loss is a str; a method loss"),
+        ("metrics = ['f1']", "metrics is a list; write metrics = "),
+        ("metrics = {'F-1': max}", "'F-1' cannot be part of a file name"),
+        ("metrics = {'val_acc': max}", "'val_acc' is measured already"),
+        ("metrics = {'f1': 0.5}", "metrics: f1 is a float; a function of"),
+    ],
+)
+def test_an_attribute_that_cannot_be_used_is_told(folder, line, message):
+    (folder / "tasks" / "odd.py").write_text(GOOD.replace("class MyTask:", f"class MyTask:\n    {line}"))
+    with pytest.raises(TaskError, match=message):
+        load_task("tasks/odd.py:MyTask", folder)
 
 
 @pytest.mark.parametrize("name", ["common.py", "worker", "master"])
