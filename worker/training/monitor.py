@@ -33,10 +33,11 @@ from torch import Tensor
 
 from worker.training.layout import Layout
 
-WATCHED = 3  # steps an epoch whose update is measured: each costs a copy of the parameters and a few passes over them
-SAMPLE = 256  # validation examples that activations are looked at on: a unit silent for all of them is as good as dead
+WATCHED = 2  # steps an epoch whose update is measured: each costs a copy of the parameters and a few passes over them
+SAMPLE = 256  # validation examples, at most, that activations are looked at on: a unit silent for all of them is as good as dead
+SAMPLE_SHARE = 16  # training examples for each of them, so that looking costs a fiftieth of an epoch where the data are few
+LEAST_SAMPLE = 32  # but no fewer: a unit that answers to one example in ten would be taken for dead in 4 % of cases
 SATURATED_MARGIN = 0.05  # of the range, at each end: a sigmoid's slope there is below a fifth of its largest
-SATURATED_SHARE = 0.5  # of the examples: most of the time no gradient passes
 LEAST_LOSSES = 4  # for a wiggle: two second differences
 SECOND_DIFFERENCE = 6.0  # 1 + 4 + 1: how much larger its variance is than that of independent losses
 LOSS_SUMS = 5  # columns: losses, their sum, squared second differences, the last loss, the one before
@@ -47,6 +48,11 @@ Span = tuple[int, int]  # columns, the end excluded
 def watched(step: int, per_epoch: int) -> bool:
     """Whether to measure at this step of an epoch, counted from 0: evenly spread, the first one among them for budgets below an epoch."""
     return any(step == per_epoch * number // WATCHED for number in range(WATCHED))
+
+
+def sample_size(n_train: int, n_val: int) -> int:
+    """How many validation examples to hand to ``observe``."""
+    return min(n_val, SAMPLE, max(LEAST_SAMPLE, n_train // SAMPLE_SHARE))
 
 
 def weight_spans(layout: Layout, layers: Mapping[str, Sequence[str]]) -> dict[str, list[Span]]:
@@ -83,7 +89,7 @@ def silent_share(kind: str, activations: Tensor) -> Tensor:
     else:
         low, high = (-1.0, 1.0) if kind == "tanh" else (0.0, 1.0)
         inner = (high - low) * (0.5 - SATURATED_MARGIN)
-        silent = ((units - (low + high) / 2).abs() > inner).double().mean(1) > SATURATED_SHARE
+        silent = (units - (low + high) / 2).abs_().sub_(inner).sign_().sum(1) > 0  # seven times as fast as counting comparisons
     return silent.double().mean(1)
 
 
