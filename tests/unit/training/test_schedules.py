@@ -28,6 +28,10 @@ OWN = {
 WARMUPS = torch.tensor([0.0, 0.05, 0.1, 0.2, 0.5, 0.7, 0.9, 1.0, 1.3, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 7.5], dtype=torch.float64)
 
 
+def one(value: float) -> Tensor:
+    return torch.tensor([value], dtype=torch.float64)
+
+
 def by_torch(make: Callable[[torch.optim.Optimizer], object]) -> Tensor:
     """(n,) rates from 1 on."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -80,7 +84,7 @@ def test_sixteen_slots_have_the_rates_of_sixteen_schedulers(kind, warm):
 
 @pytest.mark.parametrize("every", [1, 2, 3, 5])
 def test_steps_of_whole_epochs_drop_where_steplr_drops(every):
-    values = {"warmup_epochs": torch.zeros(1), "step_epochs": torch.tensor([float(every)]).double(), "drop": torch.tensor([0.5]).double()}
+    values = {"warmup_epochs": one(0.0), "step_epochs": one(every), "drop": one(0.5)}
     found = rate_factors("step", values, STEPS[:, :1], PER_EPOCH, TOTALS[:1], NO_DROPS[:1])
     expected = by_torch(lambda o: torch_schedulers.StepLR(o, step_size=every * PER_EPOCH, gamma=0.5))
     assert torch.allclose(found[:, 0], expected, rtol=1e-12)
@@ -106,7 +110,7 @@ def test_sixteen_slots_drop_where_reduce_on_plateau_drops():
         for epoch, loss in enumerate(losses[slot], 1):
             due = memory.note(epoch, loss, patience)
             reference.step(loss)
-            values = {"warmup_epochs": torch.zeros(1).double(), "drop": torch.tensor([drops[slot]]).double()}
+            values = {"warmup_epochs": one(0.0), "drop": one(drops[slot])}
             factor = rate_factors("plateau", values, STEPS[:3, :1], PER_EPOCH, TOTALS[:1], torch.tensor([memory.drops]))
             assert factor.tolist() == [[pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-8)]] * 3, (slot, epoch)
             n_due += due
@@ -147,7 +151,7 @@ def test_fading_is_linear_over_the_last_share_of_each_budget():
     for slot in range(K):
         total, length = int(totals[slot]), float(shares[slot]) * int(totals[slot])
         expected = [1.0 if step <= total - length else (total - step) / length for step in range(N_STEPS)]
-        assert torch.allclose(found[:, slot], torch.tensor(expected).double(), atol=1e-12)
+        assert torch.allclose(found[:, slot], torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
 def test_the_schedules_are_those_that_the_search_file_names():
