@@ -34,10 +34,13 @@ MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is 
 _STAGE = STAGE_PATTERN.pattern
 _TRIAL = rf"(?P<trial>(?P<stage>{_STAGE})-\d{{4,9}})"
 CHECKPOINT_PATTERN = re.compile(
-    rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4}})"
+    rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4,12}})"
     rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt"
 )
 PREDICTIONS_SUFFIX = ".npz"
+MOST_NAMED = 1e15  # a metric of this size is beyond what four decimals of a double tell, and makes a name nobody reads
+SMALLEST_NAMED = 1e-9  # anything smaller is named 0
+PLAIN_NAMED = 1e-3  # from here on four decimals; below, four digits, since a small loss is told apart by them
 ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d+)\.(?:json|pt)")
 
 
@@ -113,6 +116,13 @@ class Record(BaseModel):
             }
         )
 
+    @property
+    def measured(self) -> float | None:
+        """The value of the search's metric; of a record that was written without one, what it is known to be."""
+        if self.value is not None:
+            return self.value
+        return {"val_acc": self.val_acc, "val_loss": self.val_loss}.get(self.metric)
+
     def result(self) -> Result:
         """What Redis keeps of it."""
         return Result(**{name: getattr(self, name) for name in Result.__dataclass_fields__})
@@ -129,7 +139,7 @@ class CheckpointName:
     metric: str = "val_acc"
 
     def __str__(self) -> str:
-        return f"{self.metric}={self.value:.4f}-trial={self.trial_id}-epoch={self.epoch:03d}-try={self.attempt}.pt"
+        return f"{self.metric}={named(self.value)}-trial={self.trial_id}-epoch={self.epoch:03d}-try={self.attempt}.pt"
 
     @property
     def predictions(self) -> str:
@@ -254,10 +264,10 @@ class StageFolder:
         own = [f for f in self.attempts(self.resume) if f.trial_id == trial_id]
         return max(own, key=lambda f: f.attempt).path if own else None
 
-    def checkpoints(self) -> list[CheckpointName]:
-        """The weights files, best first as `ls -r` shows them."""
-        parsed = (CheckpointName.parse(name) for name in sorted(_names(self.path), reverse=True))
-        return [name for name in parsed if name]
+    def checkpoints(self, mode: str = "max") -> list[CheckpointName]:
+        """The weights files, best first as `ls -r` shows them; with ``mode`` "min" the smallest value first, as `ls` does."""
+        parsed = (CheckpointName.parse(name) for name in sorted(_names(self.path), reverse=mode == "max"))
+        return sorted((name for name in parsed if name), key=lambda name: name.value, reverse=mode == "max")
 
     def snapshots_of(self, trial_id: str, attempt: int) -> list[CheckpointName]:
         """The weights over time of one attempt, first epoch first."""
@@ -337,6 +347,21 @@ def searches(root: Path) -> list[SearchFolder]:
     return [folder for folder in folders if folder.launched]
 
 
+def home_of(checkpoint: Path) -> tuple[SearchFolder, CheckpointName]:
+    """The search in whose folder a weights file lies, kept at the end or over time, and what its name says.
+
+    Raises:
+        CheckpointError: it lies elsewhere, or is none.
+    """
+    path = checkpoint.resolve()
+    name = CheckpointName.parse(path.name)
+    stage = path.parent.parent if path.parent.name == StageFolder(path).snapshots.name else path.parent
+    folder = SearchFolder(stage.parent.parent, stage.parent.name)
+    if name is None or not folder.launched:
+        raise CheckpointError(f"{checkpoint}: not a checkpoint in a search's folder; give one that `master rank` names")
+    return folder, name
+
+
 def read_record(path: Path) -> Record:
     """Reads and validates one record.
 
@@ -360,6 +385,15 @@ def read_record(path: Path) -> Record:
     if not match or record.trial != match["trial"] or record.attempt != int(match["attempt"]):
         raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
     return record
+
+
+def named(value: float) -> str:
+    """A metric's value as file names have it: four decimals, and four digits of what is smaller than those show."""
+    if abs(value) < SMALLEST_NAMED:
+        return f"{0:.4f}"
+    rounded = float(f"{value:.3e}") if abs(value) < PLAIN_NAMED else value
+    decimals = 4 if abs(rounded) >= PLAIN_NAMED else 3 - int(f"{rounded:e}".partition("e")[2])
+    return f"{rounded:.{decimals}f}"
 
 
 def epoch_number(epochs: float) -> int:

@@ -72,7 +72,8 @@ def _pair(folder: Path, name: CheckpointName, weights: Weights, predicted: Predi
 
 def _packed(name: CheckpointName, predicted: Callable[[], dict[str, Any]], say: Callable[[str], None]) -> bytes | None:
     try:
-        return predictions.pack(predicted())
+        arrays = predicted()
+        return predictions.pack(arrays) if arrays else None  # a task without classes has none
     except Exception as error:  # whatever a user's model raises on the test part: its weights count for more than its place in an ensemble
         say(f"{name}: has no predictions beside it, so it takes part in no ensemble ({type(error).__name__}: {error})")
         return None

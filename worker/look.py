@@ -2,49 +2,64 @@
 
 from __future__ import annotations
 
-import json
-import time
 from pathlib import Path
 
-from common import durable
-from common.errors import CheckpointError
+import torch
+
+from common.errors import TaskError
 from common.intervals import wilson
-from common.records import CheckpointName, SearchFolder
-from worker.tasks import load_task
-from worker.training.evaluate import test_accuracy
+from common.ledger import note
+from common.records import home_of
+from common.search import Search
+from worker.tasks.base import Part, Task, data_of, own_loss, own_metrics
+from worker.tasks.loader import load_class
+from worker.training.evaluate import RAW, Saved, load, test_part
+from worker.training.metrics import Metric
 
-LEDGER = "test_looks.jsonl"  # in the search's folder, a line a look
 
-
-def look(checkpoint: Path) -> str:
+def look(checkpoint: Path, weights: str = RAW) -> str:
     """Measures a checkpoint on the test part of its search's task, and notes that it was done.
+
+    Args:
+        weights: ``raw`` or ``ema``.
 
     Raises:
         CheckpointError: the file is missing, damaged, not in a search's folder, or the folder cannot be written.
+        ConfigError: it holds no such weights.
         TaskError: the task has no test part, or cannot be loaded.
     """
-    path = checkpoint.resolve()
-    name, home = CheckpointName.parse(path.name), path.parent.parent
-    folder = SearchFolder(home.parent, home.name)
+    folder, name = home_of(checkpoint)
     search = folder.search()
-    if name is None or search is None:
-        raise CheckpointError(f"{checkpoint}: not a checkpoint in a search's folder; give one that `master rank` names")
-    task = load_task(search.task_in_folder, folder.path)
-    correct, n = test_accuracy(path, task)
-    ledger = folder.path / LEDGER
-    looks = _lines(ledger)
-    entry = {"checkpoint": str(path.relative_to(home)), "correct": correct, "n": n, "at": time.time()}
-    durable.replace(ledger, "".join(f"{line}\n" for line in [*looks, json.dumps(entry)]).encode())
-    low, high = wilson(correct, n)
-    count = len(looks) + 1
-    times = f"look {count} at the test part of search {search.name!r}" + ("; only the first was unbiased" if count > 1 else "")
-    return f"{name.trial_id}: test accuracy {correct / n:.4f}, 95 % interval {low:.4f} to {high:.4f} ({correct} of {n}); {times}"
+    assert search is not None  # it was launched
+    path = checkpoint.resolve()
+    task = load_class(search.task_in_folder, folder.path)
+    saved = load(path, task, search.task, torch.device("cpu"), weights)
+    part, classes = test_part(task), data_of(task).n_classes is not None
+    outputs = saved.outputs(part.inputs)
+    entry: dict[str, object] = {"checkpoint": str(path.relative_to(folder.path)), "weights": weights, "n": len(part)}
+    told = []
+    if classes:
+        correct = int((outputs.argmax(-1) == part.targets).sum())
+        low, high = wilson(correct, len(part))
+        entry["correct"] = correct
+        told.append(f"test accuracy {correct / len(part):.4f}, 95 % interval {low:.4f} to {high:.4f} ({correct} of {len(part)})")
+    if search.metric not in ("val_acc", "val_loss") or not classes:
+        entry[search.metric] = value = _own(search, task, saved, outputs, part)
+        told.append(f"{search.metric} {value:.4f} on the test part ({len(part)} examples)")
+    looks = note(folder, [entry])
+    return f"{name.trial_id}: {', '.join(told)}; {looks.told}"
 
 
-def _lines(ledger: Path) -> list[str]:
-    try:
-        return ledger.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise durable.explained(error, ledger) from error
+def _own(search: Search, task: Task, saved: Saved, outputs: torch.Tensor, part: Part) -> float:
+    """The search's metric where it is the task's own, or its own loss.
+
+    Raises:
+        TaskError: the task has neither.
+    """
+    metrics, loss = own_metrics(task), own_loss(task)
+    targets = part.targets.to(saved.dtype) if part.targets.is_floating_point() else part.targets
+    if search.metric in metrics:
+        return float(Metric(search.metric, metrics[search.metric])(outputs.unsqueeze(0), targets)[0])
+    if loss is None:
+        raise TaskError(f"metric = {search.metric!r}: the task no longer measures it; was it changed since the launch?")
+    return float(loss(outputs, targets, saved.hyperparameters))

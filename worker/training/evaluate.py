@@ -1,51 +1,101 @@
-"""Test accuracy of a saved model: the one look at the test part, after the search."""
+"""A saved model, used as it was trained: its weights in the plain model, its preprocessing before it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from common.errors import CheckpointError, TaskError
+from common.errors import CheckpointError, ConfigError, TaskError
+from common.space import Hyperparameters
 from worker.tasks.base import Part, Task
+from worker.training.preprocess import NONE, Preprocessing
 
 EXAMPLES_AT_ONCE = 1024
+RAW, EMA = "raw", "ema"  # the weights of the last update, or their running average
 
 
-def test_accuracy(checkpoint: Path, task: Task) -> tuple[int, int]:
-    """How many examples of the test part the model in ``checkpoint`` gets right, and how many there are.
+@dataclass(frozen=True)
+class Saved:
+    """A model in evaluation mode on its device."""
+
+    path: Path
+    module: nn.Module
+    preprocessing: Preprocessing
+    hyperparameters: Hyperparameters
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def outputs(self, inputs: Tensor) -> Tensor:
+        """What the model gives for inputs as ``data()`` makes them, (n, ...); on the CPU.
+
+        Raises:
+            CheckpointError: the model does not take such inputs.
+        """
+        try:
+            return torch.cat([self._batch(x) for x in torch.split(inputs, EXAMPLES_AT_ONCE)])
+        except (TaskError, RuntimeError, ValueError, IndexError) as error:
+            shape = tuple(inputs.shape[1:])
+            raise CheckpointError(
+                f"{self.path}: its model takes no examples of shape {shape} ({error}); give such as data() makes"
+            ) from error
+
+    def _batch(self, inputs: Tensor) -> Tensor:
+        values = self.preprocessing.apply(inputs)
+        values = values.to(self.device, self.dtype if values.is_floating_point() else values.dtype)
+        outputs = self.module(values)
+        assert isinstance(outputs, Tensor)  # the engine has trained it
+        return outputs.cpu()
+
+
+def load(path: Path, task: Task, task_name: str, device: torch.device, weights: str = RAW) -> Saved:
+    """The model in a checkpoint.
+
+    Args:
+        task_name: as in the search file; a checkpoint of another task is refused.
+        weights: ``raw``, or ``ema`` for their running average.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another model.
-        TaskError: the task has no test part.
+        CheckpointError: the file is missing, damaged, or of another task or model.
+        ConfigError: there are no such weights in it.
+    """
+    content = read_checkpoint(path)
+    if _named(content.get("task", task_name)) != _named(task_name):
+        raise CheckpointError(f"{path}: is a checkpoint of task {content['task']!r}, not of {task_name!r}; give one of this search")
+    state = _weights(path, content, weights)
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), torch.float32)
+    try:
+        module = task.model(content["hyperparameters"]).to(dtype)
+        module.load_state_dict(state)
+    except (RuntimeError, KeyError, TaskError) as error:
+        raise CheckpointError(f"{path}: does not fit the task's model ({error}); was the task changed since?") from error
+    module.to(device).eval()
+    return Saved(path, module, _preprocessing(path, content), content["hyperparameters"], device, dtype)
+
+
+def test_part(task: Task) -> Part:
+    """The part that no search looks at.
+
+    Raises:
+        TaskError: the task has none.
     """
     part = task.data().test
     if part is None:
         raise TaskError("the task has no test part: data() returned test=None; give it one to measure with")
-    return n_correct(checkpoint, task, part), len(part)
+    return part
 
 
-def n_correct(checkpoint: Path, task: Task, part: Part) -> int:
-    """How many examples of ``part`` the model in ``checkpoint`` gets right.
+def n_correct(saved: Saved, part: Part) -> int:
+    """How many examples of ``part`` the model gets right.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or of another model.
+        CheckpointError: the model does not take such examples.
     """
-    content = read_checkpoint(checkpoint)
-    model = task.model(content["hyperparameters"])
-    try:
-        model.load_state_dict(content["model"])
-    except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{checkpoint}: does not fit the task's model ({error}); was the task changed since?") from error
-    model.eval()
-    dtype = next((tensor.dtype for tensor in content["model"].values() if tensor.is_floating_point()), torch.float32)
-    model.to(dtype)
-    right = 0
-    with torch.no_grad():
-        for x, y in zip(torch.split(part.inputs, EXAMPLES_AT_ONCE), torch.split(part.targets, EXAMPLES_AT_ONCE), strict=True):
-            right += int((model(x.to(dtype)).argmax(-1) == y).sum())
-    return right
+    return int((saved.outputs(part.inputs).argmax(-1) == part.targets).sum())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -61,5 +111,27 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged archive raises whatever its damage leads to
         raise CheckpointError(f"{path}: is damaged or no checkpoint ({type(error).__name__}: {error}); remove it") from error
     if not isinstance(content, dict) or not {"model", "hyperparameters"} <= content.keys():
-        raise CheckpointError(f"{path}: holds no model and hyperparameters; it is not a checkpoint of this program")
+        raise CheckpointError(f"{path}: holds no model and hyperparameters; it is not a checkpoint of a task whose model is trained here")
     return content
+
+
+def _weights(path: Path, content: dict[str, Any], weights: str) -> dict[str, Tensor]:
+    if weights == EMA and "ema" not in content:
+        raise ConfigError(f"--weights ema: {path.name} holds no running average; train with ema = 0.999 in [space], or use --weights raw")
+    found: dict[str, Tensor] = content["ema" if weights == EMA else "model"]
+    return found
+
+
+def _preprocessing(path: Path, content: dict[str, Any]) -> Preprocessing:
+    if content.get("preprocessing") is None:
+        return Preprocessing(NONE, {})
+    try:
+        return Preprocessing.from_state(content["preprocessing"])
+    except (TaskError, AttributeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _named(task: str) -> str:
+    """The task without the folder of its file, which the search's own folder holds a copy of."""
+    file, colon, name = task.rpartition(":")
+    return f"{Path(file).name}:{name}" if colon else task
