@@ -20,6 +20,7 @@ STAGE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # no '-' and no '.', 
 RESERVED_STAGE = "all"
 BUILTIN_TASKS = tuple(BUILT_IN_TASKS)  # what workers bring along; anything else is a file of the user's
 METRIC_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")  # part of the names of checkpoints
+ENGINE_METRICS: dict[str, Literal["max", "min"]] = {"val_acc": "max", "val_loss": "min"}  # measured for every task, and how they are meant
 MAX_FILE_BYTES = 1 << 20  # a search file is a page; anything larger is the wrong file
 
 T = TypeVar("T", bound=BaseModel)
@@ -159,6 +160,7 @@ def parse_search(text: str, source: str = "search file") -> Search:
         search = _validated(Search, raw, "")
         check_name(search.name)
         _check_task(search)
+        _check_metric(search)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return search
@@ -171,6 +173,15 @@ def _check_task(search: Search) -> None:
         raise ConfigError(f'task = {name!r}: no built-in task of that name; use one of {known}, or "path/to/my_task.py:MyTask"')
     if colon and (Path(path).suffix != ".py" or not name.isidentifier()):
         raise ConfigError(f'task = {search.task!r}: not a file and a name; write "path/to/my_task.py:MyTask"')
+
+
+def _check_metric(search: Search) -> None:
+    if search.task_file is None and search.metric not in ENGINE_METRICS:
+        known = ", ".join(ENGINE_METRICS)
+        raise ConfigError(f"metric = {search.metric!r}: the built-in task {search.task!r} measures {known}; use one of these")
+    meant = ENGINE_METRICS.get(search.metric, search.mode)
+    if search.mode != meant:
+        raise ConfigError(f"mode = {search.mode!r}: {search.metric} is best where it is {meant}imal; write mode = {meant!r}")
 
 
 def load_search(path: Path) -> Search:

@@ -14,7 +14,7 @@ from common.broker import open_broker
 from common.errors import ConfigError
 from common.options import Shared
 from common.queue import TrialQueue
-from common.records import SearchFolder, StageFolder
+from common.records import SearchFolder, StageFolder, named
 from common.search import Search
 from common.select import Chosen
 from common.trial import RETRYABLE, TrialState, WorkerInfo
@@ -44,7 +44,13 @@ def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
     for name, by_state in counts.items():
         table.add_row(name, *(str(by_state[s]) for s in TrialState))
     head = f"search {launched.search.name!r} in {launched.folder.path}"
-    return "\n".join([head, drawn(table), _pace_line(launched.folder, counts), _workers_text(connected)])
+    return "\n".join([head, drawn(table), *_best_lines(launched), _pace_line(launched.folder, counts), _workers_text(connected)])
+
+
+def _best_lines(launched: Launched) -> list[str]:
+    """The best kept checkpoint of each stage: its name says what it is worth."""
+    found = [(stage.name, launched.folder.stage(stage.name).checkpoints(launched.search.mode)) for stage in launched.search.stages]
+    return [f"best of {stage} so far: {names[0].metric} {named(names[0].value)}, {names[0].trial_id}" for stage, names in found if names]
 
 
 def _pace_line(folder: SearchFolder, counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -20,7 +20,7 @@ LOCK_TTL_S = 60.0
 ORPHAN_S = 3600.0  # a temporary file that nobody has finished for so long has no writer, predictions without weights neither
 
 
-def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None = None) -> int:
+def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None = None, mode: str = "max") -> int:
     """Removes what can go; returns the number of files. Does nothing while another janitor is at work.
 
     Raises:
@@ -30,7 +30,8 @@ def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None
     with queue.lock("janitor", LOCK_TTL_S) as ours:
         if not ours:
             return 0
-        weights = superfluous_weights(folder.checkpoints(), keep, accepted_attempts(queue, folder.checkpoints()))
+        names = folder.checkpoints(mode)
+        weights = superfluous_weights(names, keep, accepted_attempts(queue, names))
         states = ended_states(folder.attempts(folder.resume), queue.state)
         now_s = time.time() if now_s is None else now_s
         doomed = [path for name in weights for path in folder.belongings(name) if path.exists()] + [file.path for file in states]

@@ -102,12 +102,15 @@ def changed(before: Search, now: Search, folder: SearchFolder) -> list[str]:
 
 
 def _changed_stage(before: Stage, now: Stage) -> list[str]:
-    lines = []
-    if now.epochs != before.epochs:
-        lines.append(f"[stages.{now.name}] epochs: {before.epochs:g} -> {now.epochs:g}")
+    old, new = before.model_dump(exclude={"trials"}), now.model_dump(exclude={"trials"})
+    lines = [f"[stages.{now.name}] {key}: {_option(old[key])} -> {_option(new[key])}" for key in old if old[key] != new[key]]
     if now.trials < before.trials:
         lines.append(f"[stages.{now.name}] trials: {before.trials} -> {now.trials} (more may be added, none taken away)")
     return lines
+
+
+def _option(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else _shown(value)
 
 
 def _shown(value: object) -> str:
@@ -193,7 +196,7 @@ def _check_defined(task: str, source: Path, content: bytes) -> None:
         elif isinstance(node, ast.alias):
             bound.add(node.asname or node.name)
     if name not in bound and "*" not in bound:
-        raise TaskError(f"task = {task!r}: {source} defines no {name}; name a class that it has")
+        raise TaskError(f"task = {task!r}: {source} defines no {name}; name a class or function that it has")
 
 
 def task_digest(search: Search, folder: SearchFolder) -> str:

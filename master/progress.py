@@ -28,6 +28,13 @@ class Snapshot:
     best: float | None
     pace: float | None  # trials ended a second, of the last minute
     workers: int
+    metric: str = "val_acc"
+
+    @property
+    def named_best(self) -> str:
+        """``best 0.9361``; a metric that is no accuracy is named."""
+        name = "" if self.metric == "val_acc" else f"{self.metric} "
+        return f"best {name}{self.best:.4f}" if self.best is not None else "best none yet"
 
     @property
     def total(self) -> int:
@@ -48,7 +55,7 @@ class Snapshot:
     def short(self) -> str:
         """What is known, the most important first: a narrow terminal cuts the end."""
         parts = [
-            f"best {self.best:.4f}" if self.best is not None else "",
+            self.named_best if self.best is not None else "",
             f"{duration(self.left_s)} left" if self.left_s is not None else "",
         ]
         parts += [f"{self.counts[TrialState.RUNNING]} running", f"{self.counts[TrialState.EXPLODED]} exploded"]
@@ -58,11 +65,10 @@ class Snapshot:
     def __str__(self) -> str:
         running, exploded = self.counts[TrialState.RUNNING], self.counts[TrialState.EXPLODED]
         other = sum(self.counts[s] for s in (TrialState.STOPPED, TrialState.KILLED, TrialState.FAILED))
-        best = f"{self.best:.4f}" if self.best is not None else "none yet"
         pace = f"{self.pace:.1f} trials/s" if self.pace else "pace unknown"
         left = f"{duration(self.left_s)} left" if self.left_s is not None else "time left unknown"
         rest = f", {other} stopped/killed/failed" if other else ""
-        return f"{running} running, {exploded} exploded{rest}, best {best}, {pace}, {left}, {self.workers} workers"
+        return f"{running} running, {exploded} exploded{rest}, {self.named_best}, {pace}, {left}, {self.workers} workers"
 
 
 class Pace:

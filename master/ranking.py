@@ -17,8 +17,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 STATE_ORDER = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED, TrialState.KILLED, TrialState.FAILED)
-SHARED = ("trial", "stage", "index", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason")
-COLUMNS = ("rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "checkpoint", "worker", "attempt", "reason")
+SHARED = (
+    "trial", "stage", "index", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason", "metric",
+)  # fmt: skip
+HEAD = ("rank", "trial", "stage", "state", "metric", "value", "val_acc", "val_loss", "epochs")
+TAIL = ("checkpoint", "worker", "attempt", "reason")
+MEASURED = ("val_acc", "val_loss")  # columns that every ranking has; another metric gets one of its own before them
 MOST_SHOWN = 200  # trials in a table without a number: drawing one takes half a millisecond, and nobody reads on
 TABLE_WIDTH = 80  # characters: what a terminal, a log and a mail all show
 WIDE_METRIC = 1e4  # from here on four decimals would widen the column and tell nothing
@@ -26,10 +30,10 @@ REASON_WIDTH = 40  # characters of a reason in a table; the record has the whole
 
 
 def frame(records: Sequence[Record]) -> pd.DataFrame:
-    """The ranking: completed trials by validation accuracy, then loss, then fewer epochs, then number; the others below.
+    """The ranking: completed trials by the search's metric, then validation loss, then fewer epochs, then number; the others below.
 
     Args:
-        records: one a trial, in any order.
+        records: one a trial, in any order, of one search: they carry its metric and whether more of it is better.
 
     Returns:
         One row a trial, best first. The index is the place in ``records``; ``rank`` counts from 1. A metric that is not
@@ -37,15 +41,23 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     """
     columns: dict[str, Any] = {name: [getattr(record, name) for record in records] for name in SHARED}
     columns["state"] = [record.state.value for record in records]
+    columns["value"] = [record.measured for record in records]
     table = pd.DataFrame(columns)
-    for name in ("val_acc", "val_loss", "epochs"):
+    for name in ("value", "val_acc", "val_loss", "epochs"):
         table[name] = [_finite(value) for value in columns[name]]
     table["place"] = [STATE_ORDER.index(record.state) if record.state in STATE_ORDER else len(STATE_ORDER) for record in records]
+    small = metric_of(records)[1] == "min"
     table = table.sort_values(
-        ["place", "val_acc", "val_loss", "epochs", "index"], ascending=[True, False, True, True, True], na_position="last", kind="stable"
+        ["place", "value", "val_loss", "epochs", "index"], ascending=[True, small, True, True, True], na_position="last", kind="stable"
     )
     table.insert(0, "rank", range(1, len(table) + 1))
     return table.drop(columns="place")
+
+
+def metric_of(records: Sequence[Record]) -> tuple[str, str]:
+    """The search's metric and mode: of the trials that were measured, since a verdict written by the master knows of none."""
+    own = next((record for record in records if record.measured is not None), None)
+    return (own.metric, own.mode) if own else ("val_acc", "max")
 
 
 def ranked(records: Sequence[Record]) -> list[Record]:
@@ -55,7 +67,7 @@ def ranked(records: Sequence[Record]) -> list[Record]:
 
 def best(records: Sequence[Record], n: int | None = None) -> list[Record]:
     """The best ``n`` completed trials with a finite metric, best first; all of them if ``n`` is None."""
-    completed = [r for r in records if r.state is TrialState.COMPLETED and r.val_acc is not None and math.isfinite(r.val_acc)]
+    completed = [r for r in records if r.state is TrialState.COMPLETED and r.measured is not None and math.isfinite(r.measured)]
     return ranked(completed)[:n]
 
 
@@ -67,7 +79,7 @@ def rows(ranking: pd.DataFrame, checkpoints: Collection[str]) -> list[dict[str, 
         checkpoints: names of the weights files that are in the folder now; others are gone, so they are not named.
     """
     present = frozenset(checkpoints)
-    names = ["rank", "state", *SHARED]
+    names = ["rank", "state", "value", *SHARED]
     return [
         _row(dict(zip(names, values, strict=True)), present) for values in zip(*(ranking[name].tolist() for name in names), strict=True)
     ]
@@ -82,19 +94,23 @@ def csv(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
     """The ranking as the text of ``leaderboard.csv``: a column for each hyperparameter, an empty cell for what is not known."""
     plain = rows(ranking, checkpoints)
     names = _names([row["hyperparameters"] for row in plain])
-    head, tail = COLUMNS[: COLUMNS.index("checkpoint")], COLUMNS[COLUMNS.index("checkpoint") :]
-    cells = [[*(row[c] for c in head), *(row["hyperparameters"].get(n) for n in names), *(row[c] for c in tail)] for row in plain]
-    return pd.DataFrame(cells, columns=[*head, *names, *tail], dtype=object).to_csv(index=False, lineterminator="\n")
+    cells = [[*(row[c] for c in HEAD), *(row["hyperparameters"].get(n) for n in names), *(row[c] for c in TAIL)] for row in plain]
+    return pd.DataFrame(cells, columns=[*HEAD, *names, *TAIL], dtype=object).to_csv(index=False, lineterminator="\n")
 
 
 def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
     """The ranking as a table for a README or a pull request."""
     plain = rows(ranking, checkpoints)
     names = varied([row["hyperparameters"] for row in plain])
-    header = ["rank", "trial", "state", "val_acc", "val_loss", "epochs", *names, "checkpoint", "reason"]
+    measured = _measured(plain)
+    header = ["rank", "trial", "state", *measured, "epochs", *names, "checkpoint", "reason"]
     lines = [header, ["---"] * len(header)]
     for row in plain:
-        values = [*_metrics(row), *(cell(row["hyperparameters"].get(n)) for n in names)]
+        values = [
+            *(shown_metric(_of(row, m)) for m in measured),
+            cell(row["epochs"]),
+            *(cell(row["hyperparameters"].get(n)) for n in names),
+        ]
         lines.append([str(row["rank"]), row["trial"], row["state"], *values, row["checkpoint"] or "", one_line(row["reason"] or "")])
     return "".join(f"| {' | '.join(c.replace('|', chr(92) + '|') for c in line)} |\n" for line in lines)
 
@@ -177,6 +193,8 @@ def _row(values: Mapping[Any, Any], present: frozenset[str]) -> dict[str, Any]:
         "worker": values["worker"] if isinstance(values["worker"], str) else None,
         "attempt": int(values["attempt"]),
         "reason": values["reason"] if isinstance(values["reason"], str) else None,
+        "metric": values["metric"],
+        "value": _known(values["value"]),
     }
 
 
@@ -185,11 +203,20 @@ def _names(hyperparameters: Sequence[Mapping[str, Scalar]]) -> list[str]:
     return list(dict.fromkeys(name for values in hyperparameters for name in values))
 
 
-def _metrics(row: Mapping[str, Any]) -> list[str]:
-    return [_metric(row["val_acc"]), _metric(row["val_loss"]), cell(row["epochs"])]
+def _measured(plain: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of what was measured: the search's metric first, then those of the others that any trial has."""
+    own = next((row["metric"] for row in plain if row["value"] is not None), MEASURED[0])
+    others = [name for name in MEASURED if name != own and (own == MEASURED[0] or any(row[name] is not None for row in plain))]
+    return [own, *others]
 
 
-def _metric(value: float | None) -> str:
+def _of(row: Mapping[str, Any], name: str) -> float | None:
+    """A trial's value of the search's metric, or of one that every ranking has."""
+    value: float | None = row[name] if name in MEASURED else row["value"]
+    return value
+
+
+def shown_metric(value: float | None) -> str:
     """Four decimals, as in the names of checkpoints; fewer for a loss that is out of all proportion."""
     if value is None:
         return ""
@@ -207,7 +234,8 @@ def _joined(row: Mapping[str, Any], names: Sequence[str]) -> str:
 def _outcome_columns(shown: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Header and cells of what came out; the epochs only where they differ, for a stage has one budget."""
     columns = [("#", [str(row["rank"]) for row in shown]), ("trial", [row["trial"] for row in shown])]
-    columns += [(name, [_metrics(row)[place] for row in shown]) for place, name in enumerate(("val_acc", "val_loss", "epochs"))]
+    columns += [(name, [shown_metric(_of(row, name)) for row in shown]) for name in _measured(shown)]
+    columns += [("epochs", [cell(row["epochs"]) for row in shown])]
     return columns if len(set(columns[-1][1])) > 1 else columns[:-1]
 
 

@@ -75,7 +75,7 @@ def best_line(records: Sequence[Record]) -> Text:
     top = completed[0]
     n = len(completed)
     flattered = f", selected over {n} trials: the best of many on one validation part is flattered" if n > 1 else ""
-    return Text(f"Best: {top.trial}, val_acc {top.val_acc:.4f}{flattered}.")
+    return Text(f"Best: {top.trial}, {top.metric} {ranking.shown_metric(top.measured)}{flattered}.")
 
 
 def border_lines(borders: Sequence[Border]) -> Text:

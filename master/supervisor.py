@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -126,10 +127,11 @@ class Supervisor:
         ended = counts[TrialState.PENDING] + counts[TrialState.RUNNING] == 0
         done = sum(counts.values()) - counts[TrialState.PENDING] - counts[TrialState.RUNNING]
         live = sum(worker.state != "lost" for worker in self._workers)
-        self._display.show(Snapshot(self._stage, counts, self._seen.best, self._pace.update(now, done), live), final=ended)
+        snapshot = Snapshot(self._stage, counts, self._seen.best, self._pace.update(now, done), live, self._search.metric)
+        self._display.show(snapshot, final=ended)
         if now >= self._sweep_at or ended:
             self._sweep_at = now + SWEEP_S
-            sweep(self._queue, self._launched.folder.stage(self._stage), self._search.keep)
+            sweep(self._queue, self._launched.folder.stage(self._stage), self._search.keep, mode=self._search.mode)
         return counts if ended else None
 
     def _care(self) -> None:
@@ -152,8 +154,8 @@ class Supervisor:
     def _read_ended(self) -> None:
         for sequence, trial_id, _attempt, result in self._queue.ended_since(self._seen.sequence):
             self._seen.sequence = sequence
-            if trial_id.startswith(f"{self._stage}-") and result.state == TrialState.COMPLETED and result.val_acc is not None:
-                self._seen.best = max(result.val_acc, self._seen.best or 0.0)
+            if trial_id.startswith(f"{self._stage}-") and result.state == TrialState.COMPLETED:
+                self._seen.best = better(result.value, self._seen.best, self._search.mode)
             trial = self._queue.trial(trial_id) if result.epoch_s is not None else None
             if trial is not None:
                 self._seen.paces.add_result(trial.group, result)
@@ -215,6 +217,13 @@ class Supervisor:
         self._seen.warned.add(key)
         self._display.say(message)
         return True
+
+
+def better(value: float | None, best: float | None, mode: str) -> float | None:
+    """The better of two values of the metric, of which either may be missing."""
+    if value is None or not math.isfinite(value):
+        return best
+    return value if best is None or (value > best if mode == "max" else value < best) else best
 
 
 def _outcome(decision: Decision) -> str:

@@ -36,6 +36,7 @@ class Position(NamedTuple):
     last_epoch_s: float | None = None
     array_width: int = 1
     val_acc: float | None = None
+    value: float | None = None
     waiting: bool = True
 
 
@@ -222,6 +223,7 @@ class Heartbeat:
                 self.info.device_model,
                 position.array_width,
                 position.val_acc,
+                position.value,
             )
             for fence, position in held
         ]

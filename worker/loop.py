@@ -150,7 +150,7 @@ class Loop:
         recorder.save_states(boundary.running)
         self._heartbeat.at_boundary(
             {
-                view.job.claim.trial.id: Position(view.epoch, view.last_epoch_s, view.array_width, view.val_acc, waiting=False)
+                view.job.claim.trial.id: Position(view.epoch, view.last_epoch_s, view.array_width, view.val_acc, view.value, waiting=False)
                 for view in boundary.running
             }
         )

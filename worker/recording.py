@@ -6,12 +6,13 @@ import math
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common import durable
 from common.errors import QueueError
 from common.queue import Verdict
-from common.records import CheckpointName, Record, StageFolder, epoch_number
+from common.records import MOST_NAMED, CheckpointName, Record, StageFolder, epoch_number
 from common.trial import Claim, Fence, Result, TrialState
 from common.witness import stage_of
 from worker.heartbeat import Heartbeat
@@ -19,6 +20,7 @@ from worker.keeping import Kept, keep
 from worker.session import Session
 from worker.training.engine import Outcome, View
 
+ENDED_WELL = (TrialState.COMPLETED, TrialState.STOPPED)  # those whose weights may be worth keeping
 STATE_INTERVAL_S = 30.0  # at most this much work is lost with a worker
 
 
@@ -44,7 +46,8 @@ class Recorder:
         Raises:
             CheckpointError: the folder cannot be written; the leases are still held.
         """
-        alive = [o for o in outcomes if self._heartbeat.holds(o.job.claim.fence)]
+        metric = self._session.search.metric
+        alive = [judged(o, metric) for o in outcomes if self._heartbeat.holds(o.job.claim.fence)]
         if alive and not self._session.in_place():
             self._say(f"search {self._session.search.name!r} was replaced by another in its folder: {len(alive)} results are left out")
             alive = []
@@ -107,8 +110,9 @@ class Recorder:
 
     def _keep(self, folder: StageFolder, outcomes: Sequence[Outcome]) -> dict[str, Kept]:
         """Writes the weights, and what goes with them, of those that rank within ``keep``; by trial id."""
-        names = {o.job.claim.trial.id: checkpoint_name(o) for o in outcomes if o.checkpoint is not None and _good(o)}
-        chosen = within_keep(names, folder.checkpoints(), self._session.search.keep)
+        search = self._session.search
+        names = {o.job.claim.trial.id: checkpoint_name(o, search.metric) for o in outcomes if o.checkpoint is not None and _good(o)}
+        chosen = within_keep(names, folder.checkpoints(search.mode), search.keep, search.mode)
         return keep(folder, {names[o.job.claim.trial.id]: o for o in outcomes if o.job.claim.trial.id in chosen}, self._say)
 
     def _record(self, outcome: Outcome, kept: Kept | None) -> Record:
@@ -124,9 +128,13 @@ class Recorder:
             outcome.epoch_s,
             self._heartbeat.info.device_model,
             outcome.array_width,
+            outcome.value,
         )
         claim = outcome.job.claim
         more = {
+            "metric": self._session.search.metric,
+            "mode": self._session.search.mode,
+            "metrics": outcome.metrics,
             "best_epoch": outcome.best_epoch,
             "first_loss": outcome.first_loss,
             "curves": outcome.curves,
@@ -158,20 +166,31 @@ class Recorder:
             durable.remove(folder.belongings(name))
 
 
-def checkpoint_name(outcome: Outcome) -> CheckpointName:
+def judged(outcome: Outcome, metric: str) -> Outcome:
+    """The outcome with the value that the search ranks by; FAILED where a trial came to its end without one."""
+    known = {"val_acc": outcome.val_acc, "val_loss": outcome.val_loss, **outcome.metrics}
+    value = outcome.value if outcome.value is not None else known.get(metric)
+    if value is None and outcome.state in ENDED_WELL:
+        names = ", ".join(name for name, found in known.items() if found is not None) or "nothing"
+        reason = f'metric = "{metric}" was never measured; measured was {names}. Report it, or name one of these in the search file'
+        return replace(outcome, state=TrialState.FAILED, reason=reason, checkpoint=None, snapshots=())
+    return replace(outcome, value=value)
+
+
+def checkpoint_name(outcome: Outcome, metric: str) -> CheckpointName:
     """The name of an outcome's weights file."""
     claim = outcome.job.claim
-    assert outcome.val_acc is not None and outcome.best_epoch is not None
-    return CheckpointName(outcome.val_acc, claim.trial.id, epoch_number(outcome.best_epoch), claim.fence.attempt)
+    assert outcome.value is not None and outcome.best_epoch is not None
+    return CheckpointName(outcome.value, claim.trial.id, epoch_number(outcome.best_epoch), claim.fence.attempt, metric)
 
 
-def within_keep(names: dict[str, CheckpointName], existing: Sequence[CheckpointName], keep: int) -> set[str]:
+def within_keep(names: dict[str, CheckpointName], existing: Sequence[CheckpointName], keep: int, mode: str = "max") -> set[str]:
     """The trials among ``names`` that rank within the best ``keep`` of these and the existing files."""
     others = [name for name in existing if name.trial_id not in names]
-    best = sorted([*names.values(), *others], key=lambda n: n.value, reverse=True)[:keep]
+    best = sorted([*names.values(), *others], key=lambda n: n.value, reverse=mode == "max")[:keep]
     return {name.trial_id for name in best if name.trial_id in names}
 
 
 def _good(outcome: Outcome) -> bool:
-    measured = outcome.val_acc is not None and math.isfinite(outcome.val_acc) and outcome.best_epoch is not None
-    return measured and outcome.state in (TrialState.COMPLETED, TrialState.STOPPED)
+    measured = outcome.value is not None and math.isfinite(outcome.value) and abs(outcome.value) < MOST_NAMED
+    return measured and outcome.best_epoch is not None and outcome.state in ENDED_WELL

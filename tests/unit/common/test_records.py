@@ -154,6 +154,13 @@ def test_resume_states_are_found_by_attempt(folder: StageFolder) -> None:
     assert folder.highest_attempts() == {"coarse-0042": 10, "coarse-0043": 99}
 
 
+def test_a_record_without_a_value_is_known_by_its_accuracy() -> None:
+    assert record().measured == 0.5
+    assert record(metric="val_loss", mode="min").measured == 1.0
+    assert record(metric="val_f1").measured is None
+    assert record(metric="val_f1", value=0.25).measured == 0.25
+
+
 # -- names
 
 
@@ -173,6 +180,21 @@ def test_a_checkpoint_is_named_as_promised() -> None:
     assert str(CheckpointName(0.93612, "coarse-0042", 1, 1)) == "val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt"
 
 
+@given(st.one_of(st.floats(-1e14, 1e14), st.floats(-0.01, 0.01), st.floats(-1e-12, 1e-12)))
+def test_every_value_makes_a_name_that_reads_back_as_itself(value: float) -> None:
+    name = CheckpointName(value, "coarse-0042", 1, 1, "val_mae")
+    parsed = CheckpointName.parse(str(name))
+    assert parsed is not None and str(parsed) == str(name)
+    assert abs(parsed.value - value) <= (1e-3 * abs(value) + 1e-9 if abs(value) < 1e-3 else 1e-4 + 1e-15 * abs(value))
+
+
+def test_small_losses_are_told_apart_and_stay_in_order() -> None:
+    losses = [0.0, 1.234e-7, 3.1e-5, 0.00031, 0.0004, 0.000412, 0.009, 0.01, 0.5, 9.75]
+    names = [str(CheckpointName(loss, "coarse-0042", 1, 1, "val_loss")) for loss in losses]
+    assert sorted(names) == names and len(set(names)) == len(names)
+    assert names[2].startswith("val_loss=0.00003100-")
+
+
 @pytest.mark.parametrize(
     "name", ["", "x.pt", "val_acc=0.9-trial=coarse-0042-epoch=001-try=1.pt", "val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt.tmp"]
 )
@@ -186,6 +208,14 @@ def test_the_listing_backwards_shows_the_best_first(folder: StageFolder) -> None
         (folder.path / str(CheckpointName(value, f"coarse-{i:04d}", 1, 1))).write_bytes(b"")
     (folder.path / "leaderboard.csv").write_text("")
     assert [c.value for c in folder.checkpoints()] == sorted(values, reverse=True)
+
+
+def test_where_the_smallest_is_best_the_listing_forwards_shows_the_best_first(folder: StageFolder) -> None:
+    values = [120.5, 0.25, 3.0, 0.00001]
+    for i, value in enumerate(values):
+        (folder.path / str(CheckpointName(value, f"coarse-{i:04d}", 1, 1, "val_mae"))).write_bytes(b"")
+    assert [c.value for c in folder.checkpoints("min")] == sorted(values)
+    assert [c.value for c in folder.checkpoints("max")] == sorted(values, reverse=True)
 
 
 @pytest.mark.parametrize(("epochs", "number"), [(0.5, 1), (1.0, 1), (1.5, 2), (20.0, 20), (0.1 + 0.2 + 0.7, 1), (3 * 0.1 * 10, 3)])

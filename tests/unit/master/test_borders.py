@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -34,6 +35,15 @@ def test_a_range_around_the_optimum_gives_none() -> None:
     wide = Space.parse({"learning_rate": {"log_uniform": [1e-6, 1e1]}})
     for seed in range(10):
         assert borders(sampled(wide, peak(0.01), seed=seed), wide) == []
+
+
+@pytest.mark.parametrize(("mode", "value"), [("max", lambda v: -abs(math.log10(v) + 6)), ("min", lambda v: abs(math.log10(v) + 6))])
+def test_the_border_of_the_search_s_own_metric_is_watched(mode: str, value: Callable[[float], float]) -> None:
+    records = [
+        record(i, {"learning_rate": v}, metric="val_own", mode=mode, value=value(v), val_acc=v)
+        for i, v in enumerate(between(1e-6, 1e-3, 60))
+    ]
+    assert [(b.hyperparameter, b.side) for b in borders(records, LOG)] == [("learning_rate", "low")]
 
 
 def test_the_json_is_the_contract() -> None:

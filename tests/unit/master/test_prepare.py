@@ -48,6 +48,8 @@ def test_the_file_as_launched_lies_in_the_folder_with_its_id(tmp_path: Path) -> 
         ("trials = 200\nepochs = 1", "trials = 200\nepochs = 2", "epochs: 1 -> 2"),
         ("[stages.coarse]", "[stages.rough]", "[stages]"),
         ("# sampler", "sampler", "sampler: 'random' -> 'sobol'"),
+        ("seed = 231", 'seed = 231\nmetric = "val_loss"\nmode = "min"', "metric: 'val_acc' -> 'val_loss'\n  mode: 'max' -> 'min'"),
+        ("epochs = 1\n", "epochs = 1\npatience = 3\n", "[stages.coarse] patience: not there -> 3"),
     ],
 )
 def test_a_change_after_the_launch_is_shown_and_refused(tmp_path: Path, old: str, new: str, told: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -20,6 +21,12 @@ def test_a_snapshot_says_all_that_one_asks() -> None:
         assert part in text
     assert (snapshot().done, snapshot().total) == (5, 20)
     assert "pace unknown" in str(snapshot(pace=None)) and "time left unknown" in str(snapshot(pace=None))
+
+
+def test_a_metric_that_is_no_accuracy_is_named_beside_its_best() -> None:
+    error = replace(snapshot(), best=12.5, metric="val_mae")
+    assert "best val_mae 12.5000" in str(error) and "best val_mae 12.5000" in error.short
+    assert "best none yet" in str(replace(error, best=None))
 
 
 def test_the_pace_is_that_of_the_last_minute() -> None:

@@ -18,6 +18,7 @@ from tests.unit.master.made import record
 
 CONTRACT = [
     "rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason",
+    "metric", "value",
 ]  # fmt: skip
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 
@@ -51,6 +52,36 @@ def test_states_below_the_completed_in_their_order() -> None:
     assert order(records) == [4, 3, 2, 1, 0]
 
 
+def mae(index: int, value: float | None, **more: object) -> Record:
+    """Of a regression: no accuracy, and the smallest error is the best."""
+    return record(index, {"x": 0.1 * index}, metric="val_mae", mode="min", value=value, **more)
+
+
+def test_the_search_s_own_metric_ranks_and_the_smallest_is_best_where_it_says_so() -> None:
+    killed = record(4, {"x": 0.4}, state=TrialState.KILLED, reason="killed by the user")  # as the master writes it: it knows no metric
+    records = [mae(0, 3.0), mae(1, 0.25, val_loss=0.4), mae(2, 12.0), mae(3, 0.25, val_loss=0.1), killed, mae(5, math.nan)]
+    assert order(records) == [3, 1, 0, 2, 5, 4]
+    assert [r.index for r in ranking.best(records, 3)] == [3, 1, 0]
+    rows = ranking.rows(ranking.frame(records), ())
+    assert [row["value"] for row in rows] == [0.25, 0.25, 3.0, 12.0, None, None]
+    assert (rows[0]["metric"], rows[0]["val_acc"]) == ("val_mae", None)
+    highest = [record(i, {}, metric="val_f1", value=value, val_acc=1 - value) for i, value in enumerate((0.2, 0.9, 0.5))]
+    assert order(highest) == [1, 2, 0]
+    assert order([record(i, {}, metric="val_loss", mode="min", val_loss=loss) for i, loss in enumerate((0.9, 0.1))]) == [1, 0]
+
+
+def test_the_search_s_own_metric_is_a_column_and_what_nothing_has_is_none() -> None:
+    ranked = ranking.frame([mae(0, 2.5), mae(1, 0.25)])
+    assert (
+        ranking.markdown(ranked, ()).splitlines()[0] == "| rank | trial | state | val_mae | val_loss | epochs | x | checkpoint | reason |"
+    )
+    assert "| 1 | coarse-0001 | completed | 0.2500 | 0.5000 |" in ranking.markdown(ranked, ())
+    text = drawn(ranking.table(ranked)).splitlines()
+    assert text[0].split()[:4] == ["#", "trial", "val_mae", "val_loss"] and text[1].split()[:3] == ["1", "coarse-0001", "0.2500"]
+    table = list(csv.DictReader(io.StringIO(ranking.csv(ranked, ()))))
+    assert [(row["metric"], row["value"], row["val_acc"]) for row in table] == [("val_mae", "0.25", ""), ("val_mae", "2.5", "")]
+
+
 @pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, None])
 def test_a_metric_that_is_not_finite_ranks_last_among_the_completed(odd: float | None) -> None:
     records = [record(0, {}, val_acc=odd), record(1, {}, val_acc=0.1), record(2, {}, state=TrialState.EXPLODED)]
@@ -69,7 +100,7 @@ def test_rows_have_exactly_the_keys_of_the_contract() -> None:
     assert row == {
         "rank": 1, "trial": "coarse-0007", "stage": "coarse", "state": "completed", "val_acc": 0.9, "val_loss": 0.5, "epochs": 1.0,
         "hyperparameters": {"learning_rate": 0.1, "hidden": 64, "nesterov": True}, "checkpoint": "a.pt", "worker": "w", "attempt": 2,
-        "reason": None,
+        "reason": None, "metric": "val_acc", "value": 0.9,
     }  # fmt: skip
 
 

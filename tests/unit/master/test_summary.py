@@ -36,6 +36,11 @@ def test_the_end_of_a_stage_says_all_and_fits_80_columns() -> None:
     assert "\x1b" not in text
 
 
+def test_the_best_is_told_with_the_search_s_own_metric() -> None:
+    records = [record(i, {"x": 1}, metric="val_mae", mode="min", value=2.5 + i) for i in range(3)]
+    assert best_line(records).plain.startswith("Best: coarse-0000, val_mae 2.5000, selected over 3 trials")
+
+
 def test_after_the_last_stage_there_is_no_next_one() -> None:
     records = sampled(SPACE, peak(1e-4), n=20)
     text = drawn(stage_end(records, borders(records, SPACE), SPACE))

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from common.records import CheckpointName
-from worker.recording import within_keep
+from common.trial import Claim, Fence, Trial, TrialState
+from worker.recording import checkpoint_name, judged, within_keep
+from worker.training.interface import Job, Outcome
 
 ACCURACIES = st.lists(st.integers(0, 360).map(lambda correct: correct / 360))
 
@@ -23,6 +28,34 @@ def test_only_what_ranks_within_keep_is_written() -> None:
 
 def test_an_older_attempt_of_the_same_trial_does_not_count() -> None:
     assert within_keep({"coarse-0001": name(0.5, 1, attempt=2)}, [name(0.9, 1)], 1) == {"coarse-0001"}
+
+
+def test_where_the_smallest_is_best_the_smallest_are_written() -> None:
+    new = {n.trial_id: n for n in [name(0.85, 4), name(0.05, 5)]}
+    assert within_keep(new, [name(0.1, 1), name(12.0, 2)], 2, "min") == {"coarse-0005"}
+
+
+def outcome(**more: Any) -> Outcome:
+    trial = Trial("coarse-0001", "coarse", 1, 1, 4.0, {}, "{}")
+    values: dict[str, Any] = {"best_epoch": 2.5, "checkpoint": lambda: b"weights", "val_acc": 0.5, "val_loss": 0.7}
+    return Outcome(Job(Claim(trial, Fence(trial.id, 3, "token"))), TrialState.COMPLETED, **{**values, **more})
+
+
+def test_a_file_is_named_by_the_search_s_own_metric() -> None:
+    found = judged(outcome(metrics={"val_f1": 0.25}), "val_f1")
+    assert found.state is TrialState.COMPLETED and found.value == 0.25
+    assert str(checkpoint_name(found, "val_f1")) == "val_f1=0.2500-trial=coarse-0001-epoch=003-try=3.pt"
+    assert judged(outcome(), "val_acc").value == 0.5 and judged(outcome(), "val_loss").value == 0.7
+
+
+def test_a_trial_that_was_never_measured_has_failed() -> None:
+    found = judged(outcome(metrics={"val_f1": 0.25}), "val_auc")
+    assert found.state is TrialState.FAILED and found.checkpoint is None
+    assert found.reason == (
+        'metric = "val_auc" was never measured; measured was val_acc, val_loss, val_f1. Report it, or name one of these in the search file'
+    )
+    exploded = replace(outcome(val_acc=None), state=TrialState.EXPLODED, reason="loss 9 above 3 x its first loss 2")
+    assert judged(exploded, "val_acc").reason == exploded.reason
 
 
 @given(ACCURACIES, ACCURACIES, st.integers(1, 10))
