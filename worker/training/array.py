@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from common.trial import TrialState
-from worker.training import explosion
+from worker.training import explosion, kept
 from worker.training.check import differences
 from worker.training.interface import Job, Outcome, View, Watch
+from worker.training.losses import averaged
+from worker.training.metrics import measured
+from worker.training.monitor import Monitor, watched
 from worker.training.networks import LoneNetwork, network_for
 from worker.training.rows import Row, fresh_row
-from worker.training.setting import Setting
-from worker.training.slot import Slot, packed
-from worker.training.stack import Plan, Stack, StepResult
+from worker.training.setting import OBSERVED, Setting
+from worker.training.slot import Moment, Pick, Slot, packed
+from worker.training.stack import Pace, Plan, Stack, StepResult
 from worker.training.structure import Model
 
 EVALUATED_AT_ONCE = 1 << 16  # examples times slots: activations stay within tens of megabytes for small models
@@ -39,10 +42,16 @@ class TrialArray:
     def __init__(self, entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]], setting: Setting) -> None:
         model = entries[0].model
         self._setting = setting
+        self._model = model
+        self._parts = setting.parts(model.recipe)
         self._batches = setting.batches(model.recipe.batch_size)
-        self.slots, rows = self._admitted(entries)
+        self._objective = setting.objective(model.recipe)
         self._network = LoneNetwork(model) if model.structure.alone else network_for(model, lone=len(entries) == 1)
-        self.stack = Stack(model, self._network, rows, shapes)
+        self._rates: list[float] | None = None  # of the last step
+        self.slots, rows, sums = self._admitted(entries)
+        self.stack = Stack(model, self._network, self._objective, rows, shapes, setting.frame(model))
+        self.monitor = Monitor(model.layout, getattr(self._network, "layers", {}), 0, setting.device)
+        self._monitor_new(sums)
 
     @property
     def width(self) -> int:
@@ -56,9 +65,10 @@ class TrialArray:
 
     def admit(self, entries: Sequence[Entry]) -> None:
         """Adds trials at the end."""
-        slots, rows = self._admitted(entries)
+        slots, rows, sums = self._admitted(entries)
         self.stack.append(rows)
         self.slots += slots
+        self._monitor_new(sums)
 
     def entry(self, position: int) -> Entry:
         """One slot on its way out again."""
@@ -67,8 +77,8 @@ class TrialArray:
 
     def strangers(self, positions: Sequence[int]) -> dict[int, str]:
         """Those of the slots that do not compute what their own modules do, and what differs."""
-        inputs = self._setting.sample(self._batches.batch_size)
-        return differences(self.stack, {p: self.slots[p].model for p in positions}, inputs, self._setting.train_targets[: len(inputs)])
+        inputs, targets = self._setting.sample(self._model)
+        return differences(self.stack, {p: self.slots[p].model for p in positions}, inputs, targets)
 
     def advance(self, watch: Watch) -> None:
         """Trains to the next boundary of any slot and evaluates the slots that are due; returns early where told to stop.
@@ -92,9 +102,8 @@ class TrialArray:
 
     def leave(self) -> list[Outcome]:
         """Removes the slots that ended or lost their lease; returns the outcomes of those that ended."""
-        name = self._setting.task_name
         going = [position for position, slot in enumerate(self.slots) if slot.ended]
-        outcomes = [self.slots[p].outcome(self.stack.row(p), name) for p in going if not self.slots[p].lost]
+        outcomes = [kept.outcome(self.slots[p], self.stack.row(p), self._setting) for p in going if not self.slots[p].lost]
         self.drop(going)
         return outcomes
 
@@ -103,11 +112,12 @@ class TrialArray:
         staying = [position for position in range(self.width) if position not in set(positions)]
         if 0 < len(staying) < self.width:
             self.stack.keep(staying)
+            self.monitor.keep(staying)
         self.slots = [self.slots[position] for position in staying]
 
     def carried(self, positions: Sequence[int]) -> list[Entry]:
         """These slots with all that they know, to go on elsewhere."""
-        return [Entry(slot.job, slot.model, slot.state(self.stack.row(p))) for p in positions for slot in [self.slots[p]]]
+        return [Entry(self.slots[p].job, self.slots[p].model, self._state(p)) for p in positions]
 
     def views(self) -> list[View]:
         """The running trials."""
@@ -134,14 +144,18 @@ class TrialArray:
         return View(
             slot.job,
             slot.epoch,
-            slot.best.val_acc if slot.best else None,
+            slot.best.metrics.get("val_acc") if slot.best else None,
             slot.last_epoch_s,
             self.width,
-            lambda: packed(slot.state(self.stack.row(self.slots.index(slot)))),
+            lambda: packed(self._state(self.slots.index(slot))),
+            slot.value,
         )
 
-    def _admitted(self, entries: Sequence[Entry]) -> tuple[list[Slot], list[Row]]:
-        slots, rows = [], []
+    def _state(self, position: int) -> dict[str, Any]:
+        return {**self.slots[position].state(self.stack.row(position)), "monitor": self.monitor.state(position)}
+
+    def _admitted(self, entries: Sequence[Entry]) -> tuple[list[Slot], list[Row], list[Sequence[float]]]:
+        slots, rows, sums = [], [], []
         for entry in entries:
             slot, row = self._fresh(entry)
             if entry.state is not None:
@@ -152,23 +166,48 @@ class TrialArray:
                     slot, row = self._fresh(entry)
             slots.append(slot)
             rows.append(row)
-        return slots, rows
+            sums.append(entry.state.get("monitor", ()) if entry.state is not None and slot.steps else ())
+        return slots, rows, sums
 
     def _fresh(self, entry: Entry) -> tuple[Slot, Row]:
-        trial = entry.job.claim.trial
-        slot = Slot(entry.job, entry.model, self._batches.per_epoch, self._batches.budget(trial.epochs))
-        return slot, fresh_row(entry.model, trial.seed, self._setting.device, self._setting.dtype)
+        trial, options, model = entry.job.claim.trial, self._setting.options, entry.model
+        slot = Slot(
+            entry.job,
+            model,
+            self._batches.per_epoch,
+            self._batches.budget(trial.epochs),
+            Pick(options.metric, options.sign),
+            options.stages.get(trial.stage),
+            self._objective.chance(model.recipe.values),
+            self._setting.n_classes,
+            len(self._parts.val),
+        )
+        return slot, fresh_row(model, trial.seed, self._setting.device, self._setting.dtype)
+
+    def _monitor_new(self, sums: Sequence[Sequence[float]]) -> None:
+        """Makes room for slots at the end, each with the sums that it brings."""
+        before = self.monitor.width
+        self.monitor.append(len(sums))
+        for position, own in enumerate(sums, start=before):
+            if own:
+                self.monitor.restore(position, own)
 
     def _train(self, n_steps: int, watch: Watch) -> None:
-        plan = self._plan(n_steps)
+        plan, looks = self._plan(n_steps), self._looks(n_steps)
+        train = self._parts.train
         unsettled: list[StepResult] = []
+        number = 0
         try:
             for number in range(n_steps):
                 self.mark_lost(watch)
                 if watch.stopping() or all(slot.dead for slot in self.slots):
                     break
                 rows = plan.batches[number]
-                unsettled.append(self.stack.step(self._setting.train_inputs[rows], self._setting.train_targets[rows], plan, number))
+                result = self.stack.step(train.inputs[rows], train.targets[rows], plan, number, number in looks)
+                if result.looked is not None:
+                    counted = looks[number]
+                    self.monitor.after_step(result.looked.before, self.stack.rows["flat"], result.looked.gradients, counted)
+                unsettled.append(result._replace(looked=None))
                 watch.beat()
                 if len(unsettled) == explosion.LOOK_EVERY:
                     self._settle(unsettled)
@@ -176,13 +215,30 @@ class TrialArray:
         finally:
             if unsettled:
                 self._settle(unsettled)
+            self._rates = plan.rates[max(0, number)].tolist()
 
     def _plan(self, n_steps: int) -> Plan:
-        first = [slot.steps for slot in self.slots]
+        first, slots = [slot.steps for slot in self.slots], self.slots
+        off = [bool(slot.model.recipe.kinds["plateau_momentum_off"]) and slot.plateau.drops > 0 for slot in slots]
+        pace = Pace(first, [slot.total for slot in slots], [slot.plateau.drops for slot in slots], off)
         if len(set(first)) == 1:
-            return self.stack.plan(self._batches.rows(first[0], n_steps), True, first)
+            return self.stack.plan(self._batches.rows(first[0], n_steps), True, pace)
         rows = torch.stack([self._batches.rows(step, n_steps) for step in first], dim=1)  # (n, K, B)
-        return self.stack.plan(rows, False, first)
+        return self.stack.plan(rows, False, pace)
+
+    def _looks(self, n_steps: int) -> dict[int, Tensor | None]:
+        """The steps that the monitor looks at, and (K,) for which slots it does; None for all."""
+        per_epoch = self._batches.per_epoch
+        offsets = [slot.steps % per_epoch for slot in self.slots]
+        if not self._setting.options.watching:
+            return {}
+        looks: dict[int, Tensor | None] = {}
+        for number in range(n_steps):
+            seen = {offset for offset in set(offsets) if watched(offset + number, per_epoch)}
+            if seen:
+                everyone = seen == set(offsets)
+                looks[number] = None if everyone else torch.tensor([offset in seen for offset in offsets], device=self._setting.device)
+        return looks
 
     def mark_lost(self, watch: Watch) -> None:
         """Notes which slots' leases are gone."""
@@ -193,13 +249,12 @@ class TrialArray:
 
     def _settle(self, results: Sequence[StepResult]) -> None:
         """Looks at the last steps: the only place where the host waits for the device inside an epoch."""
-        setting, rows = self._setting, self.stack.rows
+        rows, factor = self.stack.rows, self._setting.options.explosion_factor
         losses = torch.stack([r.loss for r in results])  # (m, K)
-        squares = torch.stack([r.squares for r in results])
-        costs = losses + 0.5 * rows["hp.weight_decay"].to(losses.dtype) * squares
+        costs = losses + torch.stack([r.penalty for r in results])
         new = torch.tensor([slot.steps == 0 for slot in self.slots], device=losses.device)
         rows["first"].copy_(torch.where(new, costs[0], rows["first"]))
-        at = explosion.first_explosions(costs, rows["first"], rows["recent"].T, setting.explosion_factor, setting.n_classes)
+        at = explosion.first_explosions(costs, rows["first"], rows["recent"].T, factor, self._small)
         history = torch.cat([rows["recent"].T, costs])  # (9 + m, K)
         correct = torch.stack([r.correct for r in results]).sum(0)
         told = torch.stack([losses.sum(0), correct.to(losses.dtype), rows["first"], at.to(losses.dtype)]).tolist()
@@ -207,6 +262,8 @@ class TrialArray:
             if not slot.dead:
                 self._settle_slot(slot, len(results), loss, right, first, int(row), history[:, position])
         rows["recent"].copy_(history[-rows["recent"].shape[1] :].T)
+        if self._setting.options.watching:
+            self.monitor.note_losses(losses)
 
     def _settle_slot(self, slot: Slot, n_steps: int, loss: float, right: float, first: float, row: int, history: Tensor) -> None:
         slot.first_loss = first
@@ -217,34 +274,79 @@ class TrialArray:
             slot.steps += n_steps
             return
         window = history[row : row + explosion.WINDOW].tolist()  # ends with the cost that was too much
-        factor, n_classes = self._setting.explosion_factor, self._setting.n_classes
-        slot.exploded = explosion.explained(window, first, factor, slot.steps + row, slot.per_epoch, n_classes)
+        factor = self._setting.options.explosion_factor
+        slot.exploded = explosion.explained(window, first, factor, slot.steps + row, slot.per_epoch, self._small)
         slot.steps += row + 1
+
+    @property
+    def _small(self) -> float:
+        return explosion.small_loss(self._objective.chance(self._model.recipe.values))
 
     def _evaluate(self, watch: Watch) -> None:
         due = [position for position, slot in enumerate(self.slots) if slot.due and not slot.lost]
         if not due:
             return
         started = time.perf_counter()
-        losses, accuracies = self._validated(watch)
+        metrics = self._validated(watch)
+        if self._setting.options.watching and hasattr(self._network, "observe"):
+            self.monitor.observe(self._network.observe(self._parts.val.inputs[:OBSERVED]))
         passed = time.perf_counter() - started
         for slot in self.slots:
             slot.seconds += passed
-        size = self._batches.batch_size
-        better = [p for p in due if self.slots[p].note_evaluation(losses[p], accuracies[p], size)]
+        better = [p for p in due if self.slots[p].note_evaluation(self._point(p), metrics[p])]
         if better:
             self.stack.keep_best(better)
+        for position in due:
+            self._snapshot(position)
 
-    def _validated(self, watch: Watch) -> tuple[list[float], list[float]]:
-        """(K,) mean losses in nats and accuracies on the validation part."""
-        inputs, targets = self._setting.val_inputs, self._setting.val_targets
+    def _point(self, position: int) -> dict[str, float | None]:
+        """What training leaves in the curves of one slot."""
+        slot = self.slots[position]
+        point = slot.train_point(self._batches.batch_size) | {"learning_rate": self._rate(position)}
+        return point | (self.monitor.points(position) if self._setting.options.watching else {})
+
+    def _snapshot(self, position: int) -> None:
+        slot = self.slots[position]
+        if slot.snapshot_due and slot.stopped is None and slot.value is not None:
+            names = ("flat", "ema", "state.", "buffer.")
+            row = {name: tensor.cpu() for name, tensor in self.stack.row(position).items() if name.startswith(names)}
+            metric = slot.curves[slot.pick.metric][-1]
+            slot.moments.append(Moment(slot.epoch, metric if metric is not None else float("nan"), row))
+
+    def _validated(self, watch: Watch) -> list[dict[str, float]]:
+        """Each slot's metrics on the validation part: val_loss, val_acc where there are classes, the task's own, and those of averages."""
+        found = self._measured(watch, averaged=False)
+        if self._model.recipe.averaged:
+            found |= {f"ema_{name}": values for name, values in self._measured(watch, averaged=True).items()}
+        columns = {name: values.tolist() for name, values in found.items()}
+        return [{name: values[position] for name, values in columns.items()} for position in range(self.width)]
+
+    def _measured(self, watch: Watch, averaged: bool) -> dict[str, Tensor]:
+        """(K,) by name."""
+        inputs, targets = self._parts.val.inputs, self._parts.val.targets
         loss = torch.zeros(self.width, dtype=torch.float64, device=inputs.device)
         correct = torch.zeros(self.width, dtype=torch.int64, device=inputs.device)
-        chunk = max(1, EVALUATED_AT_ONCE // self.width)
+        own, passes = getattr(self._setting.task, "metrics", None), self._model.recipe.val_passes
+        chunk = self._batches.batch_size if passes else max(1, EVALUATED_AT_ONCE // self.width)
+        kept_outputs = []
         for x, y in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-            logits = self.stack.predict(x)  # (K, B, C)
-            index = y.expand(logits.shape[:2]).unsqueeze(-1)
-            loss += (logits.logsumexp(-1, keepdim=True) - logits.gather(-1, index)).sum((1, 2), dtype=torch.float64)
-            correct += (logits.argmax(-1, keepdim=True) == index).sum((1, 2))
+            outputs = self._mean_pass(x, passes) if passes and not averaged else self.stack.predict(x, averaged)
+            losses, right = self._objective.evaluate(outputs, y, self.stack.objective_values)
+            loss += losses
+            correct += right
+            if own:
+                kept_outputs.append(outputs)
             watch.beat()
-        return (loss / len(targets)).tolist(), (correct.double() / len(targets)).tolist()
+        found = {"val_loss": loss / len(targets)}
+        if self._setting.n_classes is not None:
+            found["val_acc"] = correct.double() / len(targets)
+        return found | (measured(own, torch.cat(kept_outputs, dim=1), targets) if own else {})
+
+    def _mean_pass(self, inputs: Tensor, n: int) -> Tensor:
+        """The mean of ``n`` stochastic passes: of the probabilities where there are classes."""
+        passes = torch.stack([self.stack.sample(inputs, number).clone() for number in range(n)])
+        return averaged(passes) if self._setting.n_classes is not None else passes.mean(0)
+
+    def _rate(self, position: int) -> float | None:
+        """The learning rate of the last step."""
+        return None if self._rates is None else self._rates[position]

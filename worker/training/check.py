@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from worker.training.losses import cross_entropy
 from worker.training.networks import LoneNetwork
 from worker.training.stack import Stack
 from worker.training.structure import Model
 
-TOLERANCE = {torch.float64: 1e-8}  # of the largest logit; rounding stays far below
+TOLERANCE = {torch.float64: 1e-8}  # of the largest output; rounding stays far below
 LOOSE_TOLERANCE = 2e-3  # float32 and below: order of summation, and TF32 on a GPU
 
 
@@ -23,7 +22,7 @@ def differences(stack: Stack, models: Mapping[int, Model], inputs: Tensor, targe
         stack: the array.
         models: the slots to look at, each with the trial's own module.
         inputs: (B, ...).
-        targets: (B,).
+        targets: (B, ...).
 
     Returns:
         For each slot that differs, what differs.
@@ -32,18 +31,18 @@ def differences(stack: Stack, models: Mapping[int, Model], inputs: Tensor, targe
     found: dict[int, str] = {}
     if not models:
         return found
-    for mode, logits in stacked.items():
+    for mode, outputs in stacked.items():
         own = [
-            own_logits(stack, slot, model, inputs, stack.masks_of(slot) if mode == "training" else None) for slot, model in models.items()
+            own_outputs(stack, slot, model, inputs, stack.masks_of(slot) if mode == "training" else None) for slot, model in models.items()
         ]
-        gaps = _gaps(logits[list(models)], torch.cat(own), targets)
+        gaps = _gaps(stack, list(models), outputs, torch.cat(own), targets)
         for slot, gap in zip(models, gaps, strict=True):
-            if not gap <= TOLERANCE.get(logits.dtype, LOOSE_TOLERANCE):
-                found.setdefault(slot, f"its stacked {mode} forward differs from its own module's by {gap:.2g} of the largest logit")
+            if not gap <= TOLERANCE.get(outputs.dtype, LOOSE_TOLERANCE):
+                found.setdefault(slot, f"its stacked {mode} forward differs from its own module's by {gap:.2g} of the largest output")
     return found
 
 
-def own_logits(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
+def own_outputs(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
     """Logits (1, B, C) of the slot's own module with the slot's weights; ``masks`` for training mode."""
     flat = stack.rows["flat"][slot : slot + 1]
     moved = {name: tensor[slot : slot + 1].clone() for name, tensor in stack.rows.items() if name.startswith("buffer.")}
@@ -54,10 +53,12 @@ def own_logits(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Seq
         return network.predict(inputs) if masks is None else network.forward(inputs, True, masks)
 
 
-def _gaps(stacked: Tensor, own: Tensor, targets: Tensor) -> list[float]:
-    """(K,) largest difference of the logits and of the loss, relative to the slot's largest logit; 0 where both are equally broken."""
-    scales = own.abs().amax((1, 2)).clamp(min=1.0)
-    logits = torch.where(own.isfinite() | stacked.isfinite(), (stacked - own).abs(), 0.0).amax((1, 2))
-    losses = (cross_entropy(stacked, targets).mean - cross_entropy(own, targets).mean).abs()
-    gaps: list[float] = (torch.maximum(logits, torch.where(losses.isnan(), logits, losses)) / scales).tolist()
+def _gaps(stack: Stack, slots: list[int], stacked: Tensor, own: Tensor, targets: Tensor) -> list[float]:
+    """(K,) largest difference of the outputs and of the loss, relative to the slot's largest output; 0 where both are equally broken."""
+    mine, values = stacked[slots], {name: column[slots] for name, column in stack.objective_values.items()}
+    inner = tuple(range(1, own.ndim))
+    scales = own.abs().amax(inner).clamp(min=1.0)
+    outputs = torch.where(own.isfinite() | mine.isfinite(), (mine - own).abs(), 0.0).amax(inner)
+    losses = (stack.objective(mine.clone(), targets, values).mean - stack.objective(own.clone(), targets, values).mean).abs()
+    gaps: list[float] = (torch.maximum(outputs, torch.where(losses.isnan(), outputs, losses)) / scales).tolist()
     return gaps

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from common.errors import TaskError
+from common.search import Stage
 from common.space import Scalar
 from worker.tasks.base import Task
 from worker.training.array import Entry
 from worker.training.interface import Boundary, Curves, Job, Outcome, View, Watch
 from worker.training.recipe import Recorded, read_recipe
 from worker.training.session import Session
-from worker.training.setting import Setting
+from worker.training.setting import Options, Setting
 from worker.training.structure import Model, Structure, give_back_dropout, mask_shapes, prepare
 from worker.training.width import Threads, Widths, slot_step_s
 
@@ -37,15 +38,37 @@ class Engine:
         threads: int = 1,
         log: Callable[[str], None],
         dtype: torch.dtype = torch.float32,
+        metric: str = "val_acc",
+        mode: str = "max",
+        stages: Mapping[str, Stage] | None = None,
+        watching: bool = True,
     ) -> None:
-        """``width``: of the arrays; None measures. ``threads``: at most so many on the CPU. ``log`` hears what a user should know once."""
+        """Makes an engine; nothing is loaded before the first job.
+
+        Args:
+            task: data, model, and perhaps loss and metrics.
+            device: of all tensors.
+            search_seed: gives the order of examples.
+            task_name: noted in checkpoints.
+            explosion_factor: times its first loss a trial is left.
+            width: of the arrays; None measures.
+            threads: at most so many on the CPU.
+            log: hears what a user should know, once.
+            dtype: of parameters and floating inputs.
+            metric: by which epochs are compared: val_acc, val_loss, or one of the task's own.
+            mode: "max" or "min".
+            stages: by name, for their policies (patience, chance_epochs, snapshots).
+            watching: whether update ratios, silent units and the like are measured.
+        """
         torch.set_flush_denormal(True)  # weights that decay towards zero would slow every step tenfold
         self.device = device
         self.widths = Widths(device, width)
         self._threads = Threads(threads)
         self.log = log
         self._task = task
-        self._options = (device, dtype, search_seed, task_name, explosion_factor, log)
+        self.options = Options(
+            device, dtype, search_seed, task_name, explosion_factor, log, metric=metric, mode=mode, stages=stages or {}, watching=watching
+        )
         self._setting: Setting | None = None
         self._signatures: dict[object, int] = {}
         self._shapes: dict[Structure, list[tuple[int, ...]] | None] = {}
@@ -74,8 +97,7 @@ class Engine:
             Exception: whatever the task's ``data`` raises.
         """
         if self._setting is None:
-            device, dtype, search_seed, task_name, factor, log = self._options
-            self._setting = Setting.of(self._task.data(), device, dtype, search_seed, task_name, factor, log)
+            self._setting = Setting(self._task, self._task.data(), self.options)
         return self._setting
 
     def entry(self, job: Job) -> Entry:
@@ -97,12 +119,12 @@ class Engine:
         """What its dropout layers see; None where they cannot be lifted or the forward raises.
 
         Raises:
-            TaskError: the model's output is not one logit a class.
+            TaskError: the model's output is not one score a class.
         """
         if model.structure not in self._shapes:
             setting = self.setting()
             try:
-                self._shapes[model.structure] = mask_shapes(model, setting.sample(model.recipe.batch_size), setting.n_classes)
+                self._shapes[model.structure] = mask_shapes(model, setting.sample(model)[0], setting.n_classes)
             except TaskError:
                 raise
             except Exception as error:
@@ -135,15 +157,15 @@ class Engine:
             self.log(message)
 
     def _prepared(self, hp: Recorded, seed: int) -> Model:
-        recipe = read_recipe(hp)
+        own_loss = callable(getattr(self._task, "loss", None))
+        recipe = read_recipe(hp, getattr(self._task, "preprocess", "none"), own_loss)
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)
         try:
             module: nn.Module = self._task.model(hp)
         finally:
             torch.default_generator.set_state(before)
-        _, dtype, *_ = self._options
-        model = prepare(module.to(self.device, dtype), recipe, alone=False)
+        model = prepare(module.to(self.device, self.options.dtype), recipe, alone=False)
         if model.layout.size == 0:
             raise TaskError("model(hp) has no parameter to train; give it one with requires_grad")
         number = self._signatures.setdefault(model.structure.signature, len(self._signatures))

@@ -11,33 +11,37 @@ import torch
 from torch import Tensor
 
 WINDOW = 10  # steps whose mean is compared where the first loss says little
-SMALL_SHARE = 0.1  # of chance: below it, one unlucky batch may triple the loss of a good model
+SMALL_SHARE = 0.1  # of the loss of guessing: below it, one unlucky batch may triple the loss of a good model
 LOOK_EVERY = 8  # steps between the host's looks at the device
 
 
-def first_explosions(costs: Tensor, first: Tensor, recent: Tensor, factor: float, n_classes: int) -> Tensor:
+def small_loss(chance: float | None) -> float:
+    """Below it a first loss says little; ``chance`` is the loss of guessing, None where there is no such thing."""
+    return SMALL_SHARE * chance if chance is not None else 0.0
+
+
+def first_explosions(costs: Tensor, first: Tensor, recent: Tensor, factor: float, small: float) -> Tensor:
     """Where each slot exploded, judged on the device.
 
     Args:
-        costs: (m, K) data loss plus L2 term of the last m steps, each before its update.
+        costs: (m, K) data loss plus regularisation of the last m steps, each before its update.
         first: (K,) the slots' first cost.
         recent: (WINDOW - 1, K) the costs before those, zero where there were none.
         factor: of the first cost that is too much.
-        n_classes: chance is a loss of ln(n_classes).
+        small: of ``small_loss``.
 
     Returns:
         (K,) int64: row of ``costs``, or m where none exploded.
     """
-    limit = factor * first
-    small = first < SMALL_SHARE * math.log(n_classes)
+    limit = first + (factor - 1) * first.abs()  # factor times the first; a loss of the task's own may be negative
     means = torch.cat([recent, costs]).unfold(0, WINDOW, 1).mean(-1)  # (m, K)
-    compared = torch.where(small, means, costs)
+    compared = torch.where(first < small, means, costs)
     bad = ~(compared <= limit) | ~torch.isfinite(costs)
     rows = torch.arange(len(costs), device=costs.device).unsqueeze(-1)
     return torch.where(bad, rows, len(costs)).amin(0)
 
 
-def explained(window: list[float], first: float, factor: float, step: int, per_epoch: int, n_classes: int) -> str:
+def explained(window: list[float], first: float, factor: float, step: int, per_epoch: int, small: float) -> str:
     """The sentence for the record.
 
     Args:
@@ -46,11 +50,11 @@ def explained(window: list[float], first: float, factor: float, step: int, per_e
         factor: of it that is too much.
         step: counted from 0 over the whole trial.
         per_epoch: steps in an epoch.
-        n_classes: chance is a loss of ln(n_classes).
+        small: of ``small_loss``.
     """
     where = f"at step {step % per_epoch + 1} of epoch {step // per_epoch + 1}"
     if not math.isfinite(window[-1]):
         return f"loss is not finite ({window[-1]}) {where}"
-    if first < SMALL_SHARE * math.log(n_classes):
+    if first < small:
         return f"mean of {WINDOW} losses {sum(window) / len(window):.4g} above {factor:g} x its first loss {first:.4g} {where}"
     return f"loss {window[-1]:.4g} above {factor:g} x its first loss {first:.4g} {where}"

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from common.errors import TaskError
+from common.practice import ENGINE, Kind, Number, Whole
 from common.space import Scalar
-from worker.training.optimizers import RULES, SGD, Adam, UpdateRule
+from worker.training.optimizers import RULES, SGD, UpdateRule
 
-DEFAULT_BATCH_SIZE = 64
-DEFAULT_OPTIMIZER = "sgd"
-BOUNDS = {  # [low, high)
-    "learning_rate": (0.0, math.inf),
-    "weight_decay": (0.0, math.inf),
-    "momentum": (0.0, 1.0),
-    "beta1": (0.0, 1.0),
-    "beta2": (0.0, 1.0),
-    "eps": (0.0, math.inf),
-}
-OWN = frozenset({*BOUNDS, "optimizer", "nesterov", "batch_size"})
+NUMBERS = tuple(name for name, entry in ENGINE.items() if isinstance(entry, Number))  # the columns of the rows' "hp"
+COLUMN = {name: place for place, name in enumerate(NUMBERS)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +20,25 @@ class Recipe:
 
     rule: UpdateRule
     batch_size: int
-    values: dict[str, float]  # learning_rate, weight_decay and the rule's own
+    kinds: Mapping[str, str | bool]  # schedule, loss, ...
+    values: dict[str, float]  # of every number that the engine knows
+    val_passes: int = 0
+    averaged: bool = False  # whether a running average of the parameters is kept: where the space names "ema"
+    own: dict[str, float] = field(default_factory=dict)  # numbers that only the task's own loss knows
+    reads: tuple[str, ...] = ()  # numbers that the task's own loss may read: those, and the engine's that the space names
+    plain: dict[str, Scalar] = field(default_factory=dict)  # words and whole numbers, for the task's own loss
+
+    @property
+    def key(self) -> Hashable:
+        """What trials have to have in common to share an array, besides the model."""
+        return (
+            *(self.rule, self.batch_size, self.val_passes, self.averaged),
+            *(tuple(sorted(self.kinds.items())), self.reads, tuple(sorted(self.plain.items()))),
+        )
+
+    def kind(self, name: str) -> str:
+        """The word chosen for ``name``."""
+        return str(self.kinds[name])
 
 
 class Recorded(Mapping[str, Scalar]):
@@ -51,45 +60,55 @@ class Recorded(Mapping[str, Scalar]):
 
     def unread(self) -> set[str]:
         """Those that neither the task nor the engine knows."""
-        return set(self._hp) - self.read - OWN
+        return set(self._hp) - self.read - ENGINE.keys()
 
 
-def read_recipe(hp: Mapping[str, Scalar]) -> Recipe:
-    """Reads learning_rate (no default), weight_decay (0), optimizer (sgd), nesterov (false), batch_size (64) and the rule's own.
+def read_recipe(hp: Mapping[str, Scalar], preprocess: str = "none", own_loss: bool = False) -> Recipe:
+    """Reads what the engine knows; ``common.practice`` has the names, bounds and defaults.
+
+    Args:
+        hp: the configuration.
+        preprocess: the task's default.
+        own_loss: whether the task brings its loss, which may read any hyperparameter.
 
     Raises:
         TaskError: one is missing, of the wrong type, or out of its bounds.
     """
-    name = hp.get("optimizer", DEFAULT_OPTIMIZER)
-    if name not in RULES:
-        raise TaskError(f"optimizer = {name!r}: no such optimizer; use one of {', '.join(RULES)}")
     if "learning_rate" not in hp:
         raise TaskError("learning_rate is missing; add it to [space], such as learning_rate = { log_uniform = [1e-6, 1e1] }")
-    defaults = {"weight_decay": 0.0, **RULES[str(name)].defaults}
-    values = {key: _number(hp.get(key, default), key) for key, default in {"learning_rate": 0.0, **defaults}.items()}
-    return Recipe(_rule(str(name), hp, values), _batch_size(hp), values)
+    for name in hp.keys() & ENGINE.keys():
+        if (why := ENGINE[name].refusal(hp[name])) is not None:
+            raise TaskError(f"{name} = {hp[name]!r}: {why}; correct [space]")
+    kinds: dict[str, str | bool] = {name: entry.default for name, entry in ENGINE.items() if isinstance(entry, Kind)}
+    kinds["preprocess"] = preprocess
+    kinds |= {name: value for name, value in hp.items() if name in kinds and isinstance(value, str | bool)}
+    rule_name = str(kinds.pop("optimizer"))
+    defaults = {name: entry.default for name, entry in ENGINE.items() if isinstance(entry, Number)} | RULES[rule_name].defaults
+    values = {name: float(hp.get(name, 0.0 if default is None else default)) for name, default in defaults.items()}
+    theirs = {name: hp[name] for name in hp if own_loss and name not in COLUMN}
+    own = {name: float(value) for name, value in theirs.items() if isinstance(value, float)}
+    return Recipe(
+        _rule(rule_name, bool(kinds.pop("nesterov")), values),
+        int(hp.get("batch_size", _whole("batch_size"))),
+        kinds,
+        values,
+        int(hp.get("val_passes", _whole("val_passes"))),
+        "ema" in hp,
+        own,
+        tuple(sorted([*own, *(name for name in hp if name in COLUMN)])) if own_loss else (),
+        {name: value for name, value in theirs.items() if name not in own},
+    )
 
 
-def _rule(name: str, hp: Mapping[str, Scalar], values: Mapping[str, float]) -> UpdateRule:
-    nesterov = hp.get("nesterov", False)
-    if not isinstance(nesterov, bool):
-        raise TaskError(f"nesterov = {nesterov!r}: write true or false")
-    if name == Adam.name:
-        return Adam()
+def _whole(name: str) -> int:
+    entry = ENGINE[name]
+    assert isinstance(entry, Whole)
+    return entry.default
+
+
+def _rule(name: str, nesterov: bool, values: Mapping[str, float]) -> UpdateRule:
+    if name != SGD.name:
+        return RULES[name]()
     if nesterov and values["momentum"] == 0:
         raise TaskError("nesterov = true looks ahead along the momentum, which is 0; add momentum = 0.9 to [space]")
     return SGD(nesterov)
-
-
-def _number(value: Scalar, name: str) -> float:
-    low, high = BOUNDS[name]
-    if isinstance(value, bool | str) or not low <= value < high:
-        raise TaskError(f"{name} = {value!r}: a number in [{low:g}, {high:g}) is needed; correct [space]")
-    return float(value)
-
-
-def _batch_size(hp: Mapping[str, Scalar]) -> int:
-    value = hp.get("batch_size", DEFAULT_BATCH_SIZE)
-    if isinstance(value, bool | str) or int(value) != value or value < 1:
-        raise TaskError(f"batch_size = {value!r}: a whole number of at least 1 is needed; correct [space]")
-    return int(value)

@@ -205,8 +205,8 @@ class Session:
         """A trial between two arrays: it has been trained, and its state is in memory."""
         state = entry.state or {}
         per_epoch = self._engine.setting().batches(entry.model.recipe.batch_size).per_epoch
-        best = state["best"]
-        return View(entry.job, state["steps"] / per_epoch, best["val_acc"] if best else None, None, 1, lambda: packed(state))
+        metric, metrics = self._engine.options.metric, (state["best"] or {}).get("metrics", {})
+        return View(entry.job, state["steps"] / per_epoch, metrics.get("val_acc"), None, 1, lambda: packed(state), metrics.get(metric))
 
 
 def _solitary(entry: Entry) -> bool:

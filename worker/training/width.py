@@ -10,7 +10,7 @@ import torch
 from worker.training.networks import network_for
 from worker.training.rows import fresh_row
 from worker.training.setting import Setting
-from worker.training.stack import Stack
+from worker.training.stack import Pace, Stack
 from worker.training.structure import Model, Structure, chain_of
 
 CPU_WIDTHS = (1, 8, 16, 32, 64)  # wider never paid on a CPU: the weights leave the cache
@@ -104,11 +104,12 @@ class Threads:
 
 def slot_step_s(model: Model, shapes: Sequence[tuple[int, ...]], width: int, setting: Setting) -> float:
     """Seconds that one step takes for each of ``width`` slots with scratch weights."""
-    row = fresh_row(model, 0, setting.device, setting.dtype)
-    stack = Stack(model, network_for(model, lone=width == 1), [row] * width, shapes)
-    rows = setting.batches(model.recipe.batch_size).rows(0, 1)
-    plan = stack.plan(rows.expand(TIMED_STEPS + WARM_STEPS, -1), True, [0] * width)
-    inputs, targets = setting.train_inputs[rows[0]], setting.train_targets[rows[0]]
+    row, network = fresh_row(model, 0, setting.device, setting.dtype), network_for(model, lone=width == 1)
+    batches, train = setting.batches(model.recipe.batch_size), setting.parts(model.recipe).train
+    stack = Stack(model, network, setting.objective(model.recipe), [row] * width, shapes, setting.frame(model))
+    rows = batches.rows(0, 1)
+    plan = stack.plan(rows.expand(TIMED_STEPS + WARM_STEPS, -1), True, Pace.start(width))
+    inputs, targets = train.inputs[rows[0]], train.targets[rows[0]]
     passed = []
     for number in range(TIMED_STEPS + WARM_STEPS):
         started = time.perf_counter()

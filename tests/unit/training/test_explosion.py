@@ -7,7 +7,7 @@ import torch
 
 from common.trial import TrialState
 from tests.unit.training.helpers import FreeWatch, boundaries, job, load, outcomes, states_at, weights
-from worker.training.explosion import WINDOW, explained, first_explosions
+from worker.training.explosion import WINDOW, explained, first_explosions, small_loss
 
 CHANCE = math.log(10)
 
@@ -17,7 +17,7 @@ def judged(costs, first=None, recent=None, factor=3.0):
     before = torch.zeros(WINDOW - 1, 1)
     if recent:
         before[-len(recent) :, 0] = torch.tensor(recent)
-    return int(first_explosions(column, torch.tensor([first if first is not None else costs[0]]), before, factor, 10))
+    return int(first_explosions(column, torch.tensor([first if first is not None else costs[0]]), before, factor, small_loss(CHANCE)))
 
 
 def test_the_first_cost_above_the_factor_counts():
@@ -42,9 +42,9 @@ def test_a_small_first_loss_is_compared_with_the_mean_of_ten_steps():
 
 
 def test_the_reason_names_the_figures():
-    assert explained([12.1], 2.31, 3.0, 52, 16, 10) == "loss 12.1 above 3 x its first loss 2.31 at step 5 of epoch 4"
-    assert "not finite (nan) at step 1 of epoch 1" in explained([math.nan], 2.3, 3.0, 0, 16, 10)
-    assert "mean of 10 losses 0.5 above" in explained([0.5] * 10, 0.1, 3.0, 0, 16, 10)
+    assert explained([12.1], 2.31, 3.0, 52, 16, small_loss(CHANCE)) == "loss 12.1 above 3 x its first loss 2.31 at step 5 of epoch 4"
+    assert "not finite (nan) at step 1 of epoch 1" in explained([math.nan], 2.3, 3.0, 0, 16, small_loss(CHANCE))
+    assert "mean of 10 losses 0.5 above" in explained([0.5] * 10, 0.1, 3.0, 0, 16, small_loss(CHANCE))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

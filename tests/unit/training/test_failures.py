@@ -85,7 +85,7 @@ def test_a_model_without_parameters_is_told():
 @pytest.mark.parametrize(
     ("hp", "reason"),
     [
-        ({"optimizer": "sgdd"}, "optimizer = 'sgdd': no such optimizer; use one of sgd, adam"),
+        ({"optimizer": "sgdd"}, "optimizer = 'sgdd': use one of sgd, adagrad, rmsprop, adam, adamw"),
         ({"learning_rate": -1.0}, "learning_rate = -1.0: a number in [0, inf) is needed"),
         ({"momentum": 1.0}, "momentum = 1.0"),
         ({"nesterov": True}, "nesterov = true looks ahead along the momentum, which is 0"),
