@@ -1,6 +1,6 @@
-"""What every command shares: --redis, --checkpoints, and errors as one line.
+"""What every command shares: --redis, --checkpoints, --data-dir where tasks are loaded, and errors as one line.
 
-The two options may stand before or after a command's name; the later word wins.
+These options may stand before or after a command's name; the later word wins.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import click
 
 from common.errors import SearchError
 
+DATA_FOLDER = Path("data")  # of built-in data sets
 INTERRUPTED = 130
 TERMINATED = 143
 F = TypeVar("F", bound=Callable[..., Any])
@@ -24,10 +25,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass
 class Shared:
-    """Where Redis and the folder are."""
+    """Where Redis and the folders are."""
 
     redis: str | None = None  # None: the embedded server
     checkpoints: Path = Path("checkpoints")
+    data: Path = DATA_FOLDER
 
 
 def _set_redis(context: click.Context, _option: click.Parameter, value: str | None) -> None:
@@ -42,6 +44,12 @@ def _set_checkpoints(context: click.Context, _option: click.Parameter, value: Pa
         shared.checkpoints = value
 
 
+def _set_data(context: click.Context, _option: click.Parameter, value: Path | None) -> None:
+    shared = context.ensure_object(Shared)
+    if value is not None:
+        shared.data = value
+
+
 def common_options(command: F) -> F:
     """Adds --redis and --checkpoints, which end up in ``context.obj``, a ``Shared``."""
     redis = click.option(
@@ -53,6 +61,14 @@ def common_options(command: F) -> F:
         type=click.Path(path_type=Path, file_okay=False), help="The checkpoint folder [CHECKPOINT_DIR; ./checkpoints].",
     )  # fmt: skip
     return redis(checkpoints(command))
+
+
+def data_option(command: F) -> F:
+    """Adds --data-dir, which ends up in ``context.obj.data``."""
+    return click.option(
+        "--data-dir", metavar="DIR", envvar="DATA_DIR", expose_value=False, callback=_set_data,
+        type=click.Path(path_type=Path, file_okay=False), help="Files of the built-in data sets [DATA_DIR; ./data].",
+    )(command)  # fmt: skip
 
 
 def fail_with_message(command: F) -> F:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from common.options import common_options, fail_with_message
+from common.options import common_options, data_option, fail_with_message
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,6 +27,7 @@ stage_option = click.option("--stage", metavar="NAME", help="The stage; without 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @common_options
+@data_option
 def cli() -> None:
     """Search hyperparameters in stages, from coarse to fine.
 
@@ -54,6 +55,7 @@ def init(folder: Path) -> None:
 
 @cli.command()
 @common_options
+@data_option
 @search_options
 @click.option("--stage", required=True, metavar="NAME|all", help="Which stage, or all of them.")
 @click.option("--workers", default="auto", metavar="N|auto|0", help="Local workers; auto starts some where none is connected.")
@@ -78,7 +80,7 @@ def launch(context: click.Context, /, config: Path | None, search: str | None, *
 
     shared = context.obj
     chosen = choose(shared.checkpoints, config, search, _say, builtin=True)
-    request = Request(redis=shared.redis, checkpoints=shared.checkpoints, config=config, search=search, **options)
+    request = Request(redis=shared.redis, checkpoints=shared.checkpoints, data=shared.data, config=config, search=search, **options)
     sys.exit(launch(request, chosen, Console(stderr=True)))
 
 

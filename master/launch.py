@@ -15,7 +15,7 @@ from rich.console import Console
 from common.broker import Broker, open_broker
 from common.durable import make_folder
 from common.errors import ConfigError
-from common.options import INTERRUPTED, TERMINATED, Shared
+from common.options import DATA_FOLDER, INTERRUPTED, TERMINATED, Shared
 from common.queue import TrialQueue
 from common.records import SearchFolder
 from common.search import RESERVED_STAGE, Stage
@@ -56,13 +56,15 @@ class Request:
     new_name: str | None = None
     replace: bool = False
     detach: bool = False
+    data: Path = DATA_FOLDER  # of built-in data sets, for the local workers
 
     @property
     def repeated(self) -> dict[str, str | None]:
         """The options that the command for the next stage needs as well; the URL of Redis may hold a password and stays out."""
         config = str(self.config) if self.config and not self.new_name else None
         folder = str(self.checkpoints) if self.checkpoints != Shared().checkpoints else None
-        return {"--config": config, "--search": self.new_name or self.search, "--checkpoints": folder}
+        data = str(self.data) if self.data != DATA_FOLDER else None
+        return {"--config": config, "--search": self.new_name or self.search, "--checkpoints": folder, "--data-dir": data}
 
     @property
     def n_workers(self) -> int | None:
@@ -190,7 +192,7 @@ class Run:
         self._local = self._started(n) if n else None
 
     def _started(self, n: int) -> LocalWorkers:
-        workers = local_workers(n, self._launched.folder, self._broker, self._say)
+        workers = local_workers(n, self._launched.folder, self._broker, self._say, self._request.data)
         workers.start()
         return workers
 

@@ -7,17 +7,19 @@ from pathlib import Path
 
 import click
 
-from common.options import common_options, fail_with_message
+from common.options import common_options, data_option, fail_with_message
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @common_options
+@data_option
 def cli() -> None:
     """Train trials: claim them from Redis, train many at once on one device, record what came of them."""
 
 
 @cli.command()
 @common_options
+@data_option
 @click.option("--device", default="auto", metavar="auto|cpu|cuda:N|all", help="auto: the first free CUDA device, else the CPU.")
 @click.option("--search", metavar="NAME", help="Work for this search only; without it, the one launched first comes first.")
 @click.option("--array-width", default="auto", metavar="auto|N", help="How many trials train together; auto measures.")
@@ -35,7 +37,7 @@ def start(context: click.Context, device: str, search: str | None, array_width: 
     """
     from worker.start import Request, start_all, start_one
 
-    request = Request(context.obj.redis, context.obj.checkpoints, device, array_width, search, burst, local)
+    request = Request(context.obj.redis, context.obj.checkpoints, device, array_width, search, burst, local, context.obj.data)
     sys.exit(start_all(request) if device == "all" else start_one(request))
 
 

@@ -10,6 +10,7 @@ import redis
 import torch
 
 from common.errors import CheckpointError, TaskError
+from common.options import DATA_FOLDER
 from common.queue import TrialQueue
 from common.records import SearchFolder, searches
 from common.search import Search
@@ -25,6 +26,7 @@ class Means:
     device: torch.device
     width: int | None  # trials an array holds, None to measure
     threads: int  # its share of the cores
+    data: Path = DATA_FOLDER  # where the files of built-in data sets are
 
 
 class Session:
@@ -56,7 +58,7 @@ class Session:
         """
         launched = (self.queue.frozen(stage) or {}).get("task_digest")
         if self._engine is None or self.digest != launched:
-            task = load_task(self.search.task_in_folder, self.folder.path)
+            task = load_task(self.search.task_in_folder, self.folder.path, self._means.data)
             self.digest = task_digest(self.search.task_in_folder, self.folder.path)
             self._check_digest(launched)
             self._engine = Engine(

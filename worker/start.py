@@ -19,7 +19,7 @@ from common.broker import open_broker
 from common.durable import make_folder
 from common.embedded_place import boot_id
 from common.errors import ConfigError
-from common.options import INTERRUPTED, TERMINATED
+from common.options import DATA_FOLDER, INTERRUPTED, TERMINATED
 from common.trial import WorkerInfo
 from common.workers import WorkerRegistry
 from worker.device import Device, owned, thread_share, usable_cores
@@ -39,6 +39,7 @@ class Request:
     search: str | None
     burst: bool
     local: int  # workers that `master launch` started together, 0 if it did not start this one
+    data: Path = DATA_FOLDER
 
     @property
     def width(self) -> int | None:
@@ -86,7 +87,7 @@ def start_one(request: Request) -> int:
 
 
 def _loop(request: Request, client: redis.Redis, root: Path, device: Device, width: int | None, threads: int, heartbeat: Heartbeat) -> Loop:
-    sessions = Sessions(client, root, Means(device.torch_device, width, threads), say)
+    sessions = Sessions(client, root, Means(device.torch_device, width, threads, request.data), say)
     first_claim = width or (CPU_CLAIM if device.name == "cpu" else GPU_CLAIM)
     return Loop(client, sessions, heartbeat, Options(request.search, request.burst, first_claim, request.local > 0), say)
 
@@ -128,6 +129,7 @@ def start_all(request: Request) -> int:
 
 def _command(request: Request, index: int) -> list[str]:
     options = ["--device", f"cuda:{index}", "--array-width", request.array_width, "--checkpoints", str(request.checkpoints)]
+    options += ["--data-dir", str(request.data)]
     options += ["--search", request.search] if request.search else []
     options += ["--burst"] if request.burst else []
     return [sys.executable, "-P", "-m", "worker", "start", *options]

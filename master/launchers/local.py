@@ -20,6 +20,7 @@ from typing import Self
 
 from common.broker import Broker
 from common.durable import explained, make_folder
+from common.options import DATA_FOLDER
 from common.records import SearchFolder
 
 QUICK_S = 10.0  # a worker that lives for less has not got to work: importing torch takes a few seconds
@@ -139,9 +140,9 @@ def _installed_gpus() -> int:
     return len(list(GPU_FOLDER.iterdir())) if GPU_FOLDER.is_dir() else 0
 
 
-def local_workers(n: int, folder: SearchFolder, broker: Broker, say: Callable[[str], None]) -> LocalWorkers:
-    """``n`` workers for one search, not started yet."""
-    environ = worker_environment(None if broker.embedded else broker.url, os.environ)
+def local_workers(n: int, folder: SearchFolder, broker: Broker, say: Callable[[str], None], data: Path = DATA_FOLDER) -> LocalWorkers:
+    """``n`` workers for one search, not started yet; ``data``: the folder of built-in data sets."""
+    environ = worker_environment(None if broker.embedded else broker.url, os.environ) | {"DATA_DIR": str(data.absolute())}
     return LocalWorkers(worker_command(folder.name, folder.root.resolve(), n), n, folder.path / "logs", say, environ=environ)
 
 

@@ -12,25 +12,36 @@ from pathlib import Path
 from types import ModuleType
 
 from common.errors import TaskError
+from common.options import DATA_FOLDER
 from worker.tasks.base import Loop, Task, check_attributes, own_metrics
 
-BUILT_IN = {"digits": ("worker.tasks.digits", "Digits")}  # imported when asked for: scikit-learn takes a second
+BUILT_IN = {  # imported when asked for: scikit-learn takes a second
+    "digits": ("worker.tasks.digits", "Digits"),
+    "spiral": ("worker.tasks.spiral", "Spiral"),
+    "mnist": ("worker.tasks.mnist", "Mnist"),
+    "fashion_mnist": ("worker.tasks.mnist", "FashionMnist"),
+    "cifar10": ("worker.tasks.cifar", "Cifar10"),
+}
 OUR_PACKAGES = ("common", "master", "worker")  # a task folder that holds one of these would be confused with ours
 
 
-def load_task(spec: str, folder: Path) -> Task | Loop:
+def load_task(spec: str, folder: Path, data_dir: Path = DATA_FOLDER) -> Task | Loop:
     """Loads what a search file names: an instance of a class, or a function that is a loop of its own.
 
     Args:
         spec: ``digits``, ``path/to/my_task.py:MyTask`` or ``path/to/my_loop.py:train``; a relative path is taken from ``folder``.
         folder: where the search file lies.
+        data_dir: where built-in tasks find and download their files; nothing is read before ``data()``.
 
     Raises:
         TaskError: no such task, file, class or function, or importing it raised; the message says where.
     """
     if spec in BUILT_IN:
         module_name, class_name = BUILT_IN[spec]
-        return _instance(getattr(importlib.import_module(module_name), class_name), spec)
+        task = _instance(getattr(importlib.import_module(module_name), class_name), spec)
+        if hasattr(task, "data_dir"):
+            task.data_dir = data_dir
+        return task
     path, class_name = _parts(spec, folder)
     module = _import(path)
     found = getattr(module, class_name, None)
@@ -41,13 +52,13 @@ def load_task(spec: str, folder: Path) -> Task | Loop:
     return _instance(found, spec) if isinstance(found, type) else _loop(found, spec)
 
 
-def load_class(spec: str, folder: Path) -> Task:
+def load_class(spec: str, folder: Path, data_dir: Path = DATA_FOLDER) -> Task:
     """As ``load_task``, where a loop of its own will not do.
 
     Raises:
         TaskError: as ``load_task``, or it is such a loop.
     """
-    found = load_task(spec, folder)
+    found = load_task(spec, folder, data_dir)
     if isinstance(found, Loop):
         raise TaskError(f"task {spec!r}: a loop of its own measures itself; this command needs a class with data() and model(hp)")
     return found

@@ -3,8 +3,10 @@ import hashlib
 import pytest
 
 from common.errors import TaskError
+from common.practice import BUILT_IN_TASKS
 from worker.tasks import Loop, load_class, load_task, task_digest
 from worker.tasks.digits import Digits
+from worker.tasks.loader import BUILT_IN
 
 GOOD = """
 import torch
@@ -53,7 +55,10 @@ def test_two_tasks_of_the_same_file_name_do_not_meet(folder):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("digit", r"'digit': no built-in task of that name; use one of digits, or path/to/my_task.py:MyTask"),
+        (
+            "digit",
+            r"'digit': no built-in task of that name; use one of digits, spiral, mnist, fashion_mnist, cifar10, or path/to/my_task",
+        ),
         ("tasks/my_task.py", "no built-in task"),
         ("tasks/none.py:MyTask", r"no file .*none\.py; the path is taken from the folder of the search file"),
         ("tasks/my_task.py:Other", "has no class or function Other; it has MyTask"),
@@ -146,3 +151,12 @@ def test_a_task_folder_that_holds_one_of_our_names_is_refused(folder, name):
 def test_a_digest_needs_its_file(folder):
     with pytest.raises(TaskError, match="no file"):
         task_digest("tasks/none.py:MyTask", folder)
+
+
+def test_built_in_tasks_are_those_of_the_search_file():
+    assert list(BUILT_IN) == list(BUILT_IN_TASKS)
+
+
+def test_a_data_folder_reaches_the_tasks_that_read_files(tmp_path):
+    assert load_task("mnist", tmp_path, tmp_path / "images").data_dir == tmp_path / "images"
+    assert not hasattr(load_task("spiral", tmp_path, tmp_path / "images"), "data_dir")
