@@ -78,7 +78,7 @@ class Setting:
         if shape is not None:
             return tuple(shape)
         own = tuple(self.data.train.inputs.shape[1:])
-        return own if len(own) == 3 else None
+        return own if len(own) in (2, 3) else None
 
     def batches(self, batch_size: int) -> Batches:
         """The order of examples for batches of that size."""
@@ -120,4 +120,5 @@ class Setting:
 
     def frame(self, model: Model) -> Frame:
         """What the steps of such models have to know of the data."""
-        return Frame(self.batches(model.recipe.batch_size).per_epoch, tuple(self.sample(model)[0].shape), self.image_shape)
+        images = self.image_shape if self.parts(model.recipe).preprocessing.keeps_shape else None  # principal components are no pixels
+        return Frame(self.batches(model.recipe.batch_size).per_epoch, tuple(self.sample(model)[0].shape), images)
