@@ -144,6 +144,32 @@ def borders(context: click.Context, config: Path | None, search: str | None, sta
 
 @cli.command()
 @common_options
+@search_options
+@click.option("--stage", metavar="NAME|all", help="The stage; without it, the last launched one that has such models.")
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N; 10 for --of top, else all.")
+@click.option(
+    "--of", "kinds", multiple=True, default=["top"], type=click.Choice(["top", "seeds", "snapshots", "greedy"]), show_default=True,
+    help="The best models, one from several seeds, one over time, or chosen one by one on validation; may be repeated.",
+)  # fmt: skip
+@click.option("--test", is_flag=True, help="Look at the test part, too; each accuracy is counted as a look.")
+@as_json
+@click.pass_context
+@fail_with_message
+def ensemble(context: click.Context, /, config: Path | None, search: str | None, as_json: bool, **options: Any) -> None:
+    """Mix what kept models predict, and say what that gains. Reads the folder alone: needs no Redis and no torch.
+
+    \b
+    Example:
+        master ensemble --stage fine --top 5
+        master ensemble --of top --of greedy --test
+    """
+    from master.ensembling import Request, ensemble
+
+    _show(ensemble(_choose(context, config, search), Request(**options), as_json, _say))
+
+
+@cli.command()
+@common_options
 @as_json
 @click.pass_context
 @fail_with_message
