@@ -1,9 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from common.errors import TaskError
+from worker.tasks.base import Data, Part
 from worker.tasks.digits import Digits
+from worker.training.preprocess import fit
 
 
 def test_the_split_is_fixed_stratified_and_covers_every_image_once():
@@ -18,8 +22,17 @@ def test_the_split_is_fixed_stratified_and_covers_every_image_once():
     assert len(torch.cat([part.inputs for part in parts]).unique(dim=0)) == 1797
 
 
-def test_pixels_are_standardised_with_the_training_part_alone():
+def test_pixels_lie_between_black_and_white():
     data = Digits().data()
+    for part in (data.train, data.val, data.test):
+        assert (float(part.inputs.min()), float(part.inputs.max())) == (0.0, 1.0)
+        assert part.inputs.shape[1:].numel() == math.prod(Digits.image_shape)
+
+
+def test_unless_told_otherwise_pixels_are_standardised_with_the_training_part_alone():
+    raw = Digits().data()
+    fitted = fit(Digits.preprocess, raw.train.inputs)
+    data = Data(*(Part(fitted.apply(part.inputs), part.targets) for part in (raw.train, raw.val, raw.test)), raw.n_classes)
     inputs = data.train.inputs
     assert inputs.dtype == torch.float32 and data.train.targets.dtype == torch.int64
     varying = inputs.std(0) > 0
