@@ -1,4 +1,4 @@
-"""`worker start`. Each command a few lines; what is heavy is imported where it is used, so that --help is instant."""
+"""`worker start`, `worker check`. Each command a few lines; what is heavy is imported where it is used, so that --help is instant."""
 
 from __future__ import annotations
 
@@ -56,6 +56,30 @@ def test(context: click.Context, checkpoint: Path) -> None:
     from worker.look import look
 
     click.echo(look(checkpoint))
+
+
+@cli.command()
+@common_options
+@data_option
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The search file.")
+@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
+@click.option("--table", is_flag=True, hidden=True, help="With --json: the table too, on stderr.")
+@click.pass_context
+@fail_with_message
+def check(context: click.Context, config: Path | None, search: str | None, as_json: bool, table: bool) -> None:
+    """The checks before learning: data, first loss, gradient, symmetry, and whether the model can learn at all.
+
+    \b
+    Example:
+        worker check --config search.toml
+        worker check --search digits --json
+    """
+    from common.select import choose
+    from worker.checks.command import check
+
+    chosen = choose(context.obj.checkpoints, config, search, lambda message: click.echo(message, err=True), builtin=True)
+    sys.exit(check(chosen, context.obj.data, as_json, table or not as_json))
 
 
 def main() -> None:
