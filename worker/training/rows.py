@@ -15,7 +15,6 @@ from torch import Tensor
 
 from worker.training.explosion import WINDOW
 from worker.training.layout import constants
-from worker.training.noise import quantised
 from worker.training.recipe import NUMBERS
 from worker.training.structure import Model
 
@@ -29,15 +28,14 @@ def fresh_row(model: Model, seed: int, device: torch.device, dtype: torch.dtype)
     moving = {"flat": flat, **{f"state.{name}": torch.zeros_like(flat) for name in model.recipe.rule.states}}
     moving |= {f"buffer.{name}": _moved(tensor, device, dtype) for name, tensor in model_buffers(model).items()}
     moving |= {"ema": flat.clone()} if model.recipe.averaged else {}
-    levels = [quantised(rate) for rate in model.rates]
     return {
         **moving,
         **{BEST + name: tensor.clone() for name, tensor in moving.items()},
         "first": torch.zeros((), device=device, dtype=dtype),
         "recent": torch.zeros(WINDOW - 1, device=device, dtype=dtype),
         "seed": torch.tensor(seed, device=device),
-        "threshold": torch.tensor([threshold for threshold, _ in levels], device=device, dtype=torch.int16),
-        "scale": torch.tensor([scale for _, scale in levels], device=device, dtype=dtype),
+        "threshold": torch.tensor([threshold for threshold, _ in model.levels], device=device, dtype=torch.int16),
+        "scale": torch.tensor([scale for _, scale in model.levels], device=device, dtype=dtype),
         "hp": torch.tensor([model.recipe.values[name] for name in NUMBERS], device=device, dtype=torch.float64),
         "own": torch.tensor([value for _, value in sorted(model.recipe.own.items())], device=device, dtype=torch.float64),
     }

@@ -12,7 +12,7 @@ from worker.training import averages, regularization
 from worker.training.augment import STRENGTHS, Augmentation
 from worker.training.losses import Losses, Objective
 from worker.training.networks import LoneNetwork, Network
-from worker.training.noise import DropoutMasks, noise_keys, seed_generators
+from worker.training.noise import DropoutMasks, active_layers, noise_keys, seed_generators
 from worker.training.optimizers import Columns
 from worker.training.recipe import COLUMN, NUMBERS
 from worker.training.rows import BEST, Row
@@ -258,9 +258,10 @@ class Stack:
     def _bind(self) -> None:
         flat, recipe = self.rows["flat"], self.model.recipe
         self._gradients = torch.zeros_like(flat)
-        self._scratch = torch.empty_like(flat) if len(recipe.rule.states) > 1 else flat.new_empty(0)
+        self._scratch = torch.empty_like(flat) if recipe.rule.uses_scratch else flat.new_empty(0)
         self._buffers = {name.removeprefix("buffer."): tensor for name, tensor in self.rows.items() if name.startswith("buffer.")}
-        self._masks = DropoutMasks(self.width, self._shapes, flat.device, flat.dtype)
+        active = active_layers(self.rows["scale"], self.model.noises)
+        self._masks = DropoutMasks(self.width, self._shapes, flat.device, flat.dtype, self.model.noises, active)
         self._views = self.model.layout.views(flat)
         self._bind_numbers()
         self._network.bind(flat, self._gradients, self._buffers)

@@ -1,9 +1,8 @@
-"""Which models may share an array: the same but for parameters, buffers and the rates of dropout."""
+"""Which models may share an array: the same but for parameters, buffers, the rates of dropout and the slopes of activations."""
 
 from __future__ import annotations
 
 import types
-from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
@@ -11,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import TaskError
+from worker.training.knobs import ATTRIBUTES, RATES, drawing, hooked, lift, liftable, noise_of, rate_of, replace
 from worker.training.layout import Layout, constants
-from worker.training.noise import SlotDropout
+from worker.training.links import LINKS
+from worker.training.noise import SlotDropout, level
 from worker.training.recipe import Recipe
 
 INTERNAL = frozenset({"training", "_parameters", "_buffers", "_modules"})  # described apart
@@ -24,43 +25,41 @@ class Structure:
     """What all slots of an array have in common."""
 
     signature: Hashable
-    recipe_key: Hashable  # (update rule, batch size): what is not a number for each slot
+    recipe_key: Hashable  # update rule, batch size, ...: what is not a number for each slot
     alone: bool = False  # cannot be stacked, or may not
 
 
 @dataclass
 class Model:
-    """One trial's own module, made ready for the engine. Dropout layers with a rate have become ``SlotDropout``."""
+    """One trial's own module, made ready for the engine: numbers have been lifted out of it (see ``knobs.py``)."""
 
     module: nn.Module
     layout: Layout
     recipe: Recipe
     structure: Structure
-    rates: tuple[float, ...]
+    rates: tuple[float, ...]  # of dropout
     dropouts: tuple[str, ...]  # names of those layers
+    noises: tuple[str, ...] = ()  # and the kinds of their noise
+
+    @property
+    def levels(self) -> list[tuple[int, float]]:
+        """(threshold, scale) of each dropout layer, as ``DropoutMasks`` takes them."""
+        return [level(kind, rate) for kind, rate in zip(self.noises, self.rates, strict=True)]
 
 
 def prepare(module: nn.Module, recipe: Recipe, alone: bool) -> Model:
-    """Describes ``module`` and lifts its dropout rates out of it."""
-    structure = Structure(signature(module), (recipe.rule, recipe.batch_size), alone)
-    paths = Counter(id(m) for _, m in module.named_modules(remove_duplicate=False))
-    found = [(name, m) for name, m in module.named_modules() if lifted(m) and paths[id(m)] == 1]
-    for name, _ in found:
-        _replace(module, name, SlotDropout())
-    rates = tuple(m.p for _, m in found if isinstance(m, nn.Dropout))
-    return Model(module, Layout.of(module), recipe, structure, rates, tuple(name for name, _ in found))
+    """Describes ``module`` and lifts its numbers out of it."""
+    structure = Structure(signature(module), recipe.key, alone)
+    found = lift(module)
+    rates, noises = tuple(rate_of(m) for m in found.values()), tuple(noise_of(m) for m in found.values())
+    return Model(module, Layout.of(module), recipe, structure, rates, tuple(found), noises)
 
 
-def lifted(module: nn.Module) -> bool:
-    """Whether its rate becomes a column. A rate of zero does nothing and stays: such models are a structure of their own."""
-    return type(module) is nn.Dropout and module.p > 0 and not _hooked(module)
-
-
-def mask_shapes(model: Model, inputs: Tensor, n_classes: int) -> list[tuple[int, ...]] | None:
+def mask_shapes(model: Model, inputs: Tensor, n_classes: int | None) -> list[tuple[int, ...]] | None:
     """The shape of each dropout layer's input for a batch, None if one is passed through more or less often than once.
 
     Raises:
-        TaskError: the model's output is not one logit a class.
+        TaskError: the model's output is not one score a class, or, without classes, no tensor with a row for each example.
         Exception: whatever its forward raises.
     """
     layers = [model.module.get_submodule(name) for name in model.dropouts]
@@ -68,37 +67,46 @@ def mask_shapes(model: Model, inputs: Tensor, n_classes: int) -> list[tuple[int,
     for slot in slots:
         slot.seen = []
     model.module.train()
-    with torch.no_grad():
-        copies = {name: tensor.clone() for name, tensor in constants(model.module).items()}  # batch norm moves its statistics
-        logits = torch.func.functional_call(model.module, copies, (inputs,))
-    if not isinstance(logits, Tensor) or logits.shape != (len(inputs), n_classes):
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise TaskError(f"the model makes {shape} of {len(inputs)} examples; logits of shape ({len(inputs)}, {n_classes}) are needed")
-    seen = [slot.seen or [] for slot in slots]
-    for slot in slots:
-        slot.seen = None
+    try:
+        with torch.no_grad():
+            copies = {name: tensor.clone() for name, tensor in constants(model.module).items()}  # batch norm moves its statistics
+            outputs = torch.func.functional_call(model.module, copies, (inputs,))
+        _check_outputs(outputs, len(inputs), n_classes)
+        seen = [slot.seen or [] for slot in slots]
+    finally:
+        for slot in slots:
+            slot.seen = None
     return [shapes[0] for shapes in seen] if all(len(shapes) == 1 for shapes in seen) else None
 
 
+def _check_outputs(outputs: object, n_examples: int, n_classes: int | None) -> None:
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if n_classes is not None and shape != (n_examples, n_classes):
+        raise TaskError(f"the model makes {shape} of {n_examples} examples; logits of shape ({n_examples}, {n_classes}) are needed")
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != (n_examples,):
+        raise TaskError(f"the model makes {shape} of {n_examples} examples; a tensor with a row for each of them is needed")
+
+
 def give_back_dropout(model: Model) -> None:
-    """Undoes the lifting: the model draws its own noise and trains alone."""
-    for name, rate in zip(model.dropouts, model.rates, strict=True):
-        _replace(model.module, name, nn.Dropout(rate))
-    model.dropouts, model.rates = (), ()
+    """Undoes the lifting of rates: the model draws its own noise and trains alone."""
+    for name, kind, rate in zip(model.dropouts, model.noises, model.rates, strict=True):
+        replace(model.module, name, drawing(kind, rate))
+    model.dropouts, model.rates, model.noises = (), (), ()
 
 
 def signature(module: nn.Module) -> Hashable:
-    """All that can be seen of a module's structure. What cannot be seen, the check of each new array finds."""
+    """All that can be seen of a module's structure before its numbers are lifted. The rest, the check of each new array finds."""
     shared = {id(p): name for name, p in module.named_parameters()}
     tied = tuple((name, shared[id(p)]) for name, p in module.named_parameters(remove_duplicate=False) if shared[id(p)] != name)
-    return tuple(_described(name, m) for name, m in module.named_modules()), tied
+    lifted = liftable(module)
+    return tuple(_described(name, m, name in lifted) for name, m in module.named_modules()), tied
 
 
-def _described(name: str, module: nn.Module) -> Hashable:
+def _described(name: str, module: nn.Module, lifted: bool) -> Hashable:
     tensors = [
         (n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None
     ]
-    hidden = INTERNAL | {"p"} if lifted(module) else INTERNAL
+    hidden = INTERNAL | {ATTRIBUTES[type(module)]} if lifted else INTERNAL
     plain = tuple((key, _plain(value)) for key, value in vars(module).items() if key not in hidden and (value or key not in EMPTY))
     return name, type(module), tuple(tensors), plain
 
@@ -117,23 +125,14 @@ def _plain(value: object) -> Hashable:
     return (type(value).__module__, type(value).__qualname__)
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-
-
-def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(root.get_submodule(parent), child, new)
-
-
 def chain_of(module: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The layers of a plain perceptron in order, with their names; None if ``module`` is anything else."""
-    links = list(_links(module, ""))
-    plain = all(type(m) in (nn.Linear, nn.ReLU, nn.Identity, SlotDropout) or _idle(m) for _, m in links)
+    links = [(name, m) for name, m in _links(module, "") if not _idle(m)]
+    plain = all(LINKS[type(m)].takes(m) if type(m) in LINKS else False for _, m in links)
     trained = all(p.requires_grad for p in module.parameters())
     once = len({id(p) for p in module.parameters()}) == len(list(module.named_parameters(remove_duplicate=False)))
-    hooked = any(_hooked(m) for m in module.modules())
-    return links if plain and trained and once and not hooked and isinstance(links[0][1], nn.Linear) else None
+    linear = any(type(m) is nn.Linear for _, m in links)
+    return links if plain and trained and once and linear and not any(hooked(m) for m in module.modules()) else None
 
 
 def _links(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -146,4 +145,4 @@ def _links(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _idle(module: nn.Module) -> bool:
-    return type(module) is nn.Dropout and module.p == 0
+    return type(module) is nn.Identity or (type(module) in RATES and rate_of(module) == 0)
