@@ -14,13 +14,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from common.errors import ConfigError
 from common.practice import BUILT_IN_TASKS
 from common.space import Space
+from common.vet import check_space
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # one path component that is neither hidden nor climbs
 STAGE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # no '-' and no '.', which separate the parts of file names
 RESERVED_STAGE = "all"
 BUILTIN_TASKS = tuple(BUILT_IN_TASKS)  # what workers bring along; anything else is a file of the user's
 METRIC_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")  # part of the names of checkpoints
-ENGINE_METRICS: dict[str, Literal["max", "min"]] = {"val_acc": "max", "val_loss": "min"}  # measured for every task, and how they are meant
+ENGINE_METRICS: dict[str, Literal["max", "min"]] = {  # measured for every task, and how they are meant; ema_: of the averaged parameters
+    "val_acc": "max",
+    "val_loss": "min",
+    "ema_val_acc": "max",
+    "ema_val_loss": "min",
+}
 MAX_FILE_BYTES = 1 << 20  # a search file is a page; anything larger is the wrong file
 
 T = TypeVar("T", bound=BaseModel)
@@ -62,7 +68,13 @@ def _stages(raw: object) -> tuple[Stage, ...]:
         return raw
     if not isinstance(raw, Mapping) or not raw:
         raise ConfigError(f"[stages]: {raw!r} holds no stage; add [stages.coarse] with trials = 200 and epochs = 1")
-    return tuple(_stage(str(name), table) for name, table in raw.items())
+    stages = tuple(_stage(str(name), table) for name, table in raw.items())
+    if stages[0].kind == "seeds":
+        raise ConfigError(
+            f'[stages.{stages[0].name}] kind = "seeds": trains the best configuration of the stage before it again, and there is none; '
+            "move it below a stage that searches"
+        )
+    return stages
 
 
 def _stage(name: str, table: object) -> Stage:
@@ -123,6 +135,11 @@ class Search(_Table):
         position = self.stages.index(self.stage(name))
         return self.stages[position - 1] if position else None
 
+    def searched_before(self, name: str) -> Stage | None:
+        """The last stage before ``name`` that searches; a stage of seeds in between has nothing to say about ranges."""
+        before = self.stages[: self.stages.index(self.stage(name))]
+        return next((stage for stage in reversed(before) if stage.kind == "search"), None)
+
     def after(self, name: str) -> Stage | None:
         """The stage that runs after ``name``, None for the last."""
         position = self.stages.index(self.stage(name)) + 1
@@ -161,6 +178,7 @@ def parse_search(text: str, source: str = "search file") -> Search:
         check_name(search.name)
         _check_task(search)
         _check_metric(search)
+        check_space(search.task, search.space)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     return search

@@ -11,10 +11,11 @@ from common.records import Record
 from common.search import Stage
 from master import ranking
 from master.borders import borders
-from master.prepare import Launched, Published, make_proposal
+from master.prepare import Launched, Published
 from master.ranges import write_proposal
+from master.stage_ranges import make_proposal
 from master.stages import Proposal
-from master.summary import next_command, stage_end
+from master.summary import again_line, next_command, stage_end
 
 
 def conclude(
@@ -40,14 +41,18 @@ def conclude(
     records = folder.records(say)
     present = {str(name) for name in folder.checkpoints()}
     durable.replace(folder.leaderboard, ranking.csv(ranking.frame(records), present).encode())
-    following = launched.search.after(stage.name)
-    proposal = _propose(launched, stage, following, records, say) if following and ranking.best(records, 1) else None
-    command = next_command(following.name, options) if following and proposal and name_next else None
-    out.print(stage_end(records, borders(records, published.space), published.space, proposal, command, out.width))
+    top = ranking.best(records, 1)
+    following = launched.search.after(stage.name) if top else None
+    narrows = following is not None and stage.kind == following.kind == "search"
+    proposal = _propose(launched, stage, following, records, say) if following and narrows else None
+    command = next_command(following.name, options) if following and name_next else None
+    found = borders(records, published.space)
+    note = again_line(following, top[0]) if following is not None and following.kind == "seeds" else None
+    out.print(stage_end(records, found, published.space, proposal, command, out.width, stage.kind == "seeds", note))
 
 
 def _propose(launched: Launched, stage: Stage, following: Stage, records: Sequence[Record], say: Callable[[str], None]) -> Proposal:
-    proposal = make_proposal(launched, stage, following, records)
+    proposal = make_proposal(launched.search, launched.folder, stage, following, records)
     written = write_proposal(launched.folder.stage(stage.name).ranges, following.name, proposal)
     if written.edited:
         say(f"the proposal in ranges.toml was edited and stays; the new one is in {written.path}")

@@ -16,15 +16,15 @@ import tomlkit
 from common import durable
 from common.errors import ConfigError, TaskError
 from common.queue import TrialQueue
-from common.records import Record, SearchFolder
+from common.records import SearchFolder
 from common.search import Search, Stage, parse_search
 from common.select import Chosen
 from common.space import Space
 from common.trial import Trial
 from common.witness import Reconciled, reconcile, restore
-from master.ranges import load_ranges, read_frozen, read_proposal, write_frozen
+from master.ranges import write_frozen
 from master.sampling import configurations
-from master.stages import Proposal, propose
+from master.stage_ranges import stage_ranges
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,10 @@ def _changed_stage(before: Stage, now: Stage) -> list[str]:
 
 
 def _option(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else _shown(value)
+
+
+def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else _shown(value)
 
 
@@ -229,11 +233,12 @@ def publish(launched: Launched, stage: Stage, queue: TrialQueue, ranges_file: Pa
         CheckpointError: the folder cannot be written.
     """
     search, folder = launched.search, launched.folder.stage(stage.name)
-    space = stage_space(launched, stage, ranges_file, warn)
+    sampled = stage_ranges(search, launched.folder, stage, ranges_file, warn)
+    space = sampled.space
     queue.register(search.name)
     _freeze(queue, stage, options(launched, stage, space))
     folder.make()
-    write_frozen(folder.ranges, space)
+    write_frozen(folder.ranges, space, sampled.seeds_of)
     trials = configurations(search.seed, stage, space, search.sampler, range(stage.trials))
     attempts = folder.highest_attempts()
     records = folder.records(warn) if attempts else []
@@ -260,49 +265,3 @@ def _freeze(queue: TrialQueue, stage: Stage, wanted: dict[str, Any]) -> None:
         raise ConfigError(
             f"stage {stage.name!r} was launched before with other options:\n  {listed}\nput them back, or use --new-name NAME"
         )
-
-
-def stage_space(launched: Launched, stage: Stage, ranges_file: Path | None, warn: Callable[[str], None]) -> Space:
-    """The ranges that ``stage`` samples: as frozen, as given, as [space], or as the stage before proposed.
-
-    Raises:
-        ConfigError: as ``publish``.
-    """
-    given = load_ranges(ranges_file, launched.search.space) if ranges_file else None
-    path = launched.folder.stage(stage.name).ranges
-    if path.exists():
-        frozen = read_frozen(path, launched.search.space)
-        if given is not None and given != frozen:
-            raise ConfigError(
-                f"--ranges {ranges_file}: stage {stage.name!r} has begun with the ranges in {path}; use --new-name NAME for others"
-            )
-        return frozen
-    before = launched.search.before(stage.name)
-    if before is None:
-        return given or launched.search.space
-    _check_ended(launched, before, stage, warn)
-    return given or proposed_space(launched, before, stage, warn)
-
-
-def _check_ended(launched: Launched, before: Stage, stage: Stage, warn: Callable[[str], None]) -> None:
-    n_ended = len(launched.folder.stage(before.name).records(warn))
-    if n_ended < before.trials:
-        raise ConfigError(
-            f"--stage {stage.name}: the stage before it, {before.name!r}, has ended {n_ended} of {before.trials} trials; "
-            f"run `master launch --search {launched.search.name} --stage {before.name}` first, or --stage all"
-        )
-
-
-def proposed_space(launched: Launched, before: Stage, stage: Stage, warn: Callable[[str], None]) -> Space:
-    """The proposal that ``before`` left for ``stage``, edited by the user or not; made now if there is none."""
-    folder = launched.folder.stage(before.name)
-    proposal = read_proposal(folder.ranges, launched.search.space)
-    if proposal is not None:
-        return proposal
-    return make_proposal(launched, before, stage, folder.records(warn)).space
-
-
-def make_proposal(launched: Launched, before: Stage, stage: Stage, records: Sequence[Record]) -> Proposal:
-    """The ranges for ``stage`` from the ranking of ``before``."""
-    space = launched.search.space
-    return propose(records, read_frozen(launched.folder.stage(before.name).ranges, space), space, before, stage)

@@ -1,6 +1,6 @@
 """``ranges.toml`` in a stage's folder: the ranges that it samples, frozen, and those proposed for the next stage.
 
-    [ranges]          what this stage samples
+    [ranges]          what this stage samples; in a stage of seeds one configuration, and above it seeds_of = "fine-0012"
     [next]            stage = "fine", digest = what [next.ranges] was when it was written
     [next.ranges]     the proposal, which may be edited
 
@@ -31,6 +31,10 @@ from master.stages import Proposal
 PROPOSED_NAME = "ranges.proposed.toml"
 COMMENT_WIDTH = 100  # characters of a comment's line
 FROZEN_HEADER = "The ranges that this stage samples. They were frozen when it was launched; a change here has no effect."
+SEEDS_HEADER = (
+    "The configuration that each trial of this stage has: that of the best trial of the stage before, {trial}. It was frozen when the "
+    "stage was launched; a change here has no effect."
+)
 NEXT_HEADER = (
     "The ranges proposed for the next stage. Edit them as you like: master launch --search {search} --stage {stage} samples what is here, "
     "or a copy named with --ranges FILE. An edited proposal is never overwritten."
@@ -45,14 +49,21 @@ class Written:
     edited: bool = False
 
 
-def write_frozen(path: Path, space: Space) -> None:
+def write_frozen(path: Path, space: Space, seeds_of: str | None = None) -> None:
     """Freezes a stage's ranges; a file that is there already stays, for the first launch counts.
+
+    Args:
+        path: its ``ranges.toml``.
+        space: the ranges; of a stage of seeds, the one configuration.
+        seeds_of: the trial that has this configuration.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
     document = tomlkit.document()
-    _comment(document, FROZEN_HEADER)
+    _comment(document, SEEDS_HEADER.format(trial=seeds_of) if seeds_of else FROZEN_HEADER)
+    if seeds_of:
+        document["seeds_of"] = seeds_of
     document["ranges"] = _ranges_table(space, {})
     durable.write_new({path: tomlkit.dumps(document).encode()})
 
@@ -71,6 +82,8 @@ def read_frozen(path: Path, space: Space) -> Space:
         raw = _parse(path)
         if "ranges" not in raw:
             raise ConfigError(f"{path}: the table [ranges] is missing")
+        if "seeds_of" in raw:
+            return configuration(raw["ranges"], f"{path}: [ranges]", space)
         return checked(raw["ranges"], f"{path}: [ranges]", space)
     except ConfigError as error:
         raise CheckpointError(f"{error} (the stage's frozen ranges; undo what was changed in {path})") from None
@@ -146,6 +159,20 @@ def checked(raw: object, place: str, space: Space) -> Space:
         if name not in given.parameters:
             raise ConfigError(f"{place}: {name} is missing; add {name} = {_inline(own)}")
     return Space({name: _fitting(name, given, f"{place} {name}", space) for name in space.parameters})
+
+
+def configuration(raw: object, place: str, space: Space) -> Space:
+    """One configuration of the search, as plain values in the order of its space.
+
+    Raises:
+        ConfigError: a hyperparameter is missing, unknown, or not a plain value.
+    """
+    given = Space.parse(raw, place)
+    if given.sampled:
+        raise ConfigError(f"{place} {next(iter(given.sampled))}: a stage of seeds has one configuration; write a plain value")
+    if set(given.parameters) != set(space.parameters):
+        raise ConfigError(f"{place}: has {', '.join(given.parameters)}; the search has {', '.join(space.parameters)}")
+    return Space({name: given.parameters[name] for name in space.parameters})
 
 
 def _fitting(name: str, given: Space, place: str, space: Space) -> Parameter:

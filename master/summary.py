@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from common.records import Record
+from common.search import Stage
 from common.space import Choice, Fixed, Parameter, Space
 from master import ranking
 from master.borders import Border
@@ -29,6 +31,8 @@ def stage_end(
     proposal: Proposal | None = None,
     command: str | None = None,
     width: int = WIDTH,
+    seeds: bool = False,
+    note: Text | None = None,
 ) -> Group:
     """The whole of it, top to bottom.
 
@@ -39,13 +43,17 @@ def stage_end(
         proposal: for the next stage, None after the last.
         command: runs the next stage, None after the last.
         width: characters of the terminal.
+        seeds: whether it repeated one configuration, so that there are no borders.
+        note: what else to say of the next stage.
     """
     parts: list[RenderableType] = [counts(records)]
     if ranking.best(records, 1):
         parts += ["", ranking.table(ranking.frame(records), TOP, width), "", best_line(records)]
-    parts += [border_lines(borders)] if ranking.best(records, 1) else []
+        parts.append(spread_line(records) if seeds else border_lines(borders))
     if proposal is not None:
         parts += ["", next_ranges(ranges, proposal)]
+    if note is not None:
+        parts += ["", note]
     if command is not None:
         parts += ["", Text("Next: ", style="bold") + Text(command)]
     return Group(*parts)
@@ -76,6 +84,20 @@ def best_line(records: Sequence[Record]) -> Text:
     n = len(completed)
     flattered = f", selected over {n} trials: the best of many on one validation part is flattered" if n > 1 else ""
     return Text(f"Best: {top.trial}, {top.metric} {ranking.shown_metric(top.measured)}{flattered}.")
+
+
+def spread_line(records: Sequence[Record]) -> Text:
+    """How much initial weights alone make of a difference: the same configuration, trained from several of them."""
+    values = [value for record in ranking.best(records) if (value := record.measured) is not None]
+    if len(values) < 2:
+        return Text("One seed says nothing about luck; more trials do.")
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    return Text(f"{len(values)} seeds of one configuration: {records[0].metric} {mean:.4f} on average, standard deviation {deviation:.4f}.")
+
+
+def again_line(following: Stage, top: Record) -> Text:
+    """What a stage of seeds is going to do."""
+    return Text(f"Stage {following.name} trains {top.trial} again, {following.trials} times from other initial weights.")
 
 
 def border_lines(borders: Sequence[Border]) -> Text:
