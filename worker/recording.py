@@ -18,6 +18,7 @@ from common.witness import stage_of
 from worker.heartbeat import Heartbeat
 from worker.keeping import Kept, keep
 from worker.session import Session
+from worker.training.diagnosis import diagnosed
 from worker.training.engine import Outcome, View
 
 ENDED_WELL = (TrialState.COMPLETED, TrialState.STOPPED)  # those whose weights may be worth keeping
@@ -140,6 +141,7 @@ class Recorder:
             "curves": outcome.curves,
             "traceback": outcome.traceback,
             "snapshots": kept.snapshots if kept else [],
+            "diagnosis": diagnosed(outcome, self._session.search.metric, self._session.search.mode),
         }
         return Record.of(self._search_id, claim.trial, claim.fence.attempt, result, **more, **self._place())
 

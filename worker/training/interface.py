@@ -74,6 +74,9 @@ class Outcome:
     portrait: Callable[[], dict[str, Any]] | None = None  # histograms of activations and gradients, for kept ones
     picture: Callable[[], bytes] | None = None  # PNG of the first layer's weights, of image models
     snapshots: tuple[Snapshot, ...] = ()  # over time
+    n_classes: int | None = None  # of the task, if it is a classification
+    chance_loss: float | None = None  # the loss of guessing, where there is such a value
+    n_val: int | None = None  # examples of the validation part
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ def outcome(slot: Slot, row: Row, setting: Setting) -> Outcome:
         checkpoint=(lambda: _checkpoint(slot, _best(row), best.epoch, setting)) if best else None,
         predictions=(lambda: _predictions(slot, _best(row), setting)) if best and classes else None,
         snapshots=tuple(_snapshot(slot, moment, setting) for moment in slot.moments),
+        n_classes=slot.n_classes,
+        chance_loss=slot.chance,
+        n_val=slot.n_val,
     )
 
 

@@ -1,0 +1,309 @@
+"""What a trial's curves say, as one word and one sentence with the figures behind it.
+
+The rules are tried in the order of ``RULES``, which is that of the words in ``common.diagnosis``; the first that applies is the
+diagnosis. Causes come before what they cause: an exploded trial says nothing of its capacity, a rate that is too high leaves dead units.
+Each rule says only what is known: without accuracies nothing is told of a gap between them, with a single evaluation nothing of a plateau.
+
+Source: CS231n notes, "Neural networks 3": "Babysitting the learning process" and "Hyperparameter optimization"; "Neural networks 1" (dead
+and saturated units).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import median
+
+from common.diagnosis import DiagnosisWord
+from common.records import Diagnosis
+from common.trial import TrialState
+from worker.training.evidence import Evidence, fall, later, recent
+from worker.training.interface import Outcome
+from worker.training.policy import at_chance
+
+BARELY = 0.05  # a lowest loss less than this below that of guessing is "barely changing" (the notes' example: 2.3026 after ten epochs)
+LITTLE_KNOWN = 0.25  # of the way from chance to 1: a more accurate model has learned, whatever its loss (the notes' example had 0.2 of ten)
+ASSUMED_VAL = 100  # examples, where their number is not known: chance is then taken to reach 0.16 of ten classes
+LARGE_RATIO = 5e-2  # of norms, fifty times what the notes advise: twenty steps replace the weights, whatever they had learned
+SMALL_RATIO = 1e-4  # a tenth of what the notes advise: ten thousand steps to move the weights by their own size
+PLATEAU_RATIO = 1e-2  # ten times what the notes advise, on a loss that no longer falls: the steps lead back and forth
+PLATEAU_POINTS = 4  # evaluations: a middle and a last part that can be compared
+FLAT = 0.1  # a plateau's loss fell by less from the middle third to the last
+HIGH_LEVEL = 0.1  # of the loss of guessing: below it the batches' losses are few hard examples, and no level is high
+SILENT_SHARE = 0.4  # of a layer's units; "as much as 40 %" of a network can die where the rate is too high (the notes on ReLU)
+NOISY_WIGGLE = 0.5  # of the mean: batches of 64 show 0.05 to 0.2 on digits while the loss is high, batches of 8 about 1
+BIG_GAP = 0.1  # between training and validation accuracy: the notes' figure of strong overfitting; a good digits model shows 0.03
+RISE = 0.1  # of a validation loss above its lowest while the training loss goes on falling: more than one epoch's noise
+IMPROVING = 0.05  # fall of the validation loss over the last quarter: a run that has settled shows 1 to 2 %
+ONE_EPOCH = 0.1  # how far the loss at the end of the first epoch lies below that epoch's mean where it is still falling
+LOW_ACCURACY = 0.9  # on the training part, which a model of enough capacity can learn by heart
+STRONG_DECAY = 0.1  # from here on weight_decay can hold a model that does not learn at zero
+
+Rule = Callable[[Evidence], Diagnosis | None]
+
+
+def diagnosed(outcome: Outcome, metric: str, mode: str) -> Diagnosis | None:
+    """The diagnosis of a trial that ended; ``metric`` and ``mode`` are the search's."""
+    return diagnose(
+        Evidence(
+            outcome.state,
+            outcome.reason,
+            outcome.curves,
+            outcome.job.claim.trial.hyperparameters,
+            outcome.first_loss,
+            outcome.n_classes,
+            outcome.chance_loss,
+            outcome.n_val,
+            metric,
+            mode,
+        )
+    )
+
+
+def diagnose(evidence: Evidence) -> Diagnosis | None:
+    """The diagnosis; None for a trial that was killed or failed, or of which nothing was measured."""
+    if evidence.state in (TrialState.KILLED, TrialState.FAILED):
+        return None
+    return next((found for rule in RULES if (found := rule(evidence)) is not None), None)
+
+
+def exploded(e: Evidence) -> Diagnosis | None:
+    """The loss passed the limit or is not finite."""
+    if e.state is not TrialState.EXPLODED:
+        return None
+    sentence = f"The learning rate{_value(e, 'learning_rate')} is too high: {e.reason or 'the loss exploded'}; lower it."
+    return _said(DiagnosisWord.EXPLODED, sentence, learning_rate=e.number("learning_rate"), first_loss=e.first_loss)
+
+
+def not_learning(e: Evidence) -> Diagnosis | None:
+    """At its end it is no better than guessing, or the loss hardly moved."""
+    guessing, barely = _guessing(e), _barely(e)
+    if guessing is None and barely is None:
+        return None
+    sentence = f"{guessing or barely}: {_side(e)}."
+    figures = {"val_acc": e.last("val_acc"), "val_loss": e.last("val_loss"), "start_loss": e.start, "update_ratio": _middle(e.ratios)}
+    return _said(DiagnosisWord.NOT_LEARNING, sentence, **figures)
+
+
+def plateaued_high(e: Evidence) -> Diagnosis | None:
+    """The loss fell fast at first, then stays flat at a high level, with large steps."""
+    curves = [values for values in (e.curve("train_loss"), e.curve("val_loss")) if len(values) >= PLATEAU_POINTS]
+    ratio = _middle(later(e.ratios))
+    if not curves or ratio is None or ratio < PLATEAU_RATIO:
+        return None
+    third = len(curves[0]) // 3
+    middle, last = median(curves[0][third:-third]), median(curves[0][-third:])
+    level, start = min(median(later(values)) for values in curves), e.start or curves[0][0]
+    if last < (1 - FLAT) * middle or level < HIGH_LEVEL * start:
+        return None
+    sentence = (
+        f"Loss fell from {start:.3g} at first and then stays at about {last:.3g}, with updates of {ratio:.1e} of the weights: "
+        f"the learning rate{_value(e, 'learning_rate')} is too high to go further down; lower it, or let it fall with a schedule."
+    )
+    return _said(DiagnosisWord.PLATEAUED_HIGH, sentence, train_loss=last, start_loss=start, update_ratio=ratio)
+
+
+def dead_units(e: Evidence) -> Diagnosis | None:
+    """A layer has many units that pass no gradient."""
+    if e.silent is None or e.silent[1] < SILENT_SHARE:
+        return None
+    (name, share), (kind, _, layer) = e.silent, e.silent[0].partition(".")
+    what = f"{share:.0%} of the units of layer {layer}"
+    sentence = (
+        f"{what} are dead, zero for every example looked at: lower learning_rate, or use leaky_relu or batch_norm."
+        if kind == "dead"
+        else f"{what} are saturated ever since the first evaluation: start from smaller weights (init), or use relu or batch_norm."
+    )
+    return _said(DiagnosisWord.DEAD_UNITS, sentence, **{name: share})
+
+
+def large_updates(e: Evidence) -> Diagnosis | None:
+    """Each step moves the weights far more than a thousandth."""
+    ratio = _middle(e.ratios)
+    if ratio is None or ratio < LARGE_RATIO:
+        return None
+    sentence = (
+        f"A step changes the weights by {ratio:.1e} of their size, far above the 1e-3 that is healthy: "
+        f"lower learning_rate{_value(e, 'learning_rate')} or begin with warmup_epochs ({_standing(e)})."
+    )
+    return _said(DiagnosisWord.LARGE_UPDATES, sentence, update_ratio=ratio)
+
+
+def noisy(e: Evidence) -> Diagnosis | None:
+    """The batch losses scatter about their trend while the loss is not low yet."""
+    wiggles, loss = e.curve("wiggle"), e.last("train_loss")
+    wiggle = _middle(later(wiggles))
+    if wiggle is None or wiggle < NOISY_WIGGLE or loss is None or loss < HIGH_LEVEL * (e.start or e.curve("train_loss")[0]):
+        return None
+    sentence = (
+        f"The losses of an epoch's batches scatter by {wiggle:.0%} of their mean {loss:.3g} about the trend: "
+        f"the batch{_value(e, 'batch_size')} is too small for this learning rate{_value(e, 'learning_rate')}; enlarge it or lower the rate."
+    )
+    return _said(DiagnosisWord.NOISY, sentence, wiggle=wiggle, train_loss=loss, batch_size=e.number("batch_size"))
+
+
+def overfitting(e: Evidence) -> Diagnosis | None:
+    """A big gap between the accuracies; without accuracies, or where the loss ranks, a validation loss that rises again."""
+    train, val = e.last("train_acc"), e.last("val_acc")
+    if train is not None and val is not None and train - val >= BIG_GAP:
+        sentence = f"Training accuracy {train:.3f} lies {train - val:.3f} above validation accuracy {val:.3f}: a big gap; {_regularise(e)}."
+        return _said(DiagnosisWord.OVERFITTING, sentence, train_acc=train, val_acc=val, gap=train - val)
+    losses, trained = e.curve("val_loss"), e.curve("train_loss")
+    if (val is not None and e.metric != "val_loss") or len(losses) < 2 or len(losses) != len(trained):
+        return None
+    low = losses.index(min(losses))
+    if losses[-1] < (1 + RISE) * losses[low] or trained[-1] >= trained[low]:
+        return None
+    sentence = (
+        f"Validation loss rose from {losses[low]:.3g} to {losses[-1]:.3g} while training loss fell to {trained[-1]:.3g}; {_regularise(e)}."
+    )
+    return _said(DiagnosisWord.OVERFITTING, sentence, val_loss=losses[-1], lowest_val_loss=losses[low], train_loss=trained[-1])
+
+
+def small_updates(e: Evidence) -> Diagnosis | None:
+    """No epoch moved the weights by anything near a thousandth a step."""
+    ratio = max(e.ratios, default=None)
+    if ratio is None or ratio >= SMALL_RATIO:
+        return None
+    sentence = (
+        f"A step changes the weights by at most {ratio:.1e} of their size, far below the 1e-3 that is healthy: "
+        f"raise learning_rate{_value(e, 'learning_rate')} ({_standing(e)})."
+    )
+    return _said(DiagnosisWord.SMALL_UPDATES, sentence, update_ratio=ratio)
+
+
+def still_improving(e: Evidence) -> Diagnosis | None:
+    """What is judged by was still getting better when the budget ended."""
+    lately, losses, mean = fall(e.costs), e.curve("val_loss"), e.last("train_loss")
+    if lately is not None and lately >= IMPROVING:
+        when = f"in the last {recent(e.costs)} of {len(e.costs)} evaluations"
+        sentence = f"{_cost(e)} still fell by {lately:.0%} {when} ({_standing(e)}): train longer."
+        return _said(DiagnosisWord.STILL_IMPROVING, sentence, recent_fall=lately, val_loss=e.last("val_loss"), val_acc=e.last("val_acc"))
+    if lately is None and losses and mean is not None and losses[-1] < (1 - ONE_EPOCH) * mean:
+        sentence = (
+            f"It was still falling: validation loss {losses[-1]:.3g} at the end of {_epochs(e)}, {mean:.3g} the mean of the training "
+            f"losses on the way{_accuracy(e)}; train longer."
+        )
+        return _said(DiagnosisWord.STILL_IMPROVING, sentence, val_loss=losses[-1], train_loss=mean, val_acc=e.last("val_acc"))
+    return None
+
+
+def underfitting(e: Evidence) -> Diagnosis | None:
+    """It has settled at a low training accuracy, and validation is no worse. One evaluation does not tell."""
+    train, val = e.last("train_acc"), e.last("val_acc")
+    if train is None or val is None or len(e.costs) < 2 or max(train, val) >= LOW_ACCURACY:
+        return None
+    sentence = (
+        f"Training accuracy has settled at {train:.3f}, no big gap to validation accuracy {val:.3f}: "
+        "give the model more capacity, or regularise less."
+    )
+    return _said(DiagnosisWord.UNDERFITTING, sentence, train_acc=train, val_acc=val, gap=train - val)
+
+
+def good(e: Evidence) -> Diagnosis | None:
+    """Nothing of all that."""
+    if not e.costs:
+        return None
+    once = len(e.costs) == 1
+    sentence = f"{'Nothing is wrong after a single evaluation' if once else 'It settled without a sign of trouble'}: {_standing(e)}."
+    figures = {name: e.last(name) for name in ("val_acc", "val_loss", "train_acc", "train_loss")}
+    return _said(DiagnosisWord.GOOD, sentence, update_ratio=_middle(e.ratios), **figures)
+
+
+RULES: tuple[Rule, ...] = (
+    exploded,
+    not_learning,
+    plateaued_high,
+    dead_units,
+    large_updates,
+    noisy,
+    overfitting,
+    small_updates,
+    still_improving,
+    underfitting,
+    good,
+)
+
+
+def _guessing(e: Evidence) -> str | None:
+    accuracy, loss = e.last("val_acc"), e.last("val_loss")
+    if e.n_classes is None or accuracy is None:
+        return None
+    chance = math.nan if e.chance_loss is None else e.chance_loss
+    n = e.n_val or ASSUMED_VAL
+    if at_chance([accuracy], [loss], [e.epochs], grace=0, n_classes=e.n_classes, n_examples=n, chance=chance) is None:
+        return None
+    before = max(e.curve("val_acc"))
+    had = f", though it had {before:.3f} once" if before > 2 * accuracy else ""
+    return f"Validation accuracy {accuracy:.3f} after {_epochs(e)} is no better than guessing ({1 / e.n_classes:.3g}){had}"
+
+
+def _barely(e: Evidence) -> str | None:
+    losses, accuracy = e.curve("val_loss") or e.curve("train_loss"), e.last("val_acc")
+    if e.start is None or not losses or min(losses) < (1 - BARELY) * e.start:
+        return None
+    if accuracy is not None and e.n_classes is not None and accuracy > (1 + LITTLE_KNOWN * (e.n_classes - 1)) / e.n_classes:
+        return None
+    return f"The lowest loss in {_epochs(e)} is {min(losses):.4g}, and a model that knows nothing has {e.start:.4g}{_accuracy(e)}"
+
+
+def _side(e: Evidence) -> str:
+    """Too high or too low, as far as the measured updates tell."""
+    ratio, decay = _middle(e.ratios), e.number("weight_decay") or 0.0
+    if ratio is None:
+        return f"the learning rate{_value(e, 'learning_rate')} is too low, or so high that nothing stays learned"
+    dead = e.silent is not None and e.silent[1] >= SILENT_SHARE
+    if ratio >= LARGE_RATIO or dead:
+        units = f" and {e.silent[1]:.0%} of a layer's units are dead" if dead and e.silent else ""
+        other = f", or weight_decay ({decay:.3g}) too strong" if decay >= STRONG_DECAY else ""
+        return f"updates are {ratio:.1e} of the weights{units}, so learning_rate{_value(e, 'learning_rate')} is too high{other}"
+    if decay >= STRONG_DECAY:
+        return f"weight_decay ({decay:.3g}) may hold the weights at zero; lower it"
+    return f"updates are {ratio:.1e} of the weights, so learning_rate{_value(e, 'learning_rate')} is too low for this many epochs; raise it"
+
+
+def _regularise(e: Evidence) -> str:
+    decay = e.number("weight_decay")
+    own = f" (weight_decay is {decay:.3g})" if decay is not None else ""
+    return f"regularise more{own}, or take a smaller model"
+
+
+def _standing(e: Evidence) -> str:
+    """``val_acc 0.957, val_loss 0.21, training accuracy 0.99 after 20 epochs``; the metric where there is neither."""
+    names = ["val_acc", "val_loss"] if e.curve("val_loss") or e.curve("val_acc") else [e.metric]
+    names += [e.metric] if e.metric not in names else []
+    told = [f"{name} {value:.3g}" for name in names if (value := e.last(name)) is not None]
+    return f"{', '.join(told)} after {_epochs(e)}" if told else f"after {_epochs(e)}"
+
+
+def _accuracy(e: Evidence) -> str:
+    accuracy = e.last("val_acc")
+    return f" (val_acc {accuracy:.3g})" if accuracy is not None else ""
+
+
+def _cost(e: Evidence) -> str:
+    """What ``Evidence.costs`` is, to begin a sentence."""
+    if e.cost == e.metric and e.mode == "max":
+        return f"1 - {e.metric}"
+    return {"val_loss": "Validation loss", "train_loss": "Training loss"}.get(e.cost, e.cost)
+
+
+def _epochs(e: Evidence) -> str:
+    return _counted(e.epochs, "epoch")
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:.3g} {noun}{'' if number == 1 else 's'}"
+
+
+def _value(e: Evidence, name: str) -> str:
+    number = e.number(name)
+    return f" ({number:.3g})" if number is not None else ""
+
+
+def _middle(values: list[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _said(word: DiagnosisWord, sentence: str, **figures: float | None) -> Diagnosis:
+    return Diagnosis(word=word, sentence=sentence, figures={name: value for name, value in figures.items() if value is not None})
