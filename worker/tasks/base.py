@@ -15,6 +15,7 @@ from common.search import METRIC_PATTERN
 from common.space import Scalar
 
 Measure = Callable[[Tensor, Tensor], Any]  # (outputs (N, ...), targets (N, ...)) of one trial's whole validation part -> one number
+AVERAGED = "ema_"  # what the running average of the parameters gives
 CURVE_NAMES = frozenset({"epoch", "seconds", "train_loss", "train_acc", "val_loss", "val_acc", "learning_rate", "grad_norm", "wiggle"})
 
 
@@ -132,8 +133,8 @@ def own_metrics(task: Task) -> dict[str, Measure]:
     if not isinstance(given, Mapping):
         raise TaskError(f'metrics is a {type(given).__name__}; write metrics = {{"f1": f1}}, a function (outputs, targets) by its name')
     for name, function in given.items():
-        if not isinstance(name, str) or not METRIC_PATTERN.fullmatch(name) or name in CURVE_NAMES:
-            taken = "is measured already" if name in CURVE_NAMES else "cannot be part of a file name"
+        if not isinstance(name, str) or not METRIC_PATTERN.fullmatch(name) or name in CURVE_NAMES or name.startswith(AVERAGED):
+            taken = "cannot be part of a file name" if not METRIC_PATTERN.fullmatch(str(name)) else "is measured already"
             raise TaskError(f"metrics: {name!r} {taken}; use a name of small letters, digits and _, such as val_f1")
         if not callable(function):
             raise TaskError(f"metrics: {name} is a {type(function).__name__}; a function of (outputs, targets) is needed")
@@ -146,8 +147,11 @@ def measured_by(task: Task, n_classes: int | None) -> tuple[str, ...]:
 
 
 def check_metric(metric: str, measured: tuple[str, ...]) -> None:
-    """Raises TaskError where ``metric`` is not among ``measured``; the message lists those there are."""
-    if metric not in measured:
+    """Raises TaskError where ``metric`` is not among ``measured``; the message lists those there are.
+
+    With the prefix ``ema_`` each is measured of the running average of the parameters too, in trials that keep one.
+    """
+    if metric.removeprefix(AVERAGED) not in measured:
         raise TaskError(
             f'metric = "{metric}": the task does not measure it; it measures {", ".join(measured)}. Name one of these in the search file, '
             f"or add {metric} to the task's metrics"

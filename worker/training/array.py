@@ -326,7 +326,7 @@ class TrialArray:
         inputs, targets = self._parts.val.inputs, self._parts.val.targets
         loss = torch.zeros(self.width, dtype=torch.float64, device=inputs.device)
         correct = torch.zeros(self.width, dtype=torch.int64, device=inputs.device)
-        own, passes = getattr(self._setting.task, "metrics", None), self._model.recipe.val_passes
+        own, passes = self._setting.metrics, self._model.recipe.val_passes
         chunk = self._batches.batch_size if passes else max(1, EVALUATED_AT_ONCE // self.width)
         kept_outputs = []
         for x, y in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):

@@ -11,7 +11,7 @@ from torch import nn
 from common.errors import TaskError
 from common.search import Stage
 from common.space import Scalar
-from worker.tasks.base import Task
+from worker.tasks.base import Task, check_metric, data_of, measured_by
 from worker.training.array import Entry
 from worker.training.interface import Boundary, Curves, Job, Outcome, View, Watch
 from worker.training.recipe import Recorded, read_recipe
@@ -94,10 +94,13 @@ class Engine:
         """The data on the device; loaded at the first call.
 
         Raises:
+            TaskError: the data cannot be trained on, or the search's metric is not measured.
             Exception: whatever the task's ``data`` raises.
         """
         if self._setting is None:
-            self._setting = Setting(self._task, self._task.data(), self.options)
+            data = data_of(self._task)
+            check_metric(self.options.metric, measured_by(self._task, data.n_classes))
+            self._setting = Setting(self._task, data, self.options)
         return self._setting
 
     def entry(self, job: Job) -> Entry:

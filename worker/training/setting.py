@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from common.search import Stage
-from worker.tasks.base import Data, Part, Task
+from worker.tasks.base import Data, Part, Task, own_metrics
 from worker.training.batches import Batches
 from worker.training.losses import OBJECTIVES, Objective, Own
+from worker.training.metrics import Metric, stacking
 from worker.training.preprocess import Preprocessing, fit
 from worker.training.recipe import Recipe
 from worker.training.stack import Frame
@@ -63,6 +64,7 @@ class Setting:
         self.device, self.dtype, self.log = options.device, options.dtype, options.log
         self.n_classes = data.n_classes
         self.n_train = len(data.train)
+        self.metrics: dict[str, Metric] = stacking(own_metrics(task))
         self._batches: dict[int, Batches] = {}
         self._parts: dict[str, Parts] = {}
 
