@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import ConnectionPool, parse_url
+from redis.cluster import ClusterNode, RedisCluster
+from redis.connection import ConnectionPool, SSLConnection
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
 from common.embedded import EmbeddedServer
 from common.errors import ConfigError, QueueError
 from common.redis_errors import translated
 from common.redis_program import MIN_VERSION, parse_version, version_text
+from common.redis_urls import EXAMPLE, Address, parse, redact
 from common.scripts import where_of
 
 PASSWORD_FILE = "REDIS_PASSWORD_FILE"
 CONNECT_TIMEOUT_S = 5.0
 SOCKET_TIMEOUT_S = 10.0  # a blocking command must wait for less
-EXAMPLE = "write redis://HOST:6379/0, rediss://HOST:6379/0 or unix:///path/to/redis.sock, special characters of a password as %XX"
-PARSE: Callable[[str], dict[str, Any]] = parse_url  # which brings no types
-PASSWORD_OPTION = re.compile(r"(?<=[?&]password=)[^&]*")
+NODE: Any = ClusterNode  # these two bring no types
+SENTINEL: Any = Sentinel
+ONCE: dict[str, Any] = {
+    "decode_responses": True,
+    "retry": Retry(NoBackoff(), 0),
+    "retry_on_error": [],
+    "health_check_interval": 0,
+    "client_name": "coarsefine",
+    "protocol": 2,  # the same answers from every version
+}
 
 
 class Broker:
@@ -93,60 +102,39 @@ def open_broker(url: str | None, root: Path, environ: Mapping[str, str] = os.env
     server = EmbeddedServer(root)
     server.acquire()
     own_url = f"unix://{quote(server.socket)}"
-    broker = Broker(_client(PARSE(own_url)), own_url, f"the embedded Redis server in {server.folder}", server)
+    broker = Broker(_client(parse(own_url)), own_url, f"the embedded Redis server in {server.folder}", server)
     return _checked(broker)
 
 
-def redact(url: str) -> str:
-    """The URL for people's eyes: without the password, whatever else is wrong with it."""
-    url = PASSWORD_OPTION.sub("***", url)
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    if "@" not in rest or rest.startswith("/"):
-        return f"{scheme}{mark}{rest}"
-    login, _, place = rest.rpartition("@")
-    user = f"{login.partition(':')[0]}:" if ":" in login else ""  # what stands alone may be a password
-    return f"{scheme}{mark}{user}***@{place}"
-
-
 def _connected(url: str, environ: Mapping[str, str]) -> Broker:
-    options = _options(url)
-    if not options.get("password") and environ.get(PASSWORD_FILE):
-        options["password"] = _read_password(Path(environ[PASSWORD_FILE]))
+    address = parse(url)
+    if not address.options.get("password") and environ.get(PASSWORD_FILE):
+        address.options["password"] = _read_password(Path(environ[PASSWORD_FILE]))
     try:
-        client = _client(options)
+        with translated(redact(url)):
+            client = _client(address)
     except (TypeError, ValueError, RedisError) as error:
         raise ConfigError(f"{redact(url)}: an option after the question mark is not one of redis-py; {EXAMPLE}") from error
     return Broker(client, url, where_of(client))
 
 
-def _options(url: str) -> dict[str, Any]:
-    try:
-        options = PARSE(url)
-    except ValueError:  # its text may quote a part of the password
-        raise ConfigError(f"{redact(url)} is not the URL of a Redis server; {EXAMPLE}") from None
-    database = re.match(r"rediss?://[^/?#]*/+([^/?#]+)", url)
-    if database and not database[1].isdecimal():
-        raise ConfigError(f"{redact(url)}: {redact(database[1])!r} is not the number of a database; {EXAMPLE}")
-    if url.startswith("unix://") and not options.get("path"):
-        raise ConfigError(f"{redact(url)} names no socket; {EXAMPLE}")
-    return options
-
-
-def _client(options: Mapping[str, Any]) -> redis.Redis:
+def _client(address: Address) -> redis.Redis:
     """A client that sends everything exactly once: a script sent again in silence could act twice."""
     timeouts = {"socket_timeout": SOCKET_TIMEOUT_S, "socket_connect_timeout": CONNECT_TIMEOUT_S}
-    if "path" in options:
+    if "path" in address.options:
         del timeouts["socket_connect_timeout"]
-    fixed = {
-        "decode_responses": True,
-        "retry": Retry(NoBackoff(), 0),
-        "retry_on_error": [],
-        "retry_on_timeout": False,
-        "health_check_interval": 0,
-        "client_name": "coarsefine",
-        "protocol": 2,  # the same answers from every version
-    }
-    pool = ConnectionPool(**{**timeouts, **options, **fixed})
+    options = {**timeouts, **address.options, **ONCE}
+    if address.kind == "cluster":
+        nodes = [NODE(host, port) for host, port in address.hosts]
+        cluster: Any = RedisCluster(startup_nodes=nodes, **options)
+        return cast(redis.Redis, cluster)  # it takes the same commands
+    if address.kind == "sentinel":
+        tls = {name: value for name, value in options.items() if name.startswith("ssl")}
+        login = {**dict(address.login), **timeouts, **tls, "retry": ONCE["retry"]}
+        if options.pop("connection_class", None) is SSLConnection:
+            options["ssl"] = login["ssl"] = True
+        return cast(redis.Redis, SENTINEL(address.hosts, sentinel_kwargs=login, **options).master_for(address.service))
+    pool = ConnectionPool(**options)
     pool.make_connection()  # refuses unknown options here rather than at the first command
     return redis.Redis.from_pool(pool)
 
@@ -185,4 +173,5 @@ def _version(client: redis.Redis) -> tuple[int, ...]:
         info: Any = client.info("server")
     except ResponseError:
         return ()  # hosted servers may forbid INFO; the scripts then tell what is missing
-    return parse_version(str(info.get("redis_version", "")))
+    nodes = [info] if "redis_version" in info else [node for node in info.values() if isinstance(node, dict)]  # a cluster answers by node
+    return min((parse_version(str(node.get("redis_version", ""))) for node in nodes), default=())

@@ -10,7 +10,9 @@ from importlib import resources
 from typing import Any
 
 import redis
+from redis.cluster import RedisCluster
 from redis.exceptions import NoScriptError
+from redis.sentinel import SentinelConnectionPool
 
 ALONE = frozenset({"register", "announce", "workers"})  # scripts on keys of no single search, which do not need shared.lua
 SEARCH_KEYS = (
@@ -67,5 +69,10 @@ def search_keys(search_id: str) -> dict[str, str]:
 
 def where_of(client: redis.Redis) -> str:
     """Where ``client`` connects to, as messages name it; without user and password."""
-    options = client.connection_pool.connection_kwargs
+    if isinstance(client, RedisCluster):
+        return f"the Redis Cluster at {', '.join(sorted(str(node.name) for node in client.get_nodes()))}"
+    pool = client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        return f"Redis {pool.service_name!r}, which Sentinel watches,"
+    options = pool.connection_kwargs
     return f"Redis at {options.get('path') or '{}:{}'.format(options.get('host', 'localhost'), options.get('port', 6379))}"

@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.broker import Broker, open_broker, redact
+from common.broker import Broker, open_broker
 from common.errors import CheckpointError, ConfigError, QueueError
 from common.redis_errors import translated
 from common.redis_program import installed
+from common.redis_urls import redact
 from tests.integration.commands import wait_for
 from tests.integration.processes import alive
 
