@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common import durable, predictions
-from common.records import CheckpointName, StageFolder, epoch_number
+from common.records import MOST_NAMED, CheckpointName, StageFolder, epoch_number
 from worker.training.interface import Outcome
 
 
@@ -53,10 +54,11 @@ Predicted = Callable[[], dict[str, Any]] | None
 
 
 def _snapshots(name: CheckpointName, outcome: Outcome) -> dict[CheckpointName, tuple[Weights, Predicted]]:
-    """By name; of two in one epoch with one value, the later."""
+    """By name; of two in one epoch with one value, the later. What was not measured has no name."""
     return {
         CheckpointName(s.value, name.trial_id, epoch_number(s.epoch), name.attempt, name.metric): (s.checkpoint, s.predictions)
         for s in outcome.snapshots
+        if math.isfinite(s.value) and abs(s.value) < MOST_NAMED
     }
 
 

@@ -13,7 +13,7 @@ from common.records import home_of
 from common.search import Search
 from worker.tasks.base import Part, Task, data_of, own_loss, own_metrics
 from worker.tasks.loader import load_class
-from worker.training.evaluate import RAW, Saved, load, test_part
+from worker.training.evaluate import RAW, Saved, held_out, load
 from worker.training.metrics import Metric
 
 
@@ -34,7 +34,7 @@ def look(checkpoint: Path, weights: str = RAW) -> str:
     path = checkpoint.resolve()
     task = load_class(search.task_in_folder, folder.path)
     saved = load(path, task, search.task, torch.device("cpu"), weights)
-    part, classes = test_part(task), data_of(task).n_classes is not None
+    part, classes = held_out(task), data_of(task).n_classes is not None
     outputs = saved.outputs(part.inputs)
     entry: dict[str, object] = {"checkpoint": str(path.relative_to(folder.path)), "weights": weights, "n": len(part)}
     told = []

@@ -77,7 +77,7 @@ def load(path: Path, task: Task, task_name: str, device: torch.device, weights: 
     return Saved(path, module, _preprocessing(path, content), content["hyperparameters"], device, dtype)
 
 
-def test_part(task: Task) -> Part:
+def held_out(task: Task) -> Part:
     """The part that no search looks at.
 
     Raises:

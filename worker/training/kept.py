@@ -79,6 +79,8 @@ def _checkpoint(slot: Slot, row: Row, epoch: float, setting: Setting) -> bytes:
         "hyperparameters": dict(trial.hyperparameters),
         "task": setting.options.task_name,
         "preprocessing": setting.parts(recipe).preprocessing.state(),
+        "inputs": {"shape": list(setting.data.train.inputs.shape[1:]), "floating": setting.data.train.inputs.is_floating_point()},
+        "n_classes": setting.n_classes,
         "curves": slot.curves,
     }
     return packed(content | ({"ema": saved["ema"]} if "ema" in saved else {}))

@@ -7,7 +7,10 @@ from common.errors import CheckpointError, TaskError
 from tests.unit.training.helpers import SmallDigits, digits, job, load, outcomes
 from tests.unit.training.test_structure import NormDigits, WrappedDigits
 from worker.tasks.base import Data
-from worker.training.evaluate import n_correct, read_checkpoint, test_accuracy
+from worker.training.evaluate import held_out, n_correct, read_checkpoint
+from worker.training.evaluate import load as load_saved
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("task", [SmallDigits, NormDigits, WrappedDigits])
@@ -31,7 +34,7 @@ def test_it_loads_into_the_plain_model_and_reproduces_the_validation_accuracy(ta
         assert content["optimizer"]["name"] == optimizer
         path = tmp_path / f"{trial.id}.pt"
         path.write_bytes(outcome.checkpoint())
-        assert n_correct(path, task(), val) == round(outcome.val_acc * len(val))
+        assert n_correct(load_saved(path, task(), "digits", CPU), val) == round(outcome.val_acc * len(val))
 
 
 def test_it_holds_one_trial_and_not_the_whole_array():
@@ -51,11 +54,11 @@ def test_it_is_the_same_after_the_slot_has_been_given_to_another():
     )
 
 
-def test_test_accuracy_counts_the_test_part(tmp_path):
+def test_a_saved_model_is_measured_on_the_test_part(tmp_path):
     path = tmp_path / "a.pt"
     path.write_bytes(outcomes([job(0, 10, learning_rate=0.3, hidden=64)])["coarse-0000"].checkpoint())
-    right, n = test_accuracy(path, SmallDigits())
-    assert n == 360 and right / n > 0.7
+    part = held_out(SmallDigits())
+    assert len(part) == 360 and n_correct(load_saved(path, SmallDigits(), "digits", CPU), part) / 360 > 0.7
 
 
 def test_what_cannot_be_evaluated_is_told(tmp_path):
@@ -70,15 +73,14 @@ def test_what_cannot_be_evaluated_is_told(tmp_path):
     cut.write_bytes(content[: len(content) // 2])
     torch.save({"weights": 1}, other)
     with pytest.raises(TaskError, match="no test part"):
-        test_accuracy(good, NoTest())
+        held_out(NoTest())
     with pytest.raises(CheckpointError, match=r"cut\.pt: is damaged or no checkpoint"):
-        test_accuracy(cut, SmallDigits())
+        load_saved(cut, SmallDigits(), "digits", CPU)
     with pytest.raises(CheckpointError, match=r"other\.pt: holds no model"):
-        test_accuracy(other, SmallDigits())
+        load_saved(other, SmallDigits(), "digits", CPU)
     with pytest.raises(CheckpointError, match="no such file"):
         read_checkpoint(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="does not fit the task's model"):
-        test_accuracy(good, WrappedDigits())
-
-
-test_accuracy.__test__ = False
+        load_saved(good, WrappedDigits(), "digits", CPU)
+    with pytest.raises(CheckpointError, match=r"is a checkpoint of task 'digits', not of 'mnist'"):
+        load_saved(good, SmallDigits(), "mnist", CPU)
