@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from common.space import Scalar
+if TYPE_CHECKING:
+    from common.space import Scalar
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Kind:
 Entry = Number | Whole | Kind
 SWITCH = (False, True)
 SHARE = 1.0  # excluded upper bound of rates and shares
+LARGEST_SHARE = 1 - 1e-6  # nearest to it that a range may come
 
 UPDATES: dict[str, Entry] = {
     "optimizer": Kind("sgd", ("sgd", "adagrad", "rmsprop", "adam", "adamw"), "update rule"),
@@ -150,3 +153,17 @@ def refusal(name: str, value: Scalar, task: str | None) -> str | None:
     """Why a hyperparameter cannot have this value, None if it can or if nobody here knows it."""
     entry = known(task).get(name)
     return entry.refusal(value) if entry is not None else None
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """The lowest and the highest value, both included, that the engine and the built-in models take of a number."""
+    entry = _NUMBERS.get(name)
+    if entry is None:
+        return -math.inf, math.inf
+    high = entry.high if isinstance(entry, Number) else math.inf
+    return entry.low, LARGEST_SHARE if high == SHARE else high if math.isinf(high) else math.floor(high)
+
+
+_NUMBERS = {
+    name: entry for entries in (ENGINE, *BUILT_IN_TASKS.values()) for name, entry in entries.items() if isinstance(entry, Number | Whole)
+}

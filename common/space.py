@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from common.errors import ConfigError
+from common.practice import bounds
 
 Scalar = bool | int | float | str
 Hyperparameters = dict[str, Scalar]
@@ -207,11 +208,13 @@ class Space:
     def limits(self, name: str) -> tuple[float, float]:
         """What values the parameter allows: the user's ``limits``, within what its meaning allows.
 
-        A range without limits that starts at 0 or above stays there (a noise level), a whole number that starts at 1 or
-        above stays at 1 or above (a width, a depth).
+        A range of a name of the engine's that lies within what the engine takes stays there. A range without limits that starts
+        at 0 or above stays there (a noise level), a whole number that starts at 1 or above stays at 1 or above (a width, a depth).
         """
         parameter = self.numeric[name]
-        low, high = NATURAL_LIMITS.get(name, (-math.inf, math.inf))
+        low, high = NATURAL_LIMITS.get(name) or bounds(name)
+        if not low <= parameter.low <= parameter.high <= high:  # a loop of the user's own means something else by the name
+            low, high = -math.inf, math.inf
         own_low, own_high = parameter.limits or (-math.inf, math.inf)
         if parameter.log and parameter.integer:
             low = max(low, 1)

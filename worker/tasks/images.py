@@ -17,7 +17,7 @@ from worker.tasks.models import convnet, perceptron
 FULL = 255  # the brightest pixel of a byte
 
 
-def image_model(hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+def image_model(hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
     """The model that ``hp`` asks for (``model``: perceptron or convnet) for images (n, channels x height x width) laid flat.
 
     Raises:
@@ -32,7 +32,7 @@ def image_model(hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes
         raise TaskError(
             f'preprocess = {done!r}: its outputs are no images, which a convnet needs; use "centre" or "normalise", or model = "perceptron"'
         )
-    return nn.Sequential(nn.Unflatten(1, shape), convnet(hp, shape, n_classes))
+    return nn.Sequential(nn.Unflatten(1, shape), *convnet(hp, shape, n_classes))
 
 
 def image_part(pixels: np.ndarray, labels: np.ndarray) -> Part:

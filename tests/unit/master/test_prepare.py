@@ -43,7 +43,7 @@ def test_the_file_as_launched_lies_in_the_folder_with_its_id(tmp_path: Path) -> 
     [
         ("seed = 231", "seed = 5", "seed: 231 -> 5"),
         ("[0.0, 0.8]", "[0.0, 0.7]", "[space] dropout"),
-        ("momentum      = 0.9", "", "[space] momentum: 0.9 -> not there"),
+        ("depth         = 2", "", "[space] depth: 2 -> not there"),
         ("trials = 200\nepochs = 1", "trials = 199\nepochs = 1", "trials: 200 -> 199"),
         ("trials = 200\nepochs = 1", "trials = 200\nepochs = 2", "epochs: 1 -> 2"),
         ("[stages.coarse]", "[stages.rough]", "[stages]"),

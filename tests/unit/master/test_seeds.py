@@ -28,7 +28,7 @@ task = "digits"
 learning_rate = { log_uniform = [1e-3, 1.0] }
 hidden = { choice = [64, 128] }
 depth = { int_uniform = [1, 3] }
-nesterov = true
+batch_norm = true
 [stages.coarse]
 trials = 12
 epochs = 1
@@ -41,7 +41,7 @@ trials = 4
 epochs = 8
 """
 SEARCH = parse_search(TEXT)
-CONFIGURATION = {"learning_rate": 0.12345678901234567, "hidden": 128, "depth": 2, "nesterov": True}
+CONFIGURATION = {"learning_rate": 0.12345678901234567, "hidden": 128, "depth": 2, "batch_norm": True}
 
 
 @pytest.fixture
