@@ -50,7 +50,7 @@ class TrialArray:
         self._rates: list[float] | None = None  # of the last step
         self.slots, rows, sums = self._admitted(entries)
         self.stack = Stack(model, self._network, self._objective, rows, shapes, setting.frame(model))
-        self.monitor = Monitor(model.layout, getattr(self._network, "layers", {}), 0, setting.device)
+        self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
         self._monitor_new(sums)
 
     @property
@@ -288,7 +288,7 @@ class TrialArray:
             return
         started = time.perf_counter()
         metrics = self._validated(watch)
-        if self._setting.options.watching and hasattr(self._network, "observe"):
+        if self._setting.options.watching:
             self.monitor.observe(self._network.observe(self._parts.val.inputs[:OBSERVED]))
         passed = time.perf_counter() - started
         for slot in self.slots:

@@ -81,7 +81,7 @@ def read_recipe(hp: Mapping[str, Scalar], preprocess: str = "none", own_loss: bo
             raise TaskError(f"{name} = {hp[name]!r}: {why}; correct [space]")
     kinds: dict[str, str | bool] = {name: entry.default for name, entry in ENGINE.items() if isinstance(entry, Kind)}
     kinds["preprocess"] = preprocess
-    kinds |= {name: value for name, value in hp.items() if name in kinds and isinstance(value, str | bool)}
+    kinds |= {name: value for name in kinds.keys() & hp.keys() if isinstance(value := hp[name], str | bool)}
     rule_name = str(kinds.pop("optimizer"))
     defaults = {name: entry.default for name, entry in ENGINE.items() if isinstance(entry, Number)} | RULES[rule_name].defaults
     values = {name: float(hp.get(name, 0.0 if default is None else default)) for name, default in defaults.items()}
