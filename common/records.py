@@ -306,6 +306,7 @@ class SearchFolder:
         self.name = name
         self.path = root / name
         self.search_file = self.path / "search.toml"
+        self.check_file = self.path / "check.json"  # the report of the checks that passed before the first stage
 
     def stage(self, name: str) -> StageFolder:
         """The part of one stage."""

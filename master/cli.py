@@ -63,6 +63,7 @@ def init(folder: Path) -> None:
 @click.option("--new-name", metavar="NAME", help="Launch under another name than the file's.")
 @click.option("--replace", is_flag=True, help="Set an older folder of this name aside and begin anew.")
 @click.option("--detach", is_flag=True, help="Queue the trials, start workers, and return.")
+@click.option("--skip-check", is_flag=True, help="Leave out the checks before the first stage (see `worker check`).")
 @click.pass_context
 @fail_with_message
 def launch(context: click.Context, /, config: Path | None, search: str | None, **options: Any) -> None:

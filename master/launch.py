@@ -23,9 +23,10 @@ from common.select import Chosen
 from common.trial import TrialState
 from common.witness import reconcile
 from common.workers import WorkerRegistry
+from master.checking import Checker, note
 from master.finish import conclude
 from master.launchers.local import LocalWorkers, auto_count, local_workers
-from master.prepare import Launched, Published, publish, settle
+from master.prepare import Launched, Published, examine, publish, settle
 from master.progress import LiveProgress
 from master.sampling import crowding
 from master.supervisor import Supervisor
@@ -36,6 +37,7 @@ TRIALS_GO_ON = (
     "interrupted; the trials go on. `master status` shows them, the same launch command attaches again, "
     "`master kill --stage NAME` ends them"
 )
+NOTHING_BEGAN = "interrupted; nothing was queued"
 
 
 class TerminatedError(BaseException):
@@ -57,6 +59,7 @@ class Request:
     replace: bool = False
     detach: bool = False
     data: Path = DATA_FOLDER  # of built-in data sets, for the local workers
+    skip_check: bool = False
 
     @property
     def repeated(self) -> dict[str, str | None]:
@@ -65,6 +68,12 @@ class Request:
         folder = str(self.checkpoints) if self.checkpoints != Shared().checkpoints else None
         data = str(self.data) if self.data != DATA_FOLDER else None
         return {"--config": config, "--search": self.new_name or self.search, "--checkpoints": folder, "--data-dir": data}
+
+    @property
+    def named(self) -> list[str]:
+        """The options that name the same search and folders to `worker check`."""
+        options = {"--config": self.config, "--search": self.search, "--checkpoints": self.checkpoints, "--data-dir": self.data}
+        return [str(part) for name, value in options.items() if value is not None for part in (name, value)]
 
     @property
     def n_workers(self) -> int | None:
@@ -91,17 +100,29 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
     root = make_folder(request.checkpoints).resolve()
     signal.signal(signal.SIGTERM, _on_sigterm)
     say = _printer(console)
+    interrupted = NOTHING_BEGAN
     try:
         with open_broker(request.redis, root) as broker:
             forget = (lambda folder: _forget(folder, broker)) if request.replace else None
+            passed = _checked(request, chosen, stages, say)
+            interrupted = TRIALS_GO_ON
             launched = settle(chosen, request.new_name, forget, say)
+            if passed is not None:
+                note(launched.folder, passed)
             return Run(request, launched, broker, console, n_workers).stages(stages)
     except KeyboardInterrupt:
-        say(TRIALS_GO_ON)
+        say(interrupted)
         return INTERRUPTED
     except TerminatedError:
-        say(TRIALS_GO_ON)
+        say(interrupted)
         return TERMINATED
+
+
+def _checked(request: Request, chosen: Chosen, stages: list[Stage], say: Callable[[str], None]) -> bytes | None:
+    """The checks before the first stage, while nothing has been written or queued; what is to be noted of them."""
+    if request.skip_check or stages[0] != chosen.search.stages[0]:
+        return None
+    return Checker(request.named, say).first(examine(chosen, request.new_name), request.replace)
 
 
 def _stages(request: Request, chosen: Chosen) -> list[Stage]:

@@ -41,6 +41,29 @@ class Launched:
         return self.search.id
 
 
+@dataclass(frozen=True)
+class Examined:
+    """A search that is about to be launched; nothing has been written."""
+
+    search: Search
+    text: str
+    folder: SearchFolder
+    code: bytes | None  # of the user's task; None for a built-in one, or where only the folder has it
+
+
+def examine(chosen: Chosen, new_name: str | None) -> Examined:
+    """The search under its name, with the user's task, which is there and defines what it should.
+
+    Raises:
+        ConfigError: ``new_name`` cannot be a folder.
+        TaskError: the task's file cannot be read, or is no Python.
+    """
+    text = _renamed(chosen.text, new_name)
+    search = parse_search(text)
+    folder = SearchFolder(chosen.folder.root, search.name)
+    return Examined(search, text, folder, _task_code(search, chosen.base, folder))
+
+
 def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder], None] | None, say: Callable[[str], None]) -> Launched:
     """Makes the search's folder, or finds it as it was launched before.
 
@@ -52,15 +75,13 @@ def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder]
         ConfigError: the file has changed since the first launch; the message shows how.
         CheckpointError: the folder cannot be written.
     """
-    text = _renamed(chosen.text, new_name)
-    search = parse_search(text)
-    folder = SearchFolder(chosen.folder.root, search.name)
-    task = _task_code(search, chosen.base, folder)
+    examined = examine(chosen, new_name)
+    search, text, folder = examined.search, examined.text, examined.folder
     if forget is not None and folder.path.exists():
         forget(folder)
         say(f"the older search lies in {_move_aside(folder)} now")
     durable.make_folder(folder.path)
-    _copy_task(search, task, chosen.base, folder)
+    _copy_task(search, examined.code, chosen.base, folder)
     fresh = search.model_copy(update={"id": secrets.token_hex(8)})
     durable_text = f'id = "{fresh.id}"\n{text}'
     if not folder.search_file.exists() and folder.search_file not in durable.write_new({folder.search_file: durable_text.encode()}):

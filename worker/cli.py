@@ -1,13 +1,18 @@
-"""`worker start`, `worker check`. Each command a few lines; what is heavy is imported where it is used, so that --help is instant."""
+"""The commands of the worker. Each command a few lines; what is heavy is imported where it is used, so that --help is instant."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from common.options import common_options, data_option, fail_with_message
+
+weights_option = click.option(
+    "--weights", type=click.Choice(["raw", "ema"]), default="raw", show_default=True, help="Those of the last update, or their average."
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,10 +48,12 @@ def start(context: click.Context, device: str, search: str | None, array_width: 
 
 @cli.command()
 @common_options
+@data_option
 @click.argument("checkpoint", type=click.Path(path_type=Path))
+@weights_option
 @click.pass_context
 @fail_with_message
-def test(context: click.Context, checkpoint: Path) -> None:
+def test(context: click.Context, checkpoint: Path, weights: str) -> None:
     """Measure a checkpoint on the test part, which the search never looks at; the look is counted.
 
     \b
@@ -55,7 +62,38 @@ def test(context: click.Context, checkpoint: Path) -> None:
     """
     from worker.look import look
 
-    click.echo(look(checkpoint))
+    click.echo(look(checkpoint, weights, context.obj.data))
+
+
+@cli.command()
+@common_options
+@data_option
+@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[CHECKPOINT]...")
+@click.option("--search", metavar="NAME", help="The best models of this search, in place of CHECKPOINT.")
+@click.option("--stage", metavar="NAME", help="Of this stage; without it, the last one that was launched.")
+@click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="So many of them, averaged.")
+@click.option("--inputs", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Examples: .npy, .npz or .csv, a row each.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=".csv or .npz; without it, CSV on stdout.")
+@click.option("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: the first free CUDA device, else the CPU.")
+@weights_option
+@click.pass_context
+@fail_with_message
+def predict(context: click.Context, /, **options: Any) -> None:
+    """Run a checkpoint, or several as an ensemble, on new inputs: class and probabilities of each.
+
+    Inputs are as the task's data() makes them; the preprocessing that the model was trained with is in its checkpoint.
+
+    \b
+    Example:
+        worker predict checkpoints/digits/fine/val_acc=0.9861-trial=fine-0012-epoch=018-try=1.pt --inputs new.npy
+        worker predict --search digits --stage fine --top 10 --inputs new.csv --out predicted.csv
+    """
+    from worker.predict import Request, predict
+
+    text, told = predict(Request(root=context.obj.checkpoints, data=context.obj.data, **options))
+    click.echo(told, err=True)
+    if text:
+        click.echo(text)
 
 
 @cli.command()
@@ -78,7 +116,8 @@ def check(context: click.Context, config: Path | None, search: str | None, as_js
     from common.select import choose
     from worker.checks.command import check
 
-    chosen = choose(context.obj.checkpoints, config, search, lambda message: click.echo(message, err=True), builtin=True)
+    say = (lambda message: None) if table else (lambda message: click.echo(message, err=True))  # the master has said it
+    chosen = choose(context.obj.checkpoints, config, search, say, builtin=True)
     sys.exit(check(chosen, context.obj.data, as_json, table or not as_json))
 
 

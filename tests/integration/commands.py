@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,11 @@ def wait_for(condition: Callable[[], Any], what: str, deadline_s: float = DEADLI
     raise AssertionError(f"waited {deadline_s:g} s in vain for {what}")
 
 
+def without_checks(command: Sequence[str]) -> list[str]:
+    """The command; a launch leaves the checks before learning out."""
+    return [*command, "--skip-check"] if "launch" in command else [*command]
+
+
 class Place:
     """A folder with a search file and a checkpoint root, and the processes started in it."""
 
@@ -73,10 +78,10 @@ class Place:
         clean = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "CHECKPOINT_DIR", "REDIS_PASSWORD_FILE")}
         return {**clean, **({"REDIS_URL": self.redis_url} if self.redis_url else {}), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
 
-    def run(self, *command: str, timeout: float = DEADLINE_S, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end."""
+    def run(self, *command: str, timeout: float = DEADLINE_S, checks: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end; a launch without the checks before learning, which take seconds, unless asked for."""
         return subprocess.run(
-            [sys.executable, "-P", "-m", *command],
+            [sys.executable, "-P", "-m", *(command if checks else without_checks(command))],
             cwd=self.path, env={**self.environment, **environment}, text=True, capture_output=True, timeout=timeout, check=False,
         )  # fmt: skip
 
@@ -85,7 +90,7 @@ class Place:
         file = self.path / (log or f"{command[0]}-{len(self._started)}.log")
         with file.open("w") as out:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *command], cwd=self.path, env={**self.environment, **environment},
+                [sys.executable, "-P", "-m", *without_checks(command)], cwd=self.path, env={**self.environment, **environment},
                 text=True, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._started.append(process)

@@ -80,17 +80,18 @@ def judged(compared: Sequence[Compared], when: str, n_parameters: int, configura
     smooth = median([one.raw for one in compared if not one.kink] or [0.0])
     figures: dict[str, Figure] = {"error": worst.error, "typical": smooth, "parameter": worst.parameter}
     figures |= {"entries": len(compared), "parameters": looked, "kinks": kinks}
-    found = f"{len(compared)} entries of {looked} of {n_parameters} tensors: relative error {smooth:.0e} in the middle, "
-    found += f"at most {worst.error:.0e} beyond rounding" + (f"; {kinks} at kinks, told apart" if kinks else "")
+    beyond = f"at most {worst.error:.0e} beyond rounding" if worst.error else "nothing beyond rounding"
+    found = f"{len(compared)} entries of {looked} of {n_parameters} tensors: relative error {smooth:.0e} in the middle, {beyond}"
+    found += f"; {kinks} at kinks, told apart" if kinks else ""
     where = f"{worst.parameter}: the engine's {worst.analytic:.6g}, differences say {worst.numeric:.6g}. "
-    if any(one.coarse for one in compared):
-        means = "The model rounds to single precision inside (float(), float32 constants): differences cannot tell more."
-        return Finding(name, Status.WARNING, found, where + means, figures, configuration)
     if worst.error > WRONG:
         means = (
             "The backward pass is wrong: a custom autograd function, a detach(), an operation in place, .data, or a rounding on the way."
         )
         return Finding(name, Status.FAILED, found, where + means, figures, configuration)
+    if any(one.coarse for one in compared):
+        means = "The model rounds to single precision inside (float(), float32 constants): differences cannot tell more."
+        return Finding(name, Status.WARNING, found, where + means, figures, configuration)
     if worst.error > (KINKY if kinks else GOOD):
         means = "More than rounding explains: a derivative that is nearly right, or a loss of very large numbers."
         return Finding(name, Status.WARNING, found, where + means, figures, configuration)
@@ -111,7 +112,7 @@ def _compared(loss: Callable[[], float], name: str, flat: Tensor, place: int, an
     smaller = [_Difference.at(loss, flat, place, step, middle) for step in SMALLER_STEPS]
     best = min(error, *(difference.error(analytic) for difference in smaller))
     if best <= GOOD:
-        return Compared(name, analytic, first.centred, best, raw, kink=True)
+        return Compared(name, analytic, first.centred, best, raw, kink=not smaller[0].curved(first))
     if smaller[-1].on_kink(analytic, smaller[0]):
         return Compared(name, analytic, first.centred, 0.0, raw, kink=True)
     coarse = _Difference.at(loss, flat, place, COARSE_STEP, middle).error(analytic)
@@ -149,12 +150,22 @@ class _Difference:
         """Relative error as it is."""
         return _relative(abs(analytic - self.centred), analytic, self.centred)
 
+    @property
+    def jump(self) -> float:
+        """By how much the slopes on the two sides differ."""
+        return abs(self.right - self.left)
+
+    def curved(self, wider: _Difference) -> bool:
+        """Whether the jump shrinks with the step as it does on a smooth curve, whose bend alone then explains the error."""
+        return abs(self.jump - wider.jump * self.step / wider.step) <= 0.5 * wider.jump * self.step / wider.step + 4 * self.rounding
+
     def on_kink(self, analytic: float, wider: _Difference) -> bool:
         """Whether the point itself is a kink: the slopes on its two sides stay apart however small the step, and hold the gradient."""
-        jump, jump_wider = abs(self.right - self.left), abs(wider.right - wider.left)
         low, high = sorted((self.left, self.right))
         within = low - 2 * self.rounding <= analytic <= high + 2 * self.rounding
-        stays = jump > 0.5 * jump_wider and jump > 10 * self.rounding  # of a smooth curve it would shrink with the step, to a tenth
+        stays = (
+            self.jump > 0.5 * wider.jump and self.jump > 10 * self.rounding
+        )  # of a smooth curve it would shrink with the step, to a tenth
         return within and stays
 
 

@@ -33,7 +33,7 @@ def known_to_all(task: Task, name: str, batch: Part, middle: Hyperparameters, op
     unread = [key for key in middle if key not in read]
     if not unread:
         return Finding("hyperparameters", Status.PASSED, f"all {len(middle)} are read by the task or the engine")
-    told = [f"{key}{_meant(key, read - middle.keys())}" for key in unread]
+    told = [f"{key}{_meant(key, read)}" for key in unread]
     means = "It is sampled in vain: correct its name, read it in model(hp), or remove it from [space]."
     return Finding("hyperparameters", Status.WARNING, f"read by nobody: {', '.join(told)}", means, {"unread": ", ".join(unread)})
 
