@@ -17,9 +17,10 @@ from common.queue import searches
 from common.trial import Claim
 from common.witness import reap
 from worker.heartbeat import Heartbeat, Position
+from worker.own import OwnLoop
 from worker.recording import Recorder
-from worker.session import Session, Sessions
-from worker.training.engine import Boundary, Engine, Job
+from worker.session import Session, Sessions, Trainer
+from worker.training.engine import Boundary, Job
 
 CPU_CLAIM, GPU_CLAIM = 64, 512  # trials asked for before an array width is known; the queue hands out a fair share at most
 MIN_PAUSE_S, MAX_PAUSE_S = 0.02, 1.0  # an idle worker backs off between these
@@ -57,6 +58,7 @@ class Loop:
 
         Raises:
             CheckpointError: the folder cannot be written; all leases have been given back.
+            TaskError: a loop of the user's own does not let go of a trial that is over; all leases have been given back.
         """
         pause_s = MIN_PAUSE_S
         while not self._heartbeat.stopping():
@@ -104,7 +106,7 @@ class Loop:
         try:
             self._train(session, claims, recorder)
             self._settle(recorder)
-        except CheckpointError:
+        except (CheckpointError, TaskError):
             self._release(session, recorder)
             raise
 
@@ -118,6 +120,8 @@ class Loop:
             self._release(session, recorder)
             return
 
+        claims = self._only(session, claims, engine)
+
         def refill(n: int) -> Sequence[Job]:
             return self._refill(session, claims[0], n, recorder)
 
@@ -129,7 +133,20 @@ class Loop:
             recorder.save_states(last.running, now=True)
             self._release(session, recorder)
 
-    def _engine(self, session: Session, stage: str) -> Engine | None:
+    def _only(self, session: Session, claims: list[Claim], engine: Trainer) -> list[Claim]:
+        """What can be trained at once of the first claim, which asks for an array's worth: a loop of the user's own takes one at a time."""
+        if not isinstance(engine, OwnLoop) or len(claims) == 1:
+            return claims
+        surplus = [claim.fence for claim in claims[1:]]
+        try:
+            session.queue.release(surplus)
+        except QueueError:
+            return claims  # the leases are kept alive: they are trained here, one after the other
+        self._heartbeat.drop([fence.trial_id for fence in surplus])
+        self._width[session.queue.search_id] = 1
+        return claims[:1]
+
+    def _engine(self, session: Session, stage: str) -> Trainer | None:
         """The engine with its task; waits while Redis is away, None if told to stop meanwhile.
 
         Raises:

@@ -15,8 +15,11 @@ from common.queue import TrialQueue
 from common.records import SearchFolder, searches
 from common.search import Search
 from common.trial import Claim
-from worker.tasks import load_task, task_digest
+from worker.own import OwnLoop
+from worker.tasks import Loop, Task, load_task, task_digest
 from worker.training.engine import Engine, Job
+
+Trainer = Engine | OwnLoop
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Session:
         self.queue = TrialQueue(client, search.id, search.stragglers.lease_s)
         self.digest: str | None = None
         self._means = means
-        self._engine: Engine | None = None
+        self._engine: Trainer | None = None
 
     def in_place(self) -> bool:
         """Whether the folder still holds this search; another one may have replaced it."""
@@ -49,29 +52,48 @@ class Session:
         except OSError:
             return False
 
-    def engine(self, stage: str, log: Callable[[str], None]) -> Engine:
-        """The engine, made at first use and again where a retry brought other code: only then is the task loaded.
+    def engine(self, stage: str, log: Callable[[str], None]) -> Trainer:
+        """What trains, made at first use and again where a retry brought other code or a stage was added: only then is the task loaded.
 
         Raises:
             TaskError: the task cannot be loaded, or is not the code that was launched.
             QueueError: Redis is away.
         """
         launched = (self.queue.frozen(stage) or {}).get("task_digest")
-        if self._engine is None or self.digest != launched:
-            task = load_task(self.search.task_in_folder, self.folder.path, self._means.data)
+        grown = self._read_again(stage)
+        if self._engine is None or grown or self.digest != launched:
             self.digest = task_digest(self.search.task_in_folder, self.folder.path)
             self._check_digest(launched)
-            self._engine = Engine(
-                task,
-                self._means.device,
-                search_seed=self.search.seed,
-                task_name=self.search.task,
-                explosion_factor=self.search.explosion_factor,
-                width=self._means.width,
-                threads=self._means.threads,
-                log=log,
-            )
+            self._engine = self._made(load_task(self.search.task_in_folder, self.folder.path, self._means.data), log)
         return self._engine
+
+    def _made(self, task: Task | Loop, log: Callable[[str], None]) -> Trainer:
+        search, means = self.search, self._means
+        if isinstance(task, Loop):
+            return OwnLoop(task, means.device, search=search, threads=means.threads, log=log)
+        return Engine(
+            task,
+            means.device,
+            search_seed=search.seed,
+            task_name=search.task,
+            explosion_factor=search.explosion_factor,
+            width=means.width,
+            threads=means.threads,
+            log=log,
+            metric=search.metric,
+            mode=search.mode,
+            stages={stage.name: stage for stage in search.stages},
+        )
+
+    def _read_again(self, stage: str) -> bool:
+        """Whether the search has grown since it was read: a stage that nobody knew has been launched."""
+        if any(known.name == stage for known in self.search.stages):
+            return False
+        search = self.folder.search()
+        if search is None or search.id != self.search.id:
+            return False
+        self.search = search
+        return True
 
     def _check_digest(self, launched: str | None) -> None:
         if launched and launched != self.digest:

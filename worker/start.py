@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -79,7 +80,8 @@ def start_one(request: Request) -> int:
         heartbeat.start()
         say(f"{heartbeat.info.worker} on {device.name} ({device.model}), at most {threads} threads, folder {root}")
         try:
-            _loop(request, broker.client, root, device, width, threads, heartbeat).run()
+            with contextlib.redirect_stdout(sys.stderr):  # what a task prints belongs into the log
+                _loop(request, broker.client, root, device, width, threads, heartbeat).run()
         finally:
             heartbeat.close()
     say("left")

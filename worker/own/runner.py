@@ -77,7 +77,7 @@ class Runner:
         """Lets the last report return."""
         self._answers.put(True)
 
-    def end(self, patience_s: float = INTERRUPTED_S) -> bool:
+    def end(self, patience_s: float) -> bool:
         """Has the function end, by TrialEnded at its next report, else wherever it is; False if it does not within ``patience_s``."""
         self._over = True
         self._answers.put(False)
