@@ -14,9 +14,9 @@ N_DECAYED = 44  # columns of the matrix and the filters
 P = 49
 
 
-def spread(low: float, high: float, log: bool = False, shift: int = 0) -> Tensor:
-    """(K,) values from low to high, both included, in an order of their own for each shift."""
-    even = torch.linspace(0, 1, K, dtype=torch.float64)[torch.tensor([(5 * i + shift) % K for i in range(K)])]
+def spread(low: float, high: float, log: bool = False, stride: int = 1) -> Tensor:
+    """(K,) values from low to high, both included, in an order of its own for each odd stride."""
+    even = torch.linspace(0, 1, K, dtype=torch.float64)[torch.tensor([(stride * i) % K for i in range(K)])]
     return low * (high / low) ** even if log else low + (high - low) * even
 
 

@@ -10,7 +10,7 @@ from worker.training import regularization
 
 RATE = 0.3
 L2 = torch.cat([torch.zeros(2), spread(1e-7, 1.0, log=True)[2:]]).double()
-L1 = torch.cat([spread(1e-7, 1.0, log=True, shift=3)[:-2], torch.zeros(2)]).double()
+L1 = torch.cat([spread(1e-7, 1.0, log=True, stride=3)[:-2], torch.zeros(2)]).double()
 OFF = torch.zeros(K, 1, dtype=torch.float64)
 
 
@@ -44,7 +44,7 @@ def test_sixteen_penalties_are_those_of_sixteen_losses(l2, l1):
 @covers("clip_norm", "clip_value")
 @pytest.mark.parametrize("kind", ["norm", "value", "both"])
 def test_sixteen_gradients_are_clipped_as_sixteen_are(kind):
-    norms, values = spread(1e-3, 10.0, log=True), spread(1e-3, 1.0, log=True, shift=3)
+    norms, values = spread(1e-3, 10.0, log=True), spread(1e-3, 1.0, log=True, stride=3)
     norms[5], values[6] = 0.0, 0.0
     flat, expected = starts(), []
     for step in range(N_STEPS):

@@ -20,7 +20,7 @@ TOTALS = torch.full((K,), N_STEPS)
 NO_DROPS = torch.zeros(K, dtype=torch.int64)
 OWN = {
     "constant": {},
-    "step": {"step_epochs": spread(0.1, 5.0), "drop": spread(0.05, 1.0, shift=3)},
+    "step": {"step_epochs": spread(0.1, 5.0), "drop": spread(0.05, 1.0, stride=3)},
     "exponential": {"decay_rate": spread(1e-3, 10.0, log=True)},
     "inverse": {"decay_rate": spread(1e-3, 10.0, log=True)},
     "cosine": {"final_share": spread(0.0, 1.0)},
@@ -131,8 +131,8 @@ def test_a_plateau_goes_on_where_its_state_was_saved(losses, cut):
 
 @covers("momentum_start", "momentum_epochs", plateau_momentum_off=(False, True))
 def test_momentum_rises_and_is_turned_off():
-    ends, starts = spread(0.0, 0.99), spread(-1.0, 0.95, shift=5)
-    lengths = spread(0.0, 6.0, shift=9)
+    ends, starts = spread(0.0, 0.99), spread(-1.0, 0.95, stride=5)
+    lengths = spread(0.0, 6.0, stride=9)
     off = torch.tensor([slot % 4 == 3 for slot in range(K)])
     values = {"momentum": ends, "momentum_start": starts, "momentum_epochs": lengths}
     found = momentum_values(values, STEPS, PER_EPOCH, off)
