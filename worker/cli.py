@@ -68,7 +68,7 @@ def test(context: click.Context, checkpoint: Path, weights: str) -> None:
 @cli.command()
 @common_options
 @data_option
-@click.argument("checkpoints", nargs=-1, type=click.Path(path_type=Path), metavar="[CHECKPOINT]...")
+@click.argument("models", nargs=-1, type=click.Path(path_type=Path), metavar="[CHECKPOINT]...")
 @click.option("--search", metavar="NAME", help="The best models of this search, in place of CHECKPOINT.")
 @click.option("--stage", metavar="NAME", help="Of this stage; without it, the last one that was launched.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="So many of them, averaged.")

@@ -9,19 +9,21 @@ import torch
 from common.errors import TaskError
 from common.intervals import wilson
 from common.ledger import note
+from common.options import DATA_FOLDER
 from common.records import home_of
 from common.search import Search
-from worker.tasks.base import Part, Task, data_of, own_loss, own_metrics
+from worker.tasks.base import Part, Task, own_loss, own_metrics
 from worker.tasks.loader import load_class
 from worker.training.evaluate import RAW, Saved, held_out, load
 from worker.training.metrics import Metric
 
 
-def look(checkpoint: Path, weights: str = RAW) -> str:
+def look(checkpoint: Path, weights: str = RAW, data: Path = DATA_FOLDER) -> str:
     """Measures a checkpoint on the test part of its search's task, and notes that it was done.
 
     Args:
         weights: ``raw`` or ``ema``.
+        data: where built-in tasks have their files.
 
     Raises:
         CheckpointError: the file is missing, damaged, not in a search's folder, or the folder cannot be written.
@@ -32,9 +34,9 @@ def look(checkpoint: Path, weights: str = RAW) -> str:
     search = folder.search()
     assert search is not None  # it was launched
     path = checkpoint.resolve()
-    task = load_class(search.task_in_folder, folder.path)
+    task = load_class(search.task_in_folder, folder.path, data)
     saved = load(path, task, search.task, torch.device("cpu"), weights)
-    part, classes = held_out(task), data_of(task).n_classes is not None
+    part, classes = held_out(task), saved.n_classes is not None
     outputs = saved.outputs(part.inputs)
     entry: dict[str, object] = {"checkpoint": str(path.relative_to(folder.path)), "weights": weights, "n": len(part)}
     told = []

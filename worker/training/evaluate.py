@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import CheckpointError, ConfigError, TaskError
 from common.space import Hyperparameters
-from worker.tasks.base import Part, Task
+from worker.tasks.base import Part, Task, data_of
 from worker.training.preprocess import NONE, Preprocessing
 
 EXAMPLES_AT_ONCE = 1024
@@ -28,6 +28,9 @@ class Saved:
     hyperparameters: Hyperparameters
     device: torch.device
     dtype: torch.dtype
+    shape: tuple[int, ...]  # of an example as data() makes it
+    floating: bool  # whether its elements are, or whole numbers
+    n_classes: int | None
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
@@ -74,7 +77,10 @@ def load(path: Path, task: Task, task_name: str, device: torch.device, weights: 
     except (RuntimeError, KeyError, TaskError) as error:
         raise CheckpointError(f"{path}: does not fit the task's model ({error}); was the task changed since?") from error
     module.to(device).eval()
-    return Saved(path, module, _preprocessing(path, content), content["hyperparameters"], device, dtype)
+    inputs = content["inputs"] if "inputs" in content else _inputs(task)
+    n_classes = content["n_classes"] if "n_classes" in content else data_of(task).n_classes
+    preprocessing, shape = _preprocessing(path, content), tuple(inputs["shape"])
+    return Saved(path, module, preprocessing, content["hyperparameters"], device, dtype, shape, inputs["floating"], n_classes)
 
 
 def held_out(task: Task) -> Part:
@@ -113,6 +119,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"model", "hyperparameters"} <= content.keys():
         raise CheckpointError(f"{path}: holds no model and hyperparameters; it is not a checkpoint of a task whose model is trained here")
     return content
+
+
+def _inputs(task: Task) -> dict[str, Any]:
+    """What an older checkpoint does not say."""
+    inputs = data_of(task).train.inputs
+    return {"shape": list(inputs.shape[1:]), "floating": inputs.is_floating_point()}
 
 
 def _weights(path: Path, content: dict[str, Any], weights: str) -> dict[str, Tensor]:
