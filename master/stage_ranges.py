@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from common.records import Record, SearchFolder
 from common.search import Search, Stage
 from common.space import Fixed, Space
+from common.vet import check_space
 from master import ranking
 from master.ranges import load_ranges, read_frozen, read_proposal
 from master.stages import Proposal, propose
@@ -33,6 +34,8 @@ def stage_ranges(search: Search, folder: SearchFolder, stage: Stage, ranges_file
     if ranges_file and stage.kind == "seeds":
         raise ConfigError(f"--ranges {ranges_file}: stage {stage.name!r} repeats one configuration and samples no ranges; leave it out")
     given = load_ranges(ranges_file, search.space) if ranges_file else None
+    if given is not None:
+        check_space(search.task, given, f"{ranges_file}:")
     path = folder.stage(stage.name).ranges
     if path.exists():
         frozen = read_frozen(path, search.space)
@@ -79,6 +82,7 @@ def proposed_space(search: Search, folder: SearchFolder, stage: Stage, warn: Cal
     stage_folder = folder.stage(before.name)
     proposal = read_proposal(stage_folder.ranges, search.space)
     if proposal is not None:
+        check_space(search.task, proposal, f"{stage_folder.ranges}: [next.ranges]")
         return proposal
     return make_proposal(search, folder, before, stage, stage_folder.records(warn)).space
 

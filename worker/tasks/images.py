@@ -37,5 +37,5 @@ def image_model(hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes
 
 def image_part(pixels: np.ndarray, labels: np.ndarray) -> Part:
     """A part from bytes (n, ...), laid flat and scaled to [0, 1], and class numbers (n,)."""
-    inputs = torch.from_numpy(np.ascontiguousarray(pixels.reshape(len(pixels), -1))).to(torch.float32).div_(FULL)
+    inputs = torch.from_numpy(pixels.reshape(len(pixels), -1).astype(np.float32)).div_(FULL)
     return Part(inputs, torch.from_numpy(labels.astype(np.int64)))

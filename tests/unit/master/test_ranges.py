@@ -4,10 +4,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import tomlkit
 
 from common.errors import CheckpointError, ConfigError
+from common.records import SearchFolder
+from common.search import default_text, parse_search
 from common.space import Space
 from master.ranges import load_ranges, read_frozen, read_proposal, write_frozen, write_proposal
+from master.stage_ranges import stage_ranges
 from master.stages import Proposal
 
 SPACE = Space.parse(
@@ -182,3 +186,10 @@ def test_a_proposal_that_was_edited_into_nonsense_is_an_error(path: Path) -> Non
     edit(path, "[0.00031, 0.5]", "[-1.0, 0.5]")
     with pytest.raises(ConfigError, match=r"\[next.ranges\] learning_rate: the range \[-1, 0.5\] touches zero"):
         read_proposal(path, SPACE)
+
+
+def test_ranges_of_a_built_in_task_are_vetted_as_its_space_is(tmp_path: Path) -> None:
+    search, path = parse_search(default_text()), tmp_path / "mine.toml"
+    path.write_text(tomlkit.dumps({"ranges": {**search.space.plain(), "optimizer": "lion"}}))
+    with pytest.raises(ConfigError, match=r'mine.toml: optimizer = "lion": use one of sgd, adagrad'):
+        stage_ranges(search, SearchFolder(tmp_path, "digits"), search.stages[0], path, print)
