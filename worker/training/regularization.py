@@ -7,7 +7,7 @@ loop whose weight decay is its optimizer's. Nothing here waits for the device or
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -75,9 +75,16 @@ def clip_norm(gradients: Tensor, most: Tensor) -> None:
     Source: Pascanu, Mikolov and Bengio, "On the difficulty of training recurrent neural networks", ICML 2013, algorithm 1, in the form
     of torch.nn.utils.clip_grad_norm_.
     """
-    norms = torch.linalg.vector_norm(gradients, dim=1, keepdim=True)  # (K, 1)
-    factor = (most / (norms + NORM_MARGIN)).clamp(max=1.0)
-    gradients.mul_(torch.where(most > 0, factor, 1.0))
+    clip_norms([gradients], most)
+
+
+def clip_norms(parts: Sequence[Tensor], most: Tensor) -> None:
+    """``clip_norm`` of gradients that lie in several tensors (K, n): it is the norm of all of them together that counts."""
+    norms = torch.stack([torch.linalg.vector_norm(part, dim=1) for part in parts], dim=1)
+    whole = norms if len(parts) == 1 else torch.linalg.vector_norm(norms, dim=1, keepdim=True)  # (K, 1)
+    factor = torch.where(most > 0, (most / (whole + NORM_MARGIN)).clamp(max=1.0), 1.0)
+    for part in parts:
+        part.mul_(factor)
 
 
 def max_norm(views: Mapping[str, Tensor], most: Tensor) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from worker.training import averages, regularization
+from worker.training import averages
 from worker.training.augment import STRENGTHS, Augmentation
-from worker.training.losses import Losses, Objective
+from worker.training.losses import Objective
 from worker.training.networks import LoneNetwork, Network
 from worker.training.noise import DropoutMasks, active_layers, noise_keys, seed_generators
 from worker.training.optimizers import Columns
@@ -18,10 +18,12 @@ from worker.training.recipe import COLUMN, NUMBERS
 from worker.training.rows import BEST, Row
 from worker.training.schedules import fade_factors, momentum_values, rate_factors
 from worker.training.structure import Model
+from worker.training.update import Piece, update
 
 OTHER_KEYS = 2  # of each step, after those of the dropout layers: a module's own generator, augmentation
 NEUTRAL = {"momentum_start": -1.0}  # numbers that do nothing at another value than 0
-FIXED = ("clip_norm", "clip_value", "max_norm", *STRENGTHS)  # columns that no schedule moves
+LIMITS = ("clip_norm", "clip_value", "max_norm")
+FIXED = (*LIMITS, *STRENGTHS)  # columns that no schedule moves
 
 
 class Frame(NamedTuple):
@@ -73,6 +75,33 @@ class StepResult(NamedTuple):
     looked: Looked | None = None
 
 
+class Tensors(NamedTuple):
+    """What a step reads and moves, by name; the parameters' own shapes, (K, ...) each."""
+
+    weights: Columns
+    states: Mapping[str, Columns]  # of the update rule
+    averages: Columns  # of the weights; empty where none are kept
+    buffers: Columns
+    masks: Sequence[Tensor]
+    limits: Columns
+    values: Columns  # what the objective reads
+
+    def listed(self) -> list[Tensor]:
+        """All of them, in an order of their own."""
+        named = (self.weights, *self.states.values(), self.averages, self.buffers, self.limits, self.values)
+        return [*(tensor for columns in named for tensor in columns.values()), *self.masks]
+
+
+class Whole(Protocol):
+    """A whole step as one call, from augmented inputs to moved weights."""
+
+    gives_gradients: bool  # whether it can be looked at
+
+    def __call__(self, static: Sequence[Tensor], inputs: Tensor, targets: Tensor, columns: Columns) -> Sequence[Tensor]:
+        """Moves what ``static`` lists (``Tensors.listed``); returns loss, correct, penalty (K,) each, and perhaps gradients (K, ...)."""
+        ...
+
+
 class Stack:
     """K rows of one structure."""
 
@@ -93,6 +122,8 @@ class Stack:
         self._frame = frame
         self._n_decayed = model.layout.size if model.recipe.kinds["decay_biases"] else model.layout.n_decayed
         self.rows = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        self._whole: Whole | None = None
+        self._static: list[Tensor] | None = None
         self._bind()
 
     @property
@@ -159,19 +190,34 @@ class Stack:
             number: of the step in it.
             look: whether to keep what ``Looked`` holds.
         """
-        keys = plan.keys[number]
+        keys, shared = plan.keys[number], plan.shared
         if plan.seeds:
             seed_generators(plan.seeds[number], inputs.device)
+        if self._augmentation is not None:
+            inputs, shared = self._augmentation(inputs, self._fixed, keys[:, len(self._shapes) + 1]), False
+        masks = self._masks.fill(keys, self.rows["threshold"], self.rows["scale"])
+        columns = {name: column[number] for name, column in plan.columns.items()}
+        if self._whole is not None and (self._whole.gives_gradients or not look):
+            return self._at_once(self._whole, inputs, targets, columns, look)
         moved = {name: tensor.clone() for name, tensor in self._buffers.items()} if self._buffers else {}
         try:
-            losses = self._forward_backward(inputs, targets, plan.shared, keys)
+            losses = self.objective(self._network.forward(inputs, shared, masks), targets, self._objective_values)
+            self._network.backward(losses.gradient)
             looked = Looked(self.rows["flat"].clone(), self._gradients.clone()) if look else None
         except Exception:
             for name, tensor in moved.items():
                 self._buffers[name].copy_(tensor)
             raise
-        penalty = self._update({name: column[number] for name, column in plan.columns.items()})
+        penalty = update(self.model.recipe.rule, [self._piece], self._views, columns, self.limits)
         return StepResult(losses.mean, losses.correct, penalty, looked)
+
+    def use(self, whole: Whole | None) -> None:
+        """Takes another way to compute steps from now on, until slots come or go; None for the eager one."""
+        self._whole = whole
+
+    def shared(self, plan: Plan) -> bool:
+        """Whether all slots see the same inputs: augmentation gives each its own."""
+        return plan.shared and self._augmentation is None
 
     def predict(self, inputs: Tensor, averaged: bool = False) -> Tensor:
         """Outputs (K, B, ...) in evaluation mode; ``averaged`` with the running average of the parameters."""
@@ -218,13 +264,31 @@ class Stack:
         """(K, 1) columns of what the objective reads."""
         return self._objective_values
 
-    def _forward_backward(self, inputs: Tensor, targets: Tensor, shared: bool, keys: Tensor) -> Losses:
-        if self._augmentation is not None:
-            inputs, shared = self._augmentation(inputs, self._fixed, keys[:, len(self._shapes) + 1]), False
-        masks = self._masks.fill(keys, self.rows["threshold"], self.rows["scale"])
-        losses = self.objective(self._network.forward(inputs, shared, masks), targets, self._objective_values)
-        self._network.backward(losses.gradient)
-        return losses
+    @property
+    def limits(self) -> Columns:
+        """(K, 1) columns of the limits on gradients and weights that some slot uses."""
+        return {name: self._fixed[name] for name in LIMITS if name in self._active}
+
+    @property
+    def tensors(self) -> Tensors:
+        """All that a step works on besides its batch and its columns."""
+        views, rule = self.model.layout.views, self.model.recipe.rule
+        states = {name: views(self.rows[f"state.{name}"]) for name in rule.states}
+        averages_ = views(self.rows["ema"]) if self.model.recipe.averaged else {}
+        return Tensors(self._views, states, averages_, self._buffers, self._masks.masks, self.limits, self._objective_values)
+
+    @property
+    def n_decayed(self) -> int:
+        """How many columns of the parameters weight decay acts on; they come first."""
+        return self._n_decayed
+
+    def _at_once(self, whole: Whole, inputs: Tensor, targets: Tensor, columns: Columns, look: bool) -> StepResult:
+        before = self.rows["flat"].clone() if look else None
+        if self._static is None:
+            self._static = self.tensors.listed()
+        mean, correct, penalty, *gradients = whole(self._static, inputs, targets, columns)
+        looked = Looked(before, torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)) if before is not None else None
+        return StepResult(mean, correct, penalty, looked)
 
     def _decay_columns(self, values: Columns, steps: Tensor) -> Columns:
         """``l2`` and ``l1`` are added to the gradient, ``shrink`` multiplies the weights where decay is decoupled; those that are used."""
@@ -235,30 +299,13 @@ class Stack:
             columns |= {"shrink": 1 - values["learning_rate"] * decay} if decoupled else {"l2": decay}
         return {name: column.unsqueeze(-1) for name, column in columns.items()}
 
-    def _update(self, columns: Columns) -> Tensor:
-        """Clips, regularises and moves; returns the penalty before the move, (K,)."""
-        flat, gradients, rule = self.rows["flat"], self._gradients, self.model.recipe.rule
-        weights = flat[:, : self._n_decayed]
-        if "clip_value" in self._active:
-            regularization.clip_value(gradients, self._fixed["clip_value"])
-        if "clip_norm" in self._active:
-            regularization.clip_norm(gradients, self._fixed["clip_norm"])
-        l2, l1, shrink, decay = (columns.pop(name, None) for name in ("l2", "l1", "shrink", "ema"))
-        penalty = regularization.penalties(weights, l2, l1)
-        regularization.add_gradients(gradients[:, : self._n_decayed], weights, l2, l1)
-        if shrink is not None:
-            weights.mul_(shrink)
-        rule.apply(flat, gradients, [self.rows[f"state.{name}"] for name in rule.states], columns, self._scratch)
-        if "max_norm" in self._active:
-            regularization.max_norm(self._views, self._fixed["max_norm"])
-        if decay is not None:
-            averages.update(self.rows["ema"], flat, decay)
-        return penalty
-
     def _bind(self) -> None:
-        flat, recipe = self.rows["flat"], self.model.recipe
+        flat, rule = self.rows["flat"], self.model.recipe.rule
         self._gradients = torch.zeros_like(flat)
-        self._scratch = torch.empty_like(flat) if recipe.rule.uses_scratch else flat.new_empty(0)
+        scratch = torch.empty_like(flat) if rule.uses_scratch else flat.new_empty(0)
+        states = [self.rows[f"state.{name}"] for name in rule.states]
+        self._piece = Piece(flat, self._gradients, states, self.rows.get("ema"), scratch, self._n_decayed)
+        self._whole, self._static = None, None
         self._buffers = {name.removeprefix("buffer."): tensor for name, tensor in self.rows.items() if name.startswith("buffer.")}
         active = active_layers(self.rows["scale"], self.model.noises)
         self._masks = DropoutMasks(self.width, self._shapes, flat.device, flat.dtype, self.model.noises, active)
