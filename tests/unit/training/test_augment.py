@@ -7,7 +7,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import affine_grid, grid_sample
 
 from common.errors import TaskError
+from common.trial import TrialState
+from tests.unit.training.helpers import boundaries, job, load, outcomes, state, weights
 from tests.unit.training.references import covers
+from worker.tasks.digits import Digits
 from worker.training.augment import HASHES_AN_IMAGE, STRENGTHS, Augmentation
 from worker.training.noise import noise_keys
 
@@ -171,3 +174,39 @@ def test_what_is_no_image_cannot_be_turned():
     with pytest.raises(TaskError, match="augment_flip is for images"):
         Augmentation((4, 7), (2, 3), ["augment_flip"], CPU)
     assert Augmentation((4, 7), None, ["augment_noise"], CPU).names == ("augment_noise",)
+
+
+STRENGTHS_OF_SLOTS = [{}, {"augment_noise": 0.2, "augment_shift": 1.0}, {"augment_rotate": 20.0, "augment_zoom": 0.2}, ALL]
+
+
+def test_trials_of_different_strengths_share_an_array_and_train_as_they_do_alone():
+    jobs = [job(i, epochs=2, **hp) for i, hp in enumerate(STRENGTHS_OF_SLOTS)]
+    together = outcomes(jobs, task=Digits(), width=4)
+    assert {o.array_width for o in together.values()} == {4}
+    for one in jobs:
+        alone = outcomes([one], task=Digits(), width=1)[one.id]
+        assert torch.allclose(trained(together[one.id]), trained(alone), atol=1e-9)
+    plain = outcomes([job(3, epochs=2)], task=Digits())["coarse-0003"]
+    assert not torch.allclose(trained(together["coarse-0003"]), trained(plain), atol=1e-3)
+
+
+def test_validation_sees_the_images_as_they_are():
+    still = [job(0, epochs=1, learning_rate=0.0), job(0, epochs=1, learning_rate=0.0, **ALL)]
+    plain, noisy = (outcomes([one], task=Digits())["coarse-0000"] for one in still)
+    assert noisy.val_loss == pytest.approx(plain.val_loss, rel=1e-12) and noisy.curves["train_loss"] != plain.curves["train_loss"]
+
+
+def test_a_resumed_trial_sees_the_same_noise_again():
+    whole = outcomes([job(0, epochs=2, **ALL)])["coarse-0000"]
+    saved = next(state(view) for boundary in boundaries([job(0, epochs=2, **ALL)]) for view in boundary.running if view.epoch == 1)
+    resumed = outcomes([job(0, epochs=2, resume=saved, **ALL)])["coarse-0000"]
+    assert torch.equal(trained(resumed), trained(whole))
+
+
+def test_principal_components_cannot_be_turned():
+    ended = outcomes([job(0, epochs=1, preprocess="pca", augment_rotate=5.0)], task=Digits())["coarse-0000"]
+    assert ended.state == TrialState.FAILED and "augment_rotate is for images, and inputs of shape (64,) are none" in ended.reason
+
+
+def trained(outcome):
+    return weights(load(outcome.checkpoint()))

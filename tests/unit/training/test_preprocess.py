@@ -7,7 +7,10 @@ from sklearn.decomposition import PCA
 
 from common.errors import TaskError
 from common.practice import DATA, Kind
+from tests.unit.training.helpers import job, load, outcomes
 from tests.unit.training.references import covers
+from worker.tasks.base import Data, Part
+from worker.tasks.digits import Digits
 from worker.training import preprocess
 from worker.training.preprocess import KINDS, Preprocessing, fit
 
@@ -120,3 +123,34 @@ def test_what_cannot_be_used_is_told(images):
     for kind in KINDS[1:]:
         with pytest.raises(TaskError, match=f"preprocess = '{kind}': the training inputs hold NaN"):
             fit(kind, images)
+
+
+class Beforehand(Digits):
+    """Digits, preprocessed by whoever made the data."""
+
+    preprocess = "none"
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def data(self):
+        raw = Digits().data()
+        fitted = fit(self.kind, raw.train.inputs)
+        return Data(*(Part(fitted.apply(part.inputs), part.targets) for part in (raw.train, raw.val, raw.test)), raw.n_classes)
+
+
+def test_a_search_may_choose_among_them_and_its_checkpoints_know_theirs():
+    jobs = [job(index, epochs=1, preprocess=kind) for index, kind in enumerate(KINDS)]
+    ended = outcomes(jobs, task=Digits())
+    losses = {kind: ended[one.id].val_loss for kind, one in zip(KINDS, jobs, strict=True)}
+    assert len(set(losses.values())) == len(KINDS)
+    for index, kind in enumerate(KINDS):
+        beforehand = outcomes([job(index, epochs=1)], task=Beforehand(kind))[jobs[index].id]
+        assert losses[kind] == pytest.approx(beforehand.val_loss, rel=1e-9)
+        assert Preprocessing.from_state(load(ended[jobs[index].id].checkpoint())["preprocessing"]).kind == kind
+
+
+def test_a_task_names_its_own_default():
+    assert outcomes([job(0, epochs=1)], task=Digits())["coarse-0000"].val_loss == pytest.approx(
+        outcomes([job(0, epochs=1, preprocess="normalise")], task=Digits())["coarse-0000"].val_loss, rel=1e-12
+    )
