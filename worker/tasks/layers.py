@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
 
 class Maxout(nn.Module):
-    """The largest of ``pieces`` neighbouring features (channels): (B, units x pieces, ...) to (B, units, ...). A linear layer goes before.
+    """The largest of ``pieces`` features (channels) that lie ``units`` apart: (B, pieces x units, ...) to (B, units, ...).
+
+    A linear layer or a convolution goes before.
 
     Source: Goodfellow et al., "Maxout Networks", ICML 2013.
     """
@@ -18,8 +22,7 @@ class Maxout(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""
-        largest: Tensor = torch.unflatten(inputs, 1, (-1, self.pieces)).max(2).values
-        return largest
+        return reduce(torch.maximum, inputs.chunk(self.pieces, 1))
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import TaskError
-from worker.training.knobs import ATTRIBUTES, RATES, drawing, hooked, lift, liftable, noise_of, rate_of, replace
+from worker.training.knobs import ATTRIBUTES, RATES, STARTS, drawing, hooked, lift, liftable, noise_of, rate_of, replace
 from worker.training.layout import Layout, constants
 from worker.training.links import LINKS
 from worker.training.noise import SlotDropout, level
@@ -106,7 +106,7 @@ def _described(name: str, module: nn.Module, lifted: bool) -> Hashable:
     tensors = [
         (n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None
     ]
-    hidden = INTERNAL | {ATTRIBUTES[type(module)]} if lifted else INTERNAL
+    hidden = INTERNAL | {STARTS.get(type(module), ""), ATTRIBUTES[type(module)] if lifted else ""}
     plain = tuple((key, _plain(value)) for key, value in vars(module).items() if key not in hidden and (value or key not in EMPTY))
     return name, type(module), tuple(tensors), plain
 

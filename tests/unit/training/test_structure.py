@@ -7,6 +7,7 @@ from torch import nn
 from common.trial import TrialState
 from tests.unit.training.helpers import SmallDigits, engine, job, outcomes, states_at, weights
 from worker.tasks.digits import Digits
+from worker.tasks.layers import GaussianDropout
 from worker.training.structure import signature
 
 
@@ -147,7 +148,9 @@ def test_signatures_tell_apart_what_may_not_be_stacked():
         return nn.Sequential(nn.Linear(3, width, bias=bias), activation(), nn.Dropout(rate), nn.Linear(width, 2))
 
     same = signature(chain())
-    assert signature(chain(rate=0.2)) == same
+    assert signature(chain(rate=0.2)) == signature(chain(rate=0.0)) == same
+    for numbered in (nn.LeakyReLU, nn.ELU, GaussianDropout, lambda start: nn.PReLU(init=start)):
+        assert signature(nn.Sequential(nn.Linear(3, 4), numbered(0.1))) == signature(nn.Sequential(nn.Linear(3, 4), numbered(0.2)))
     frozen = chain()
     frozen[0].weight.requires_grad_(False)
     hooked = chain()
@@ -155,7 +158,7 @@ def test_signatures_tell_apart_what_may_not_be_stacked():
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     untied = signature(tied)
     tied[1].weight = tied[0].weight
-    others = [chain(5), chain(activation=nn.Tanh), chain(bias=False), chain(rate=0.0), frozen, hooked, chain().double()]
+    others = [chain(5), chain(activation=nn.Tanh), chain(bias=False), frozen, hooked, chain().double()]
     assert all(signature(other) != same for other in others)
     assert signature(tied) != untied
 
