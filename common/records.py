@@ -4,6 +4,7 @@
     checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt    weights
     checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.npz   what they predict, see common/predictions.py
     checkpoints/digits/coarse/snapshots/                                             the same two over time, of trials that keep weights
+    checkpoints/digits/coarse/weights/coarse-0042-try=1.png                          first-layer weights of an image model that is kept
     checkpoints/digits/coarse/trials/coarse-0042-try=1.json
     checkpoints/digits/coarse/resume/coarse-0042-try=1.pt
 
@@ -182,6 +183,7 @@ class StageFolder:
         self.trials = path / "trials"
         self.resume = path / "resume"
         self.snapshots = path / "snapshots"
+        self.pictures = path / "weights"
         self.ranges = path / "ranges.toml"
         self.leaderboard = path / "leaderboard.csv"
 
@@ -201,6 +203,10 @@ class StageFolder:
     def resume_path(self, trial_id: str, attempt: int) -> Path:
         """``resume/coarse-0042-try=1.pt``."""
         return self.resume / f"{trial_id}-try={attempt}.pt"
+
+    def picture_path(self, trial_id: str, attempt: int) -> Path:
+        """``weights/coarse-0042-try=1.png``."""
+        return self.pictures / f"{trial_id}-try={attempt}.png"
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Makes a batch of records durable. One that exists already stays: the first word about an attempt counts.
@@ -275,16 +281,17 @@ class StageFolder:
         return sorted((name for name in parsed if name and name.tried == (trial_id, attempt)), key=lambda name: name.epoch)
 
     def belongings(self, name: CheckpointName) -> list[Path]:
-        """Every file that goes when these weights go: they themselves, what they predict, the snapshots of their attempt."""
+        """Every file that goes when these weights go: they, what they predict, the snapshots and the picture of their attempt."""
         over_time = self.snapshots_of(*name.tried)
         return [
             self.path / str(name),
             self.path / name.predictions,
+            self.picture_path(name.trial_id, name.attempt),
             *(self.snapshots / file for snapshot in over_time for file in (str(snapshot), snapshot.predictions)),
         ]
 
     def left_behind(self) -> list[Path]:
-        """Predictions whose weights are gone, and snapshots whose trial keeps no weights."""
+        """Predictions whose weights are gone, and snapshots and pictures whose trial keeps no weights."""
         kept = {name.tried for name in self.checkpoints()}
         found = []
         for file in _names(self.path):
@@ -295,7 +302,8 @@ class StageFolder:
             owner = CheckpointName.parse(file) or CheckpointName.parse_predictions(file)
             if owner is not None and owner.tried not in kept:
                 found.append(self.snapshots / file)
-        return found
+        pictures = {self.picture_path(*tried).name for tried in kept}
+        return found + [self.pictures / file for file in _names(self.pictures) if file.endswith(".png") and file not in pictures]
 
 
 class SearchFolder:

@@ -35,7 +35,7 @@ def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None
         states = ended_states(folder.attempts(folder.resume), queue.state)
         now_s = time.time() if now_s is None else now_s
         doomed = [path for name in weights for path in folder.belongings(name) if path.exists()] + [file.path for file in states]
-        doomed += orphans((folder.path, folder.trials, folder.resume, folder.snapshots), now_s)
+        doomed += orphans((folder.path, folder.trials, folder.resume, folder.snapshots, folder.pictures), now_s)
         doomed += [path for path in aged(folder.left_behind(), now_s) if path not in doomed]
         durable.remove(doomed)
         return len(doomed)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common import durable, predictions
 from common.records import MOST_NAMED, CheckpointName, StageFolder, epoch_number
@@ -19,6 +19,7 @@ class Kept:
 
     checkpoint: str
     snapshots: list[str]
+    portrait: dict[str, Any] | None = None
 
 
 def keep(folder: StageFolder, outcomes: Mapping[CheckpointName, Outcome], say: Callable[[str], None]) -> dict[str, Kept]:
@@ -27,7 +28,7 @@ def keep(folder: StageFolder, outcomes: Mapping[CheckpointName, Outcome], say: C
     Args:
         folder: of their stage.
         outcomes: those with weights, by the names that these get.
-        say: told what could not be predicted.
+        say: told what could not be predicted or drawn.
 
     Returns:
         By trial id.
@@ -42,13 +43,18 @@ def keep(folder: StageFolder, outcomes: Mapping[CheckpointName, Outcome], say: C
         files |= _pair(folder.path, name, outcome.checkpoint, outcome.predictions, say)
         for snapshot, (weights, predicted) in over_time.items():
             files |= _pair(folder.snapshots, snapshot, weights, predicted, say)
-        kept[name.trial_id] = Kept(str(name), [str(snapshot) for snapshot in over_time])
+        drawn = _tried(name, "picture", outcome.picture, say)
+        files |= {folder.picture_path(name.trial_id, name.attempt): drawn} if drawn else {}
+        kept[name.trial_id] = Kept(str(name), [str(snapshot) for snapshot in over_time], _tried(name, "portrait", outcome.portrait, say))
+    if any(path.parent == folder.pictures for path in files):
+        durable.make_folder(folder.pictures)
     if any(kept_one.snapshots for kept_one in kept.values()):
         durable.make_folder(folder.snapshots)
     durable.write_new(files)
     return kept
 
 
+T = TypeVar("T")
 Weights = Callable[[], bytes] | None
 Predicted = Callable[[], dict[str, Any]] | None
 
@@ -78,4 +84,15 @@ def _packed(name: CheckpointName, predicted: Callable[[], dict[str, Any]], say: 
         return predictions.pack(arrays) if arrays else None  # a task without classes has none
     except Exception as error:  # whatever a user's model raises on the test part: its weights count for more than its place in an ensemble
         say(f"{name}: has no predictions beside it, so it takes part in no ensemble ({type(error).__name__}: {error})")
+        return None
+
+
+def _tried(name: CheckpointName, what: str, make: Callable[[], T] | None, say: Callable[[str], None]) -> T | None:
+    """What ``make`` makes; None, and told, where the user's model raises: its weights count for more than how they look."""
+    if make is None:
+        return None
+    try:
+        return make()
+    except Exception as error:
+        say(f"{name}: has no {what} ({type(error).__name__}: {error})")
         return None

@@ -141,6 +141,7 @@ class Recorder:
             "curves": outcome.curves,
             "traceback": outcome.traceback,
             "snapshots": kept.snapshots if kept else [],
+            "portrait": kept.portrait if kept else None,
             "diagnosis": diagnosed(outcome, self._session.search.metric, self._session.search.mode),
         }
         return Record.of(self._search_id, claim.trial, claim.fence.attempt, result, **more, **self._place())

@@ -72,7 +72,7 @@ class Outcome:
     checkpoint: Callable[[], bytes] | None = None
     predictions: Callable[[], dict[str, Any]] | None = None  # numpy arrays: see Predictions in common; of the best epoch, for kept ones
     portrait: Callable[[], dict[str, Any]] | None = None  # histograms of activations and gradients, for kept ones
-    picture: Callable[[], bytes] | None = None  # PNG of the first layer's weights, of image models
+    picture: Callable[[], bytes | None] | None = None  # PNG of the first layer's weights; makes None where these are no images
     snapshots: tuple[Snapshot, ...] = ()  # over time
     n_classes: int | None = None  # of the task, if it is a classification
     chance_loss: float | None = None  # the loss of guessing, where there is such a value

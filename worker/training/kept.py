@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.trial import TrialState
 from worker.tasks.base import Part
+from worker.training import portrait
 from worker.training.interface import Outcome, Snapshot
 from worker.training.networks import LoneNetwork
 from worker.training.rows import BEST, Row, named
@@ -39,6 +40,8 @@ def outcome(slot: Slot, row: Row, setting: Setting) -> Outcome:
         array_width=slot.width,
         checkpoint=(lambda: _checkpoint(slot, _best(row), best.epoch, setting)) if best else None,
         predictions=(lambda: _predictions(slot, _best(row), setting)) if best and classes else None,
+        portrait=(lambda: _portrait(slot, _best(row), setting)) if best else None,
+        picture=(lambda: _picture(slot, _best(row), setting)) if best else None,
         snapshots=tuple(_snapshot(slot, moment, setting) for moment in slot.moments),
         n_classes=slot.n_classes,
         chance_loss=slot.chance,
@@ -99,9 +102,42 @@ def _predictions(slot: Slot, row: Row, setting: Setting) -> dict[str, Any]:
 def _predicted(slot: Slot, row: Mapping[str, Tensor], part: Part | None, setting: Setting) -> tuple[Any, Any]:
     if part is None:
         return torch.zeros(0, setting.n_classes or 0).numpy(), torch.zeros(0, dtype=torch.int64).numpy()
-    network = LoneNetwork(slot.model)
-    flat = row["flat"].to(setting.device).unsqueeze(0)
-    buffers = {name.removeprefix("buffer."): t.to(setting.device).unsqueeze(0) for name, t in row.items() if name.startswith("buffer.")}
-    network.bind(flat, flat, buffers)
+    network = _network(slot, row, setting)
     outputs = torch.cat([network.predict(x)[0] for x in torch.split(part.inputs, EXAMPLES_AT_ONCE)])  # (n, C)
     return outputs.float().softmax(-1).cpu().numpy(), part.targets.cpu().numpy()
+
+
+def _network(slot: Slot, row: Mapping[str, Tensor], setting: Setting) -> LoneNetwork:
+    network = LoneNetwork(slot.model)
+    flat = row["flat"].to(setting.device).unsqueeze(0)
+    network.bind(flat, flat, {name: tensor.unsqueeze(0) for name, tensor in _buffers(row, setting).items()})
+    return network
+
+
+def _buffers(row: Mapping[str, Tensor], setting: Setting) -> dict[str, Tensor]:
+    return {name.removeprefix("buffer."): tensor.to(setting.device) for name, tensor in row.items() if name.startswith("buffer.")}
+
+
+def _portrait(slot: Slot, row: Row, setting: Setting) -> dict[str, Any]:
+    """Histograms of activations and gradients on a sample of the validation part; see ``portrait``."""
+    val, recipe, network = setting.parts(slot.model.recipe).val, slot.model.recipe, _network(slot, row, setting)
+    inputs, targets, objective = val.inputs[: portrait.SAMPLE], val.targets[: portrait.SAMPLE], setting.objective(recipe)
+    read = recipe.own | {name: recipe.values[name] for name in (*recipe.reads, *objective.reads)}
+    columns = {name: torch.tensor([[value]], device=setting.device, dtype=setting.dtype) for name, value in read.items()}
+    tensors = slot.model.layout.views(row["flat"].to(setting.device)) | _buffers(row, setting)
+    gradients = portrait.weight_gradients(
+        slot.model.module,
+        tensors,
+        network.layers,
+        inputs,
+        lambda outputs: objective(outputs.unsqueeze(0), targets, columns).gradient[0],
+    )
+    return portrait.portrait(network.observe(inputs), gradients)
+
+
+def _picture(slot: Slot, row: Row, setting: Setting) -> bytes | None:
+    """The first layer's weights, where its inputs are images."""
+    shape = setting.image_shape if setting.parts(slot.model.recipe).preprocessing.keeps_shape else None
+    weights = (view for view in slot.model.layout.views(row["flat"]).values() if view.dim() >= 2)
+    images = portrait.tiles(next(weights), shape) if shape is not None else None
+    return portrait.picture(images) if images is not None else None

@@ -128,14 +128,19 @@ def test_what_goes_with_weights_and_what_was_left_behind(tmp_path: Path) -> None
     for name in [*over_time, other_try]:
         (folder.snapshots / str(name)).touch()
         (folder.snapshots / name.predictions).touch()
+    folder.pictures.mkdir()
+    drawn = folder.pictures / "coarse-0001-try=1.png"
+    for picture in (drawn, folder.pictures / "coarse-0002-try=1.png"):
+        picture.touch()
     assert folder.checkpoints() == [kept]
     assert folder.snapshots_of("coarse-0001", 1) == over_time
     assert set(folder.belongings(kept)) == {
-        folder.path / str(kept), folder.path / kept.predictions,
+        folder.path / str(kept), folder.path / kept.predictions, drawn,
         *(folder.snapshots / file for name in over_time for file in (str(name), name.predictions)),
     }  # fmt: skip
     assert set(folder.left_behind()) == {
         folder.path / gone.predictions, folder.snapshots / str(other_try), folder.snapshots / other_try.predictions,
+        folder.pictures / "coarse-0002-try=1.png",
     }  # fmt: skip
 
 
