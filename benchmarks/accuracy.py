@@ -1,9 +1,11 @@
-"""Test accuracy of what the default digits search selects, over several search seeds: the whole main job, as a user runs it.
+"""Test accuracy of what the default digits search selects, and of ensembles of it, over several search seeds: the whole main job.
 
     python benchmarks/accuracy.py [--seeds 231 1 2 3 4] [--limit 0.965] [--config FILE]
 
-Each seed runs `master launch --stage all` in a folder of its own, takes the first line of `master rank --stage fine`, and looks
-at the test part once with `worker test`. Ends with 1 if the mean is below the limit.
+Each seed runs `master launch --stage all` in a folder of its own, takes the first line of `master rank` for the last stage, looks at
+the test part with `worker test`, and asks `master ensemble --test` for the ten best models and for a greedy selection. Ends with 1 if
+the mean accuracy of the selected models is below the limit. Whatever the ensembles gain is printed with two 95 % intervals: over the
+test images, which are the same for all seeds (an image's gain is averaged over the searches; normal), and over the searches (Student's t).
 """
 
 from __future__ import annotations
@@ -17,24 +19,53 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from common.predictions import Part, read
 from common.search import default_text
+from master.ensemble import mixture
+
+KINDS = ("top", "greedy")
+COVERED = 0.95
+
+
+@dataclass(frozen=True)
+class Search:
+    """What came out of one. ``right``: of each test image whether the selected model, and each kind of ensemble, is right."""
+
+    seconds: float
+    trial: str
+    val_acc: float
+    right: dict[str, NDArray[np.bool_]]
+
+    def gain(self, kind: str) -> NDArray[np.float64]:
+        """1 for each image that only the ensemble has right, -1 for each that only the selected model has."""
+        return self.right[kind].astype(np.float64) - self.right["selected"]
 
 
 def main() -> int:
     arguments = _arguments()
     text = arguments.config.read_text() if arguments.config else default_text()
-    accuracies = []
-    print(f"{'seed':>6} {'seconds':>8} {'val_acc':>8} {'test_acc':>8}  selected")
+    searches = []
+    print(f"{'seed':>6} {'seconds':>8} {'val_acc':>8} {'test_acc':>8} {'top 10':>8} {'greedy':>8}  selected")
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            seconds, best, accuracy = _search(Path(folder), re.sub(r"(?m)^seed = \d+", f"seed = {seed}", text))
-        accuracies.append(accuracy)
-        print(f"{seed:>6} {seconds:>8.1f} {best['val_acc']:>8.4f} {accuracy:>8.4f}  {best['trial']} of {best['stage']}", flush=True)
-    mean = statistics.mean(accuracies)
+            found = _search(Path(folder), re.sub(r"(?m)^seed = \d+", f"seed = {seed}", text))
+        searches.append(found)
+        shares = " ".join(f"{found.right[kind].mean():>8.4f}" for kind in ("selected", *KINDS))
+        print(f"{seed:>6} {found.seconds:>8.1f} {found.val_acc:>8.4f} {shares}  {found.trial}", flush=True)
+    mean = statistics.mean(float(found.right["selected"].mean()) for found in searches)
+    for kind in KINDS:
+        print(_gain(kind, searches))
     verdict = "ok" if mean >= arguments.limit else "TOO LOW"
-    print(f"mean test accuracy {mean:.4f} over {len(accuracies)} seeds, limit {arguments.limit}: {verdict}")
+    print(f"mean test accuracy {mean:.4f} over {len(searches)} seeds, limit {arguments.limit}: {verdict}")
     return int(mean < arguments.limit)
 
 
@@ -46,8 +77,20 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _search(folder: Path, text: str) -> tuple[float, dict[str, object], float]:
-    """One search: its seconds, the first line of the ranking, its test accuracy."""
+def _gain(kind: str, searches: Sequence[Search]) -> str:
+    """The gain of an ensemble over the selected model, with both intervals."""
+    gains = np.stack([found.gain(kind) for found in searches])  # (searches, images)
+    mean, of_images, of_searches = gains.mean(), gains.mean(axis=0), gains.mean(axis=1)
+    half = stats.norm.ppf((1 + COVERED) / 2) * of_images.std(ddof=1) / np.sqrt(len(of_images))
+    told = f"{kind}: test accuracy {np.mean([found.right[kind].mean() for found in searches]):.4f}, gain {mean:+.4f}"
+    told += f", 95 % interval {mean - half:+.4f} to {mean + half:+.4f} over the images"
+    if len(searches) > 1:
+        half = stats.t.ppf((1 + COVERED) / 2, len(searches) - 1) * of_searches.std(ddof=1) / np.sqrt(len(searches))
+        told += f", {mean - half:+.4f} to {mean + half:+.4f} over the searches"
+    return told
+
+
+def _search(folder: Path, text: str) -> Search:
     (folder / "search.toml").write_text(text)
     began = time.perf_counter()
     _run(folder, "master", "launch", "--stage", "all")
@@ -56,8 +99,35 @@ def _search(folder: Path, text: str) -> tuple[float, dict[str, object], float]:
     best = json.loads(_run(folder, "master", "rank", "--stage", stage, "--top", "1", "--format", "json"))[0]
     checkpoint = next((folder / "checkpoints").glob(f"*/{stage}/{best['checkpoint']}"))
     said = _run(folder, "worker", "test", str(checkpoint))
-    correct, n = re.search(r"\((\d+) of (\d+)\)", said).groups()  # type: ignore[union-attr]
-    return seconds, best, int(correct) / int(n)
+    correct = int(re.search(r"\((\d+) of \d+\)", said).group(1))  # type: ignore[union-attr]
+    of = [part for kind in KINDS for part in ("--of", kind)]
+    ensembles = json.loads(_run(folder, "master", "ensemble", "--stage", stage, *of, "--test", "--json"))["ensembles"]
+    home = checkpoint.parent.parent
+    right = {"selected": _right(_test_part(home / best_of(ensembles)))}
+    right |= {made["kind"]: _right(_mixed(home, made["members"])) for made in ensembles}
+    if correct != right["selected"].sum():
+        raise SystemExit(f"worker test says {correct} right, the stored predictions {right['selected'].sum()}")
+    return Search(seconds, best["trial"], best["val_acc"], right)
+
+
+def best_of(ensembles: Sequence[dict[str, Any]]) -> str:
+    """The checkpoint that all of them are compared with: the one that ranks first."""
+    return str(ensembles[0]["best"]["checkpoint"])
+
+
+def _mixed(home: Path, members: Sequence[dict[str, Any]]) -> Part:
+    return mixture([_test_part(home / member["checkpoint"]) for member in members], [member["weight"] for member in members])
+
+
+def _test_part(checkpoint: Path) -> Part:
+    part = read(checkpoint.with_suffix(".npz")).test
+    assert part is not None  # digits has one
+    return part
+
+
+def _right(part: Part) -> NDArray[np.bool_]:
+    found: NDArray[np.bool_] = part.probabilities.argmax(axis=1) == part.targets
+    return found
 
 
 def _run(folder: Path, *command: str) -> str:
