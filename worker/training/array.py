@@ -16,10 +16,10 @@ from worker.training.check import differences
 from worker.training.interface import Job, Outcome, View, Watch
 from worker.training.losses import averaged
 from worker.training.metrics import measured
-from worker.training.monitor import Monitor, watched
+from worker.training.monitor import Monitor, sample_size, watched
 from worker.training.networks import LoneNetwork, network_for
 from worker.training.rows import Row, fresh_row
-from worker.training.setting import OBSERVED, Setting
+from worker.training.setting import Setting
 from worker.training.slot import Moment, Pick, Slot, packed
 from worker.training.stack import Pace, Plan, Stack, StepResult
 from worker.training.structure import Model
@@ -289,7 +289,7 @@ class TrialArray:
         started = time.perf_counter()
         metrics = self._validated(watch)
         if self._setting.options.watching:
-            self.monitor.observe(self._network.observe(self._parts.val.inputs[:OBSERVED]))
+            self.monitor.observe(self._network.observe(self._parts.val.inputs[: sample_size(self._setting.n_train, len(self._parts.val))]))
         passed = time.perf_counter() - started
         for slot in self.slots:
             slot.seconds += passed

@@ -21,8 +21,6 @@ from worker.training.stack import Frame
 if TYPE_CHECKING:
     from worker.training.structure import Model
 
-OBSERVED = 256  # validation examples that activations are looked at on: enough for shares of a hundredth
-
 
 @dataclass(frozen=True)
 class Options:
