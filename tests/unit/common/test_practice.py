@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import pytest
@@ -60,6 +61,13 @@ def test_the_template_and_all_kinds_of_parameters_pass() -> None:
         model="convnet",
         preprocess="centre",
     )
+
+
+def test_every_hint_of_the_template_may_be_taken() -> None:
+    hint = re.compile(r"^# (?=\[|[a-z_0-9]+ *= )", re.MULTILINE)
+    search = parse_search(hint.sub("", default_text()))
+    assert len(search.space.parameters) == 22 and search.metric == "val_loss" and search.sampler == "sobol"
+    assert [stage.name for stage in search.stages] == ["coarse", "fine", "again"] and search.stages[1].patience == 5
 
 
 @pytest.mark.parametrize(
