@@ -35,10 +35,10 @@ def views(flat: Tensor) -> dict[str, Tensor]:
 def loss(weights: dict[str, Tensor], step: int) -> Tensor:
     """Convex and little curved, so that rounding does not grow at any learning rate; another slope at each step."""
     generator = torch.Generator().manual_seed(step)
-    x = 0.1 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
-    images = 0.1 * torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64)
+    x = 0.01 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    images = 0.01 * torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64)
     slope = torch.randn(P, generator=generator, dtype=torch.float64)
-    scores = x @ weights["matrix"].T + weights["bias"]
+    scores = x @ weights["matrix"].T + 0.1 * weights["bias"]
     maps = nn.functional.conv2d(images, weights["filters"])
     labels = torch.randint(5, (6,), generator=generator)
     tilt = sum((part * weights[name]).sum() for name, part in views(slope).items())

@@ -14,10 +14,10 @@ from worker.training.optimizers import RULES, SGD, Adagrad, Adam, AdamW, RMSprop
 
 RATES = spread(1e-6, 1e1, log=True)
 DECAYS = spread(1e-7, 1.0, log=True, stride=3)
-MOMENTA = spread(0.0, 0.99, stride=7)
-EPSILONS = spread(1e-10, 1e-2, log=True, stride=9)
-BETAS = {"beta1": spread(0.0, 0.99, stride=11), "beta2": spread(0.5, 0.9999, stride=13)}
-RHOS = spread(0.5, 0.9999, stride=5)
+MOMENTA = spread(0.0, 0.99, stride=15)
+EPSILONS = spread(1e-10, 1e-2, log=True)
+BETAS = {"beta1": spread(0.0, 0.99, stride=11), "beta2": spread(0.5, 0.9999)}
+RHOS = spread(0.5, 0.9999)
 Make = Callable[..., torch.optim.Optimizer]
 
 
