@@ -231,11 +231,11 @@ def test_every_library_is_pinned() -> None:
 
 
 def test_nothing_generated_is_tracked() -> None:
-    kept = {"checkpoints/README.md"}
+    kept = {"checkpoints/README.md", "data/README.md"}
     assert kept <= set(tracked())
     assert generated(tracked()) == []
-    assert generated(["checkpoints/digits/search.toml", "a/b.pt", "secrets/redis_password", "x/__pycache__/y.py", *kept]) == [
-        "checkpoints/digits/search.toml", "a/b.pt", "secrets/redis_password", "x/__pycache__/y.py",
+    assert generated(["checkpoints/digits/search.toml", "data/mnist/labels.gz", "a/b.pt", "secrets/redis_password", "x/__pycache__/y.py", *kept]) == [
+        "checkpoints/digits/search.toml", "data/mnist/labels.gz", "a/b.pt", "secrets/redis_password", "x/__pycache__/y.py",
     ]  # fmt: skip
 
 
@@ -244,6 +244,6 @@ def generated(names: list[str]) -> list[str]:
     return [
         name
         for name in names
-        if (name.startswith("checkpoints/") and name != "checkpoints/README.md")
+        if (name.startswith(("checkpoints/", "data/")) and name not in ("checkpoints/README.md", "data/README.md"))
         or any(PurePosixPath(part).match(pattern) for part in PurePosixPath(name).parts for pattern in GENERATED)
     ]
