@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +20,8 @@ class Maxout(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """See the class."""
-        return reduce(torch.maximum, inputs.chunk(self.pieces, 1))
+        largest: Tensor = torch.unflatten(inputs, 1, (self.pieces, -1)).max(1).values
+        return largest
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""
