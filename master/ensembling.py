@@ -121,9 +121,9 @@ def _text(result: Result) -> str:
     table.add_row(
         f"ensemble of {len(made.members)}", "", *([str(sum(made.weights))] if weighted else []), *_cells(result.whole), style="bold"
     )
-    lines = [f"{made.kind}, stage {pool.stages}", drawn(table), _gain_line("validation", result.val_gain, made, pool.n_trials)]
+    lines = [f"{made.kind}, stage {pool.stages}", drawn(table), _gain_line(f"validation{_flattered(pool)}", result.val_gain, made)]
     if result.test_gain is not None:
-        lines.append(_gain_line("test", result.test_gain, made, 0))
+        lines.append(_gain_line("test", result.test_gain, made))
     return "\n".join(lines)
 
 
@@ -131,11 +131,15 @@ def _cells(row: Row) -> list[str]:
     return [text for s in (row.val, row.test) if s is not None for text in (f"{s.accuracy:.4f}", f"{s.log_loss:.4f}")]
 
 
-def _gain_line(part: str, found: Gain, made: Ensemble, selected_over: int) -> str:
-    flattered = f", selected over {selected_over} trials" if selected_over > 1 else ""
+def _flattered(pool: Pool) -> str:
+    """The best of many on one validation part is flattered, and so is whoever was chosen by it."""
+    return f", selected over {pool.selected_over} {pool.unit}" if pool.selected_over > 1 else ""
+
+
+def _gain_line(part: str, found: Gain, made: Ensemble) -> str:
     best = f"{made.best.trial} epoch {made.best.epoch}" if made.kind == "snapshots" else made.best.trial
     interval = f"95 % interval {found.low:+.4f} to {found.high:+.4f}, paired on {found.n} examples"
-    return f"on {part}{flattered}: {found.value:+.4f} against the best single model, {best} ({interval})"
+    return f"on {part}: {found.value:+.4f} against the best single model, {best} ({interval})"
 
 
 def _plain(result: Result) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def _plain(result: Result) -> dict[str, Any]:
     return {
         "kind": made.kind,
         "stage": result.pool.stages,
-        "selected_over": result.pool.n_trials,
+        "selected_over": result.pool.selected_over,
         "members": members,
         "ensemble": _scores(result.whole),
         "best": {"trial": made.best.trial, "checkpoint": made.best.checkpoint, "epoch": made.best.epoch, **_scores(result.best)},

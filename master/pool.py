@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,11 +21,12 @@ TOP = 10  # models of the kind "top": more of them hardly change what ten agree 
 
 @dataclass(frozen=True)
 class Pool:
-    """Models, best first, and over how many trials these were selected."""
+    """Models, best first, and over how many these were selected: trials that have a value of the metric, or snapshots."""
 
     stages: str
     members: Sequence[Member]
-    n_trials: int
+    selected_over: int
+    unit: str = "trials"
 
 
 def pool(kind: str, chosen: Chosen, named: str | None, top: int | None, warn: Callable[[str], None]) -> Pool:
@@ -52,7 +54,9 @@ def pool(kind: str, chosen: Chosen, named: str | None, top: int | None, warn: Ca
             f"{folder.path / stranger.checkpoint}: its predictions are of other examples than those of {members[0].checkpoint}: "
             "the data have changed; only models that were trained on the same data make an ensemble"
         )
-    return Pool(names, members, max(len(ranking.best(records)), len(members)))
+    if kind == "snapshots":
+        return Pool(names, members, len(members), "snapshots")
+    return Pool(names, members, sum(record.measured is not None and math.isfinite(record.measured) for record in records))
 
 
 def _stages(kind: str, chosen: Chosen, named: str | None) -> list[Stage]:
