@@ -4,7 +4,7 @@
     checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.pt    weights
     checkpoints/digits/coarse/val_acc=0.9361-trial=coarse-0042-epoch=001-try=1.npz   what they predict, see common/predictions.py
     checkpoints/digits/coarse/snapshots/                                             the same two over time, of trials that keep weights
-    checkpoints/digits/coarse/weights/coarse-0042-try=1.png                          first-layer weights of an image model that is kept
+    checkpoints/digits/coarse/pictures/coarse-0042-try=1.png                         first-layer weights of an image model that is kept
     checkpoints/digits/coarse/trials/coarse-0042-try=1.json
     checkpoints/digits/coarse/resume/coarse-0042-try=1.pt
 
@@ -183,7 +183,7 @@ class StageFolder:
         self.trials = path / "trials"
         self.resume = path / "resume"
         self.snapshots = path / "snapshots"
-        self.pictures = path / "weights"
+        self.pictures = path / "pictures"
         self.ranges = path / "ranges.toml"
         self.leaderboard = path / "leaderboard.csv"
 
@@ -205,7 +205,7 @@ class StageFolder:
         return self.resume / f"{trial_id}-try={attempt}.pt"
 
     def picture_path(self, trial_id: str, attempt: int) -> Path:
-        """``weights/coarse-0042-try=1.png``."""
+        """``pictures/coarse-0042-try=1.png``."""
         return self.pictures / f"{trial_id}-try={attempt}.png"
 
     def write_records(self, records: Sequence[Record]) -> None:
