@@ -175,7 +175,7 @@ def dropout_mask(seed: int, step: int, layer: int, rate: float, n: int) -> np.nd
     """The engine's noise, worked out a second time in unsigned numpy arithmetic."""
     golden, stir = np.uint64(0x9E3779B97F4A7C15), np.uint64(0x2545F4914F6CDD1D)
     with np.errstate(over="ignore"):
-        slot_step = _scrambled(_scrambled(np.array([seed], np.uint64)) + golden * np.uint64(step + 1))
+        slot_step = _scrambled(_scrambled(np.array([seed], np.uint64)) + golden * np.uint64((step + 1) % 2**64))
         keys = _scrambled(slot_step ^ _scrambled(np.array([2 * layer + 1, 2 * layer + 2], np.uint64)))
         table = _scrambled(np.arange(-(-n // 4), dtype=np.uint64) + np.uint64(65536))
         x = (table * (keys[0] | np.uint64(1)) + keys[1]).astype(np.int64)
