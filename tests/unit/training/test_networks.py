@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.training.helpers import SmallDigits, job, outcomes, states_at, weights
+from tests.unit.training.helpers import SmallDigits, digits, dropout_mask, job, outcomes, states_at, weights
 from tests.unit.training.references import covers
 from worker.tasks.layers import GaussianDropout, Maxout
 from worker.tasks.models import ACTIVATIONS, convnet, perceptron
@@ -272,3 +272,31 @@ def test_trials_of_any_rate_and_slope_share_an_array_and_learn_as_they_do_alone(
         assert (weights(together[name]) - weights(one)).abs().max() < 1e-10
         assert one["model"].keys() == Rectified().model({"input_dropout": 0.0}).state_dict().keys()
     assert {o.array_width for o in outcomes(jobs, task=Rectified(), width=5).values()} == {5}
+
+
+@covers("val_passes")
+def test_stochastic_validation_averages_the_probabilities_of_its_passes():
+    passes, task = 3, SmallDigits()
+    jobs = [job(i, 1, dropout=rate, val_passes=passes, learning_rate=0.0) for i, rate in enumerate([0.0, 0.3, 0.6])]
+    found = outcomes(jobs, task=task, width=3)
+    val = digits().val
+    for one in jobs:
+        hp, seed = one.claim.trial.hyperparameters, one.claim.trial.seed
+        torch.manual_seed(seed)
+        model = task.model(hp).double().eval()
+        probabilities = []
+        for inputs in val.inputs.double().split(64):
+            total = 0
+            for number in range(passes):  # counted backwards from the step before the first
+                noise = [
+                    torch.from_numpy(dropout_mask(seed, (-1 - number) % 2**64 if number else -1, layer, hp["dropout"], 64 * 16))
+                    for layer in (0, 1)
+                ]
+                hidden = model[1](model[0](inputs)) * noise[0].view(64, 16)[: len(inputs)]
+                hidden = model[4](model[3](hidden)) * noise[1].view(64, 16)[: len(inputs)]
+                total = total + model[6](hidden).softmax(-1) / passes
+            probabilities.append(total.detach())
+        expected = nn.functional.nll_loss(torch.cat(probabilities).log(), val.targets)
+        assert found[one.id].val_loss == pytest.approx(float(expected), rel=1e-9)
+        accuracy = (torch.cat(probabilities).argmax(-1) == val.targets).double().mean()
+        assert found[one.id].curves["val_acc"] == [pytest.approx(float(accuracy))]
