@@ -21,16 +21,16 @@ class DiagnosisWord(StrEnum):
     GOOD = "good"
 
 
-SUGGESTIONS: dict[DiagnosisWord, str] = {  # for the search, where the word is the commonest of a stage
-    DiagnosisWord.EXPLODED: "lower the upper end of learning_rate",
-    DiagnosisWord.NOT_LEARNING: "move learning_rate; if no trial learns, look at the data and labels with worker check",
-    DiagnosisWord.PLATEAUED_HIGH: "lower learning_rate, or let it fall with a schedule",
-    DiagnosisWord.DEAD_UNITS: "lower learning_rate, or try another activation, init or batch_norm",
-    DiagnosisWord.LARGE_UPDATES: "lower learning_rate, or begin with warmup_epochs",
-    DiagnosisWord.NOISY: "use larger batches, or a lower learning_rate",
-    DiagnosisWord.OVERFITTING: "regularise more: weight_decay, dropout, augmentation, or a smaller model",
+SUGGESTIONS: dict[DiagnosisWord, str] = {  # for the search, where the word is the commonest of a stage; short, to fit a line with it
+    DiagnosisWord.EXPLODED: "lower learning_rate",
+    DiagnosisWord.NOT_LEARNING: "move learning_rate",
+    DiagnosisWord.PLATEAUED_HIGH: "lower learning_rate",
+    DiagnosisWord.DEAD_UNITS: "lower learning_rate",
+    DiagnosisWord.LARGE_UPDATES: "lower learning_rate",
+    DiagnosisWord.NOISY: "take larger batches",
+    DiagnosisWord.OVERFITTING: "regularise more",
     DiagnosisWord.SMALL_UPDATES: "raise learning_rate",
-    DiagnosisWord.STILL_IMPROVING: "train longer, in this stage or the next",
-    DiagnosisWord.UNDERFITTING: "give the model more capacity, or regularise less",
+    DiagnosisWord.STILL_IMPROVING: "train longer",
+    DiagnosisWord.UNDERFITTING: "take a larger model",
     DiagnosisWord.GOOD: "go on to the next stage",
 }

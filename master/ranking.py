@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from common.records import Record
+from common.records import Diagnosis, Record
 from common.space import Scalar
 from common.trial import TrialState
 
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 STATE_ORDER = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED, TrialState.KILLED, TrialState.FAILED)
 SHARED = (
     "trial", "stage", "index", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason", "metric",
+    "diagnosis",
 )  # fmt: skip
 HEAD = ("rank", "trial", "stage", "state", "metric", "value", "val_acc", "val_loss", "epochs")
-TAIL = ("checkpoint", "worker", "attempt", "reason")
+TAIL = ("checkpoint", "worker", "attempt", "diagnosis", "reason")
 MEASURED = ("val_acc", "val_loss")  # columns that every ranking has; another metric gets one of its own before them
 MOST_SHOWN = 200  # trials in a table without a number: drawing one takes half a millisecond, and nobody reads on
 TABLE_WIDTH = 80  # characters: what a terminal, a log and a mail all show
 WIDE_METRIC = 1e4  # from here on four decimals would widen the column and tell nothing
+LEAST_JOINED = 36  # characters that hyperparameters in words need, so that a row stays within a few lines
 REASON_WIDTH = 40  # characters of a reason in a table; the record has the whole of it
 
 
@@ -94,7 +96,8 @@ def csv(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
     """The ranking as the text of ``leaderboard.csv``: a column for each hyperparameter, an empty cell for what is not known."""
     plain = rows(ranking, checkpoints)
     names = _names([row["hyperparameters"] for row in plain])
-    cells = [[*(row[c] for c in HEAD), *(row["hyperparameters"].get(n) for n in names), *(row[c] for c in TAIL)] for row in plain]
+    tails = [row | {"diagnosis": word_of(row)} for row in plain]
+    cells = [[*(row[c] for c in HEAD), *(row["hyperparameters"].get(n) for n in names), *(row[c] for c in TAIL)] for row in tails]
     return pd.DataFrame(cells, columns=[*HEAD, *names, *TAIL], dtype=object).to_csv(index=False, lineterminator="\n")
 
 
@@ -103,12 +106,13 @@ def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
     plain = rows(ranking, checkpoints)
     names = varied([row["hyperparameters"] for row in plain])
     measured = _measured(plain)
-    header = ["rank", "trial", "state", *measured, "epochs", *names, "checkpoint", "reason"]
+    header = ["rank", "trial", "state", *measured, "epochs", "diagnosis", *names, "checkpoint", "reason"]
     lines = [header, ["---"] * len(header)]
     for row in plain:
         values = [
             *(shown_metric(_of(row, m)) for m in measured),
             cell(row["epochs"]),
+            word_of(row) or "",
             *(cell(row["hyperparameters"].get(n)) for n in names),
         ]
         lines.append([str(row["rank"]), row["trial"], row["state"], *values, row["checkpoint"] or "", one_line(row["reason"] or "")])
@@ -129,19 +133,28 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
     shown = rows(ranking.head(MOST_SHOWN if top is None else top), ())
     names = varied(list(ranking["hyperparameters"]))
     others = any(row["state"] != TrialState.COMPLETED for row in shown)
-    columns = _outcome_columns(shown)
+    columns, words = _outcome_columns(shown), [word_of(row) or "" for row in shown]
     own = [(name.replace("_", "_\n"), [cell(row["hyperparameters"].get(name)) for row in shown]) for name in names]
     fits = not others and sum(_width(*column) for column in columns + own) <= width
+    told = [("diagnosis", words)] if any(words) else []
+    room = width - sum(_width(*column) for column in columns + (own if fits else []) + told)
+    columns += told if room >= (0 if fits else LEAST_JOINED) else []
+    apart = columns[-1:] == told
     more = f"the best {len(shown):,} of {len(ranking):,} trials; --top N shows N" if top is None and len(ranking) > len(shown) else None
     drawn = Table(box=None, pad_edge=False, header_style="bold", caption=more, caption_justify="left")
     for header, _ in columns + (own if fits else []):
-        drawn.add_column(Text(header), justify="left" if header == "trial" else "right", no_wrap=True)
+        drawn.add_column(Text(header), justify="left" if header in ("trial", "diagnosis") else "right", no_wrap=True)
     if not fits:
         drawn.add_column("hyperparameters")
-        own = [("hyperparameters", [_joined(row, names) for row in shown])]
+        own = [("hyperparameters", [_joined(row, names, apart) for row in shown])]
     for cells in zip(*(cells for _, cells in columns + own), strict=True):
         drawn.add_row(*map(Text, cells))
     return drawn
+
+
+def word_of(row: Mapping[str, Any]) -> str | None:
+    """The word of a row's diagnosis."""
+    return row["diagnosis"]["word"] if row["diagnosis"] else None
 
 
 def varied(hyperparameters: Sequence[Mapping[str, Scalar]]) -> list[str]:
@@ -195,7 +208,12 @@ def _row(values: Mapping[Any, Any], present: frozenset[str]) -> dict[str, Any]:
         "reason": values["reason"] if isinstance(values["reason"], str) else None,
         "metric": values["metric"],
         "value": _known(values["value"]),
+        "diagnosis": _told(values["diagnosis"]),
     }
+
+
+def _told(diagnosis: object) -> dict[str, str] | None:
+    return {"word": diagnosis.word, "sentence": diagnosis.sentence} if isinstance(diagnosis, Diagnosis) else None
 
 
 def _names(hyperparameters: Sequence[Mapping[str, Scalar]]) -> list[str]:
@@ -223,10 +241,12 @@ def shown_metric(value: float | None) -> str:
     return f"{value:.4f}" if abs(value) < WIDE_METRIC else f"{value:.3g}"
 
 
-def _joined(row: Mapping[str, Any], names: Sequence[str]) -> str:
+def _joined(row: Mapping[str, Any], names: Sequence[str], apart: bool) -> str:
+    """The hyperparameters in words, after what a trial that did not complete ended with, or its diagnosis where that has no column."""
     values = ", ".join(f"{n} {cell(row['hyperparameters'].get(n))}" for n in names)
     if row["state"] == TrialState.COMPLETED:
-        return values
+        word = None if apart else word_of(row)
+        return f"{word}; {values}" if word else values
     reason = one_line(row["reason"] or "", REASON_WIDTH)
     return f"{row['state']}{': ' if reason else ''}{reason}; {values}"
 

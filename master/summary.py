@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from common.diagnosis import SUGGESTIONS, DiagnosisWord
 from common.records import Record
 from common.search import Stage
 from common.space import Choice, Fixed, Parameter, Space
@@ -50,6 +51,8 @@ def stage_end(
     if ranking.best(records, 1):
         parts += ["", ranking.table(ranking.frame(records), TOP, width), "", best_line(records)]
         parts.append(spread_line(records) if seeds else border_lines(borders))
+    told = diagnosis_line(records)
+    parts += [told] if told is not None else []
     if proposal is not None:
         parts += ["", next_ranges(ranges, proposal)]
     if note is not None:
@@ -98,6 +101,16 @@ def spread_line(records: Sequence[Record]) -> Text:
 def again_line(following: Stage, top: Record) -> Text:
     """What a stage of seeds is going to do."""
     return Text(f"Stage {following.name} trains {top.trial} again, {following.trials} times from other initial weights.")
+
+
+def diagnosis_line(records: Sequence[Record]) -> Text | None:
+    """The commonest diagnosis and what it suggests for the search; None where no trial has one."""
+    words = Counter(record.diagnosis.word for record in records if record.diagnosis)
+    if not words:
+        return None
+    word, n = words.most_common(1)[0]
+    advice = SUGGESTIONS.get(DiagnosisWord(word)) if word in set(DiagnosisWord) else None
+    return Text(f"Most common diagnosis: {word} ({n} of {words.total()}){f': {advice}' if advice else ''}.")
 
 
 def border_lines(borders: Sequence[Border]) -> Text:

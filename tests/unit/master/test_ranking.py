@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from common.intervals import wilson
-from common.records import Record
+from common.records import Diagnosis, Record
 from common.trial import ENDED, TrialState
 from master import ranking
 from tests.unit.master.made import record
 
 CONTRACT = [
     "rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "hyperparameters", "checkpoint", "worker", "attempt", "reason",
-    "metric", "value",
+    "metric", "value", "diagnosis",
 ]  # fmt: skip
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 
@@ -72,9 +72,8 @@ def test_the_search_s_own_metric_ranks_and_the_smallest_is_best_where_it_says_so
 
 def test_the_search_s_own_metric_is_a_column_and_what_nothing_has_is_none() -> None:
     ranked = ranking.frame([mae(0, 2.5), mae(1, 0.25)])
-    assert (
-        ranking.markdown(ranked, ()).splitlines()[0] == "| rank | trial | state | val_mae | val_loss | epochs | x | checkpoint | reason |"
-    )
+    header = "| rank | trial | state | val_mae | val_loss | epochs | diagnosis | x | checkpoint | reason |"
+    assert ranking.markdown(ranked, ()).splitlines()[0] == header
     assert "| 1 | coarse-0001 | completed | 0.2500 | 0.5000 |" in ranking.markdown(ranked, ())
     text = drawn(ranking.table(ranked)).splitlines()
     assert text[0].split()[:4] == ["#", "trial", "val_mae", "val_loss"] and text[1].split()[:3] == ["1", "coarse-0001", "0.2500"]
@@ -100,7 +99,7 @@ def test_rows_have_exactly_the_keys_of_the_contract() -> None:
     assert row == {
         "rank": 1, "trial": "coarse-0007", "stage": "coarse", "state": "completed", "val_acc": 0.9, "val_loss": 0.5, "epochs": 1.0,
         "hyperparameters": {"learning_rate": 0.1, "hidden": 64, "nesterov": True}, "checkpoint": "a.pt", "worker": "w", "attempt": 2,
-        "reason": None, "metric": "val_acc", "value": 0.9,
+        "reason": None, "metric": "val_acc", "value": 0.9, "diagnosis": None,
     }  # fmt: skip
 
 
@@ -204,3 +203,33 @@ def test_wilson_holds_the_share_and_stays_in_the_unit_interval(n: int, data: st.
 def test_wilson_refuses_what_cannot_be_counted(correct: int, n: int) -> None:
     with pytest.raises(ValueError, match="correct of"):
         wilson(correct, n)
+
+
+# -- the diagnosis -----------------------------------------------------------------------------------------------------
+
+STILL = Diagnosis(word="still improving", sentence="Validation loss fell by 9%: train longer.", figures={"val_loss": 0.5})
+
+
+def test_the_diagnosis_is_in_every_form_of_the_ranking() -> None:
+    ranked = ranking.frame([record(0, {"x": 0.1}, val_acc=0.9, diagnosis=STILL), record(1, {"x": 0.2}, val_acc=0.8)])
+    rows = json.loads(ranking.as_json(ranked, ()))
+    assert [row["diagnosis"] for row in rows] == [{"word": STILL.word, "sentence": STILL.sentence}, None]
+    assert [row["diagnosis"] for row in csv.DictReader(io.StringIO(ranking.csv(ranked, ())))] == ["still improving", ""]
+    assert "| still improving | 0.1 |" in ranking.markdown(ranked, ())
+    text = drawn(ranking.table(ranked)).splitlines()
+    assert "diagnosis" in text[0] and "still improving" in text[1]
+
+
+def test_a_ranking_without_diagnoses_has_no_column_for_them() -> None:
+    assert "diagnosis" not in drawn(ranking.table(ranking.frame([record(0, {"x": 0.1}, val_acc=0.9)])))
+
+
+def test_where_hyperparameters_leave_no_room_for_a_column_the_word_stands_before_them() -> None:
+    many = {f"hyperparameter_{i}": 0.123 for i in range(6)}
+    failed = record(
+        2, many, state=TrialState.EXPLODED, reason="loss above 3 x its first", diagnosis=Diagnosis(word="exploded", sentence=".")
+    )
+    ranked = ranking.frame([record(0, many, val_acc=0.9, diagnosis=STILL), record(1, many, val_acc=0.8), failed])
+    text = drawn(ranking.table(ranked, width=80))
+    assert "still improving; " in text and "diagnosis" not in text and text.count("exploded") == 1
+    assert drawn(ranking.table(ranked, width=120), 120).split()[:5] == ["#", "trial", "val_acc", "val_loss", "diagnosis"]

@@ -5,11 +5,13 @@ import shlex
 import pytest
 from rich.console import Console, RenderableType
 
+from common.diagnosis import SUGGESTIONS, DiagnosisWord
+from common.records import Diagnosis
 from common.space import Space
 from common.trial import TrialState
 from master.borders import borders
 from master.stages import propose
-from master.summary import best_line, border_lines, change, counts, next_command, stage_end
+from master.summary import best_line, border_lines, change, counts, diagnosis_line, next_command, stage_end
 from tests.unit.master.made import COARSE, FINE, exploded, peak, ranking, record, sampled
 
 SPACE = Space.parse({"learning_rate": {"log_uniform": [1e-6, 1e-3]}, "hidden": {"choice": [32, 64, 128]}, "optimizer": "sgd"})
@@ -88,3 +90,20 @@ def test_the_command_survives_a_shell(path: str) -> None:
     command = next_command("fine", {"--config": path, "--redis": None})
     assert shlex.split(command.replace("\\\n", " ")) == ["master", "launch", "--stage", "fine", "--config", path]
     assert "\\\n" not in command or len(path) > 60
+
+
+def test_the_commonest_diagnosis_is_named_with_what_it_suggests() -> None:
+    words = ["still improving", "overfitting", "still improving", "a word of a later version"]
+    records = [record(i, {}, val_acc=0.5, diagnosis=Diagnosis(word=word, sentence=".")) for i, word in enumerate(words)]
+    records.append(record(9, {}, state=TrialState.KILLED))
+    told = "Most common diagnosis: still improving (2 of 4): train longer."
+    assert told in drawn(stage_end(records, [], SPACE))
+    assert str(diagnosis_line(records[3:])) == "Most common diagnosis: a word of a later version (1 of 1)."
+    assert diagnosis_line(records[4:]) is None
+
+
+def test_every_word_suggests_something_in_one_line() -> None:
+    assert set(SUGGESTIONS) == set(DiagnosisWord)
+    for word in DiagnosisWord:
+        records = [record(i, {}, diagnosis=Diagnosis(word=word, sentence=".")) for i in range(100)]
+        assert len(str(diagnosis_line(records))) <= 80
