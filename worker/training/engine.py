@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import TaskError
+from common.practice import BUILT_IN_TASKS
 from common.search import Stage
 from common.space import Scalar
 from worker.tasks.base import Task, check_metric, data_of, measured_by
@@ -112,7 +113,8 @@ class Engine:
         trial = job.claim.trial
         hp = Recorded(trial.hyperparameters)
         model = self._prepared(hp, trial.seed)
-        for name in sorted(hp.unread()):
+        others = BUILT_IN_TASKS.get(self.options.task_name, {})  # what another kind of model reads of the same task
+        for name in sorted(hp.unread() - others.keys()):
             self.once(f"hyperparameter {name} is used by neither the task nor the training; remove it from [space] or read it in model()")
         if not model.structure.alone and self.shapes(model) is None:
             self._lone(model, "a dropout layer is passed through more than once")

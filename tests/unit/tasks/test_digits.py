@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from common.errors import TaskError
+from tests.unit.training.helpers import job, outcomes
 from worker.tasks.base import Data, Part
 from worker.tasks.digits import Digits
 from worker.training.preprocess import fit
@@ -62,3 +63,15 @@ def test_what_no_perceptron_has_is_named(hp):
     (name,) = hp
     with pytest.raises(TaskError, match=rf"{name} = .*correct \[space\]"):
         Digits().model(hp)
+
+
+def test_what_only_the_other_model_reads_is_no_mistake():
+    said = []
+    ended = outcomes([job(0, epochs=1, filters=4, warmth=2), job(1, epochs=1, model="convnet", filters=2)], task=Digits(), log=said.append)
+    assert all(outcome.val_acc is not None for outcome in ended.values())
+    assert [message.split(" is used by neither")[0] for message in said if "neither" in message] == ["hyperparameter warmth"]
+
+
+def test_a_convnet_of_digits_learns():
+    hp = {"model": "convnet", "filters": 4, "blocks": 1, "hidden": 32, "optimizer": "adam", "learning_rate": 0.01}
+    assert outcomes([job(0, epochs=5, **hp)], task=Digits(), dtype=torch.float32)["coarse-0000"].val_acc > 0.9
