@@ -22,13 +22,19 @@ class Kept:
     portrait: dict[str, Any] | None = None
 
 
-def keep(folder: StageFolder, outcomes: Mapping[CheckpointName, Outcome], say: Callable[[str], None]) -> dict[str, Kept]:
+def keep(
+    folder: StageFolder,
+    outcomes: Mapping[CheckpointName, Outcome],
+    say: Callable[[str], None],
+    moved: Callable[[], None] = lambda: None,
+) -> dict[str, Kept]:
     """Writes the files of these outcomes, durable on return.
 
     Args:
         folder: of their stage.
         outcomes: those with weights, by the names that these get.
         say: told what could not be predicted or drawn.
+        moved: told before each model predicts, which may take as long as an epoch: the work goes on.
 
     Returns:
         By trial id.
@@ -40,8 +46,10 @@ def keep(folder: StageFolder, outcomes: Mapping[CheckpointName, Outcome], say: C
     kept = {}
     for name, outcome in outcomes.items():
         over_time = _snapshots(name, outcome)
+        moved()
         files |= _pair(folder.path, name, outcome.checkpoint, outcome.predictions, say)
         for snapshot, (weights, predicted) in over_time.items():
+            moved()
             files |= _pair(folder.snapshots, snapshot, weights, predicted, say)
         drawn = _tried(name, "picture", outcome.picture, say)
         files |= {folder.picture_path(name.trial_id, name.attempt): drawn} if drawn else {}

@@ -114,7 +114,8 @@ class Recorder:
         search = self._session.search
         names = {o.job.claim.trial.id: checkpoint_name(o, search.metric) for o in outcomes if o.checkpoint is not None and _good(o)}
         chosen = within_keep(names, folder.checkpoints(search.mode), search.keep, search.mode)
-        return keep(folder, {names[o.job.claim.trial.id]: o for o in outcomes if o.job.claim.trial.id in chosen}, self._say)
+        best = {names[o.job.claim.trial.id]: o for o in outcomes if o.job.claim.trial.id in chosen}
+        return keep(folder, best, self._say, lambda: self._heartbeat.beat("evaluating"))
 
     def _record(self, outcome: Outcome, kept: Kept | None) -> Record:
         result = Result(

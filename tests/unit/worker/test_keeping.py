@@ -43,7 +43,9 @@ def files(folder: StageFolder) -> list[str]:
 
 
 def test_weights_predictions_and_snapshots_lie_there_together(folder: StageFolder) -> None:
-    kept = keep(folder, {name(1): outcome(1)}, print)["coarse-0001"]
+    moves: list[None] = []
+    kept = keep(folder, {name(1): outcome(1)}, print, lambda: moves.append(None))["coarse-0001"]
+    assert len(moves) == 4  # a heartbeat for each model that predicts: none of them may look stuck
     stem = "trial=coarse-0001-epoch"
     assert kept.snapshots == [f"val_acc=0.{5 + n}000-{stem}=00{n + 1}-try=1.pt" for n in range(3)]
     assert kept.checkpoint == f"val_acc=0.9000-{stem}=004-try=1.pt"
