@@ -78,7 +78,8 @@ class Loop:
     def _claim(self) -> tuple[Session, list[Claim]] | None:
         """The next trials, of the search launched first."""
         for session in self._open_sessions():
-            n = self._width.get(session.queue.search_id, self._options.first_claim)
+            first = 1 if session.one_at_a_time else self._options.first_claim
+            n = self._width.get(session.queue.search_id, first)
             claims = session.queue.claim(self._heartbeat.info.worker, n, self._request(session))
             del self._requests[session.queue.search_id]  # answered: the next claim is a new one
             if claims:

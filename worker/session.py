@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import redis
@@ -17,6 +18,7 @@ from common.search import Search
 from common.trial import Claim
 from worker.own import OwnLoop
 from worker.tasks import Loop, Task, load_task, task_digest
+from worker.tasks.loader import looks_like_loop
 from worker.training.engine import Engine, Job
 
 Trainer = Engine | OwnLoop
@@ -101,6 +103,11 @@ class Session:
                 f"task {self.search.task!r}: the code here has digest {self.digest}, the launched one {launched}; "
                 "restore the file in the search's folder, or launch under a new name with --new-name"
             )
+
+    @cached_property
+    def one_at_a_time(self) -> bool:
+        """Whether its trials are not to be claimed by the dozen: as far as can be seen, a loop of the user's own trains them."""
+        return looks_like_loop(self.search.task_in_folder, self.folder.path)
 
     def jobs(self, claims: Iterable[Claim], say: Callable[[str], None]) -> list[Job]:
         """The claims, each with the state that an earlier attempt left, if any."""

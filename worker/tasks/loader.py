@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -62,6 +63,18 @@ def load_class(spec: str, folder: Path, data_dir: Path = DATA_FOLDER) -> Task:
     if isinstance(found, Loop):
         raise TaskError(f"task {spec!r}: a loop of its own measures itself; this command needs a class with data() and model(hp)")
     return found
+
+
+def looks_like_loop(spec: str, folder: Path) -> bool:
+    """Whether the file defines the name as a function, seen without running it; False also where that cannot be seen."""
+    if spec in BUILT_IN:
+        return False
+    try:
+        path, name = _parts(spec, folder)
+        tree = ast.parse(path.read_bytes())
+    except (TaskError, SyntaxError, ValueError, OSError):
+        return False  # told when the task is loaded
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
 
 
 def task_digest(spec: str, folder: Path) -> str:

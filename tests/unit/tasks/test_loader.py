@@ -6,7 +6,7 @@ from common.errors import TaskError
 from common.practice import BUILT_IN_TASKS
 from worker.tasks import Loop, load_class, load_task, task_digest
 from worker.tasks.digits import Digits
-from worker.tasks.loader import BUILT_IN
+from worker.tasks.loader import BUILT_IN, looks_like_loop
 
 GOOD = """
 import torch
@@ -106,6 +106,9 @@ def test_a_function_is_a_loop_of_its_own(folder):
     with pytest.raises(TaskError, match="a loop of its own measures itself; this command needs a class"):
         load_class("tasks/my_loop.py:train", folder)
     assert load_class("digits", folder).data().n_classes == 10
+    assert looks_like_loop("tasks/my_loop.py:train", folder)
+    for other in ("tasks/my_loop.py:STEPS", "tasks/my_task.py:MyTask", "tasks/none.py:train", "digits"):
+        assert not looks_like_loop(other, folder)
 
 
 @pytest.mark.parametrize(

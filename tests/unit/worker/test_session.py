@@ -1,0 +1,77 @@
+"""Which code a worker trains: that which was launched, and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import redis
+import torch
+
+from common.errors import TaskError
+from common.records import SearchFolder
+from worker.own import OwnLoop
+from worker.session import Means, Session
+from worker.tasks import task_digest
+from worker.training.engine import Engine
+
+STAGE = "[stages.{name}]\ntrials = 1\nepochs = 1\n"
+TEXT = 'id = "0123456789abcdef"\nname = "own"\ntask = "{task}"\nmetric = "val_f1"\n[space]\nlearning_rate = 0.1\n' + STAGE.format(
+    name="coarse"
+)
+CODE = {
+    "Task": "class Task:\n    metrics = {'val_f1': max}\n    def data(self): ...\n    def model(self, hp): ...\n",
+    "train": "def train(trial): ...\n",
+}
+
+
+def session(root: Path, name: str) -> Session:
+    folder = SearchFolder(root, "own")
+    folder.path.mkdir()
+    (folder.path / "mine.py").write_text(CODE[name])
+    folder.search_file.write_text(TEXT.format(task=f"somewhere/mine.py:{name}"))
+    search = folder.search()
+    assert search is not None
+    found = Session(redis.Redis(), folder, search, Means(torch.device("cpu"), None, 1))
+    launched(found)
+    return found
+
+
+def launched(found: Session) -> None:
+    """What the master notes at launch, and again at a retry with mended code."""
+    frozen = {"task_digest": task_digest(found.search.task_in_folder, found.folder.path)}
+    found.queue = cast(Any, SimpleNamespace(frozen=lambda stage: frozen))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Task", Engine), ("train", OwnLoop)])
+def test_other_code_than_the_one_launched_is_refused_until_a_retry_notes_it(tmp_path: Path, name: str, kind: type) -> None:
+    found = session(tmp_path, name)
+    first = found.engine("coarse", print)
+    assert isinstance(first, kind) and found.engine("coarse", print) is first
+    fresh = Session(redis.Redis(), found.folder, found.search, Means(torch.device("cpu"), None, 1))
+    fresh.queue = found.queue
+    file = found.folder.path / "mine.py"
+    file.write_text(CODE[name] + "raise SystemExit  # must not even run\n")
+    with pytest.raises(TaskError, match=r"the code here has digest \w+, the launched one \w+; restore the file"):
+        fresh.engine("coarse", print)
+    file.write_text(CODE[name] + "# mended\n")
+    launched(fresh)
+    assert isinstance(fresh.engine("coarse", print), kind) and fresh.digest == task_digest("mine.py:x", found.folder.path)
+    launched(found)
+    assert found.engine("coarse", print) is not first
+
+
+def test_a_stage_that_was_added_later_is_read(tmp_path: Path) -> None:
+    found = session(tmp_path, "train")
+    first = found.engine("coarse", print)
+    found.folder.search_file.write_text(found.folder.search_file.read_text() + STAGE.format(name="finest"))
+    assert found.engine("finest", print) is not first
+    assert [stage.name for stage in found.search.stages] == ["coarse", "finest"]
+
+
+def test_the_engine_is_told_what_the_search_ranks_by(tmp_path: Path) -> None:
+    engine = session(tmp_path, "Task").engine("coarse", print)
+    assert isinstance(engine, Engine)
+    assert (engine.options.metric, engine.options.mode, list(engine.options.stages)) == ("val_f1", "max", ["coarse"])
