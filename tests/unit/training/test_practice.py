@@ -164,7 +164,10 @@ def test_regularisation(kind):
 
 CONVOLUTIONS = {
     "nesterov": ({"momentum": spread(0.1, 0.95), **STRENGTHS}, {"nesterov": True, "schedule": "cosine"}),
-    "adam": ({"ema": spread(0.0, 0.9999), "max_norm": spread(0.5, 2.0, stride=3)}, {"optimizer": "adam", "warmup_epochs": 1.0}),
+    "adamw": (
+        {"ema": spread(0.0, 0.9999), "max_norm": spread(0.5, 2.0, stride=3), "weight_decay": spread(1e-3, 10.0, log=True, stride=7)},
+        {"optimizer": "adamw", "schedule": "exponential", "warmup_epochs": 1.0},
+    ),
 }
 
 
