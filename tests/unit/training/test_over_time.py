@@ -66,5 +66,5 @@ def test_a_trial_at_chance_ends_after_its_grace():
     jobs = [job(0, 6, learning_rate=0.05), job(2, 6, learning_rate=1e-8)]
     ended = outcomes(jobs, stages=stages(chance_epochs=2))
     assert ended["coarse-0000"].state == TrialState.COMPLETED
-    assert (ended["coarse-0002"].state, ended["coarse-0001"].epochs) == (TrialState.STOPPED, 2)
+    assert (ended["coarse-0002"].state, ended["coarse-0002"].epochs) == (TrialState.STOPPED, 2)
     assert "no better than guessing after 2 epochs" in ended["coarse-0002"].reason

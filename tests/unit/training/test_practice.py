@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.training.helpers import FreeWatch, dropout_mask, engine, job, state
+from tests.unit.training.helpers import FreeWatch, engine, job, state
 from tests.unit.training.landscape import K, spread
 from tests.unit.training.plain import PlainLoop
 from tests.unit.training.references import covers
@@ -183,27 +183,3 @@ def test_batch_sizes():
     for size in (8, 13, 20, 26):
         jobs = [job(slot, BUDGET, batch_size=size, learning_rate=float(MODERATE[slot]), momentum=0.9) for slot in range(4)]
         compare(jobs, Points(), n_steps=N_EPOCHS * (104 // size), width=4)
-
-
-@covers("val_passes")
-def test_validation_by_the_mean_of_stochastic_passes():
-    class Dropped(Points):
-        def model(self, hp):
-            return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Dropout(hp["dropout"]), nn.Linear(12, 5))
-
-    n_passes, rates = 3, [0.0, 0.25, 0.5, 0.75]
-    jobs = [job(slot, BUDGET, batch_size=10, dropout=rate, learning_rate=0.3, val_passes=n_passes) for slot, rate in enumerate(rates)]
-    part = Dropped().data().val
-    inputs, losses = part.inputs.double(), []
-    for one, found in zip(jobs, trained(jobs, Dropped(), width=4), strict=True):
-        weights = found["model"]
-        hidden = torch.relu(inputs @ weights["0.weight"].T + weights["0.bias"])
-        rate, n = one.claim.trial.hyperparameters["dropout"], len(inputs)
-        passes = []
-        for number in range(n_passes):  # each batch of validation meets the same noise, that of a step before the first
-            mask = torch.from_numpy(dropout_mask(one.claim.trial.seed, -1 - number, 0, rate, 10 * 12)).view(10, 12)
-            kept = hidden * mask.repeat(-(-n // 10), 1)[:n]
-            passes.append((kept @ weights["3.weight"].T + weights["3.bias"]).softmax(-1))
-        losses.append(float(nn.functional.nll_loss(torch.stack(passes).mean(0).log(), part.targets)))
-        assert found["curves"]["val_loss"][-1] == pytest.approx(losses[-1], rel=1e-8)
-    assert len(set(losses)) == len(rates)
