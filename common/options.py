@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from common.errors import SearchError
 
@@ -32,22 +33,27 @@ class Shared:
     data: Path = DATA_FOLDER
 
 
-def _set_redis(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+def _set_redis(context: click.Context, option: click.Parameter, value: str | None) -> None:
     shared = context.ensure_object(Shared)
-    if value is not None:
+    if value is not None and not _told_before(context, option):
         shared.redis = value or None
 
 
-def _set_checkpoints(context: click.Context, _option: click.Parameter, value: Path | None) -> None:
+def _set_checkpoints(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     shared = context.ensure_object(Shared)
-    if value is not None:
+    if value is not None and not _told_before(context, option):
         shared.checkpoints = value
 
 
-def _set_data(context: click.Context, _option: click.Parameter, value: Path | None) -> None:
+def _set_data(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     shared = context.ensure_object(Shared)
-    if value is not None:
+    if value is not None and not _told_before(context, option):
         shared.data = value
+
+
+def _told_before(context: click.Context, option: click.Parameter) -> bool:
+    """Whether a value of a command's is only the environment's, which the program's own option before it has read already."""
+    return context.parent is not None and context.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT
 
 
 def common_options(command: F) -> F:
