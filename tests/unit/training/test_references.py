@@ -2,7 +2,12 @@
 
 import pytest
 
+from common.practice import LOSSES, PERCEPTRON, SCHEDULES, UPDATES
 from tests.unit.training.references import accepted, covered, covers
+from worker.tasks.models import ACTIVATIONS, INITS
+from worker.training.losses import OBJECTIVES
+from worker.training.optimizers import RULES
+from worker.training.schedules import KINDS
 
 
 def told(pairs):
@@ -15,6 +20,20 @@ def test_every_option_is_held_against_a_reference():
 
 def test_every_cover_is_of_an_option_that_the_search_file_accepts():
     assert told(covered() - accepted()) == []
+
+
+@pytest.mark.parametrize(
+    ("built", "entry"),
+    [
+        (RULES, UPDATES["optimizer"]),
+        (KINDS, SCHEDULES["schedule"]),
+        (OBJECTIVES, LOSSES["loss"]),
+        (ACTIVATIONS, PERCEPTRON["activation"]),
+        (INITS, PERCEPTRON["init"]),
+    ],
+)
+def test_what_is_accepted_is_what_is_built(built, entry):
+    assert set(built) == set(entry.options)
 
 
 def test_only_tests_cover():
