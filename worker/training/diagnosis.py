@@ -19,6 +19,7 @@ from common.records import Diagnosis
 from common.trial import TrialState
 from worker.training.evidence import Evidence, fall, later, recent
 from worker.training.interface import Outcome
+from worker.training.phrases import after, length, of_value, standing, what_falls, with_accuracy
 from worker.training.policy import at_chance
 
 BARELY = 0.05  # a lowest loss less than this below that of guessing is "barely changing" (the notes' example: 2.3026 after ten epochs)
@@ -26,6 +27,7 @@ LITTLE_KNOWN = 0.25  # of the way from chance to 1: a more accurate model has le
 ASSUMED_VAL = 100  # examples, where their number is not known: chance is then taken to reach 0.16 of ten classes
 LARGE_RATIO = 5e-2  # of norms, fifty times what the notes advise: twenty steps replace the weights, whatever they had learned
 SMALL_RATIO = 1e-4  # a tenth of what the notes advise: ten thousand steps to move the weights by their own size
+SLOW_RATIO = 5e-4  # half of what the notes advise: enough to learn, but a model that has settled low may only be slow
 PLATEAU_RATIO = 1e-2  # ten times what the notes advise, on a loss that no longer falls: the steps lead back and forth
 PLATEAU_POINTS = 4  # evaluations: a middle and a last part that can be compared
 FLAT = 0.1  # a plateau's loss fell by less from the middle third to the last
@@ -71,7 +73,7 @@ def exploded(e: Evidence) -> Diagnosis | None:
     """The loss passed the limit or is not finite."""
     if e.state is not TrialState.EXPLODED:
         return None
-    sentence = f"The learning rate{_value(e, 'learning_rate')} is too high: {e.reason or 'the loss exploded'}; lower it."
+    sentence = f"The learning rate{of_value(e, 'learning_rate')} is too high: {e.reason or 'the loss exploded'}; lower it."
     return _said(DiagnosisWord.EXPLODED, sentence, learning_rate=e.number("learning_rate"), first_loss=e.first_loss)
 
 
@@ -98,7 +100,7 @@ def plateaued_high(e: Evidence) -> Diagnosis | None:
         return None
     sentence = (
         f"Loss fell from {start:.3g} at first and then stays at about {last:.3g}, with updates of {ratio:.1e} of the weights: "
-        f"the learning rate{_value(e, 'learning_rate')} is too high to go further down; lower it, or let it fall with a schedule."
+        f"the learning rate{of_value(e, 'learning_rate')} is too high to go further down; lower it, or let it fall with a schedule."
     )
     return _said(DiagnosisWord.PLATEAUED_HIGH, sentence, train_loss=last, start_loss=start, update_ratio=ratio)
 
@@ -124,22 +126,23 @@ def large_updates(e: Evidence) -> Diagnosis | None:
         return None
     sentence = (
         f"A step changes the weights by {ratio:.1e} of their size, far above the 1e-3 that is healthy: "
-        f"lower learning_rate{_value(e, 'learning_rate')} or begin with warmup_epochs ({_standing(e)})."
+        f"lower learning_rate{of_value(e, 'learning_rate')} or begin with warmup_epochs ({standing(e)})."
     )
     return _said(DiagnosisWord.LARGE_UPDATES, sentence, update_ratio=ratio)
 
 
 def noisy(e: Evidence) -> Diagnosis | None:
     """The batch losses scatter about their trend while the loss is not low yet."""
-    wiggles, loss = e.curve("wiggle"), e.last("train_loss")
-    wiggle = _middle(later(wiggles))
-    if wiggle is None or wiggle < NOISY_WIGGLE or loss is None or loss < HIGH_LEVEL * (e.start or e.curve("train_loss")[0]):
+    losses, wiggle = e.curve("train_loss"), _middle(later(e.curve("wiggle")))
+    if wiggle is None or wiggle < NOISY_WIGGLE or not losses:
+        return None
+    if min(losses[-1], *e.curve("val_loss")[-1:], math.inf) < HIGH_LEVEL * (e.start or losses[0]):
         return None
     sentence = (
-        f"The losses of an epoch's batches scatter by {wiggle:.0%} of their mean {loss:.3g} about the trend: "
-        f"the batch{_value(e, 'batch_size')} is too small for this learning rate{_value(e, 'learning_rate')}; enlarge it or lower the rate."
+        f"The losses of an epoch's batches scatter by {wiggle:.0%} of their mean {losses[-1]:.3g} about the trend: the batch"
+        f"{of_value(e, 'batch_size')} is too small for this learning rate{of_value(e, 'learning_rate')}; enlarge it or lower the rate."
     )
-    return _said(DiagnosisWord.NOISY, sentence, wiggle=wiggle, train_loss=loss, batch_size=e.number("batch_size"))
+    return _said(DiagnosisWord.NOISY, sentence, wiggle=wiggle, train_loss=losses[-1], batch_size=e.number("batch_size"))
 
 
 def overfitting(e: Evidence) -> Diagnosis | None:
@@ -167,7 +170,7 @@ def small_updates(e: Evidence) -> Diagnosis | None:
         return None
     sentence = (
         f"A step changes the weights by at most {ratio:.1e} of their size, far below the 1e-3 that is healthy: "
-        f"raise learning_rate{_value(e, 'learning_rate')} ({_standing(e)})."
+        f"raise learning_rate{of_value(e, 'learning_rate')} ({standing(e)})."
     )
     return _said(DiagnosisWord.SMALL_UPDATES, sentence, update_ratio=ratio)
 
@@ -176,13 +179,13 @@ def still_improving(e: Evidence) -> Diagnosis | None:
     """What is judged by was still getting better when the budget ended."""
     lately, losses, mean = fall(e.costs), e.curve("val_loss"), e.last("train_loss")
     if lately is not None and lately >= IMPROVING:
-        when = f"in the last {recent(e.costs)} of {len(e.costs)} evaluations"
-        sentence = f"{_cost(e)} still fell by {lately:.0%} {when} ({_standing(e)}): train longer."
+        when = f"in the last {recent(e.costs)} of {len(e.costs)} evaluations".replace("last 1 of", "last of")
+        sentence = f"{what_falls(e)} still fell by {lately:.0%} {when} ({standing(e)}): train longer."
         return _said(DiagnosisWord.STILL_IMPROVING, sentence, recent_fall=lately, val_loss=e.last("val_loss"), val_acc=e.last("val_acc"))
     if lately is None and losses and mean is not None and losses[-1] < (1 - ONE_EPOCH) * mean:
         sentence = (
-            f"It was still falling: validation loss {losses[-1]:.3g} at the end of {_epochs(e)}, {mean:.3g} the mean of the training "
-            f"losses on the way{_accuracy(e)}; train longer."
+            f"It was still falling: validation loss {losses[-1]:.3g} at the end of {length(e)}, {mean:.3g} the mean of the training "
+            f"losses on the way{with_accuracy(e)}; train longer."
         )
         return _said(DiagnosisWord.STILL_IMPROVING, sentence, val_loss=losses[-1], train_loss=mean, val_acc=e.last("val_acc"))
     return None
@@ -193,11 +196,13 @@ def underfitting(e: Evidence) -> Diagnosis | None:
     train, val = e.last("train_acc"), e.last("val_acc")
     if train is None or val is None or len(e.costs) < 2 or max(train, val) >= LOW_ACCURACY:
         return None
+    ratio = _middle(e.ratios)
+    slow = f", or raise learning_rate, since updates are {ratio:.1e} of the weights" if ratio is not None and ratio < SLOW_RATIO else ""
     sentence = (
-        f"Training accuracy has settled at {train:.3f}, no big gap to validation accuracy {val:.3f}: "
-        "give the model more capacity, or regularise less."
+        f"Training accuracy has settled at {train:.3f} and validation accuracy at {val:.3f}, without a big gap: "
+        f"give the model more capacity, or regularise less{slow}."
     )
-    return _said(DiagnosisWord.UNDERFITTING, sentence, train_acc=train, val_acc=val, gap=train - val)
+    return _said(DiagnosisWord.UNDERFITTING, sentence, train_acc=train, val_acc=val, gap=train - val, update_ratio=ratio)
 
 
 def good(e: Evidence) -> Diagnosis | None:
@@ -205,7 +210,7 @@ def good(e: Evidence) -> Diagnosis | None:
     if not e.costs:
         return None
     once = len(e.costs) == 1
-    sentence = f"{'Nothing is wrong after a single evaluation' if once else 'It settled without a sign of trouble'}: {_standing(e)}."
+    sentence = f"{'Nothing is wrong after a single evaluation' if once else 'It settled without a sign of trouble'}: {standing(e)}."
     figures = {name: e.last(name) for name in ("val_acc", "val_loss", "train_acc", "train_loss")}
     return _said(DiagnosisWord.GOOD, sentence, update_ratio=_middle(e.ratios), **figures)
 
@@ -235,7 +240,7 @@ def _guessing(e: Evidence) -> str | None:
         return None
     before = max(e.curve("val_acc"))
     had = f", though it had {before:.3f} once" if before > 2 * accuracy else ""
-    return f"Validation accuracy {accuracy:.3f} after {_epochs(e)} is no better than guessing ({1 / e.n_classes:.3g}){had}"
+    return f"Validation accuracy {accuracy:.3f} {after(e)} is no better than guessing ({1 / e.n_classes:.3g}){had}"
 
 
 def _barely(e: Evidence) -> str | None:
@@ -244,61 +249,32 @@ def _barely(e: Evidence) -> str | None:
         return None
     if accuracy is not None and e.n_classes is not None and accuracy > (1 + LITTLE_KNOWN * (e.n_classes - 1)) / e.n_classes:
         return None
-    return f"The lowest loss in {_epochs(e)} is {min(losses):.4g}, and a model that knows nothing has {e.start:.4g}{_accuracy(e)}"
+    return f"The lowest loss in {length(e)} is {min(losses):.4g}, and a model that knows nothing has {e.start:.4g}{with_accuracy(e)}"
 
 
 def _side(e: Evidence) -> str:
     """Too high or too low, as far as the measured updates tell."""
     ratio, decay = _middle(e.ratios), e.number("weight_decay") or 0.0
     if ratio is None:
-        return f"the learning rate{_value(e, 'learning_rate')} is too low, or so high that nothing stays learned"
-    dead = e.silent is not None and e.silent[1] >= SILENT_SHARE
+        return f"the learning rate{of_value(e, 'learning_rate')} is too low, or so high that nothing stays learned"
+    name, share = e.silent or ("", 0.0)
+    if share >= SILENT_SHARE and name.startswith("saturated"):
+        return f"{share:.0%} of a layer's units are saturated; start from smaller weights (init)"
+    dead = f" and {share:.0%} of a layer's units are dead" if share >= SILENT_SHARE else ""
     if ratio >= LARGE_RATIO or dead:
-        units = f" and {e.silent[1]:.0%} of a layer's units are dead" if dead and e.silent else ""
         other = f", or weight_decay ({decay:.3g}) too strong" if decay >= STRONG_DECAY else ""
-        return f"updates are {ratio:.1e} of the weights{units}, so learning_rate{_value(e, 'learning_rate')} is too high{other}"
+        return f"updates are {ratio:.1e} of the weights{dead}, so learning_rate{of_value(e, 'learning_rate')} is too high{other}"
     if decay >= STRONG_DECAY:
         return f"weight_decay ({decay:.3g}) may hold the weights at zero; lower it"
-    return f"updates are {ratio:.1e} of the weights, so learning_rate{_value(e, 'learning_rate')} is too low for this many epochs; raise it"
+    return (
+        f"updates are {ratio:.1e} of the weights, so learning_rate{of_value(e, 'learning_rate')} is too low for this many epochs; raise it"
+    )
 
 
 def _regularise(e: Evidence) -> str:
     decay = e.number("weight_decay")
     own = f" (weight_decay is {decay:.3g})" if decay is not None else ""
     return f"regularise more{own}, or take a smaller model"
-
-
-def _standing(e: Evidence) -> str:
-    """``val_acc 0.957, val_loss 0.21, training accuracy 0.99 after 20 epochs``; the metric where there is neither."""
-    names = ["val_acc", "val_loss"] if e.curve("val_loss") or e.curve("val_acc") else [e.metric]
-    names += [e.metric] if e.metric not in names else []
-    told = [f"{name} {value:.3g}" for name in names if (value := e.last(name)) is not None]
-    return f"{', '.join(told)} after {_epochs(e)}" if told else f"after {_epochs(e)}"
-
-
-def _accuracy(e: Evidence) -> str:
-    accuracy = e.last("val_acc")
-    return f" (val_acc {accuracy:.3g})" if accuracy is not None else ""
-
-
-def _cost(e: Evidence) -> str:
-    """What ``Evidence.costs`` is, to begin a sentence."""
-    if e.cost == e.metric and e.mode == "max":
-        return f"1 - {e.metric}"
-    return {"val_loss": "Validation loss", "train_loss": "Training loss"}.get(e.cost, e.cost)
-
-
-def _epochs(e: Evidence) -> str:
-    return _counted(e.epochs, "epoch")
-
-
-def _counted(number: float, noun: str) -> str:
-    return f"{number:.3g} {noun}{'' if number == 1 else 's'}"
-
-
-def _value(e: Evidence, name: str) -> str:
-    number = e.number(name)
-    return f" ({number:.3g})" if number is not None else ""
 
 
 def _middle(values: list[float]) -> float | None:
