@@ -73,6 +73,7 @@ class Engine:
         self._setting: Setting | None = None
         self._signatures: dict[object, int] = {}
         self._shapes: dict[Structure, list[tuple[int, ...]] | None] = {}
+        self._shapeless: dict[Structure, str] = {}  # why there are no shapes
         self._said: set[Hashable] = set()
 
     def train(self, jobs: Sequence[Job], refill: Callable[[int], Sequence[Job]], watch: Watch) -> Iterator[Boundary]:
@@ -116,9 +117,12 @@ class Engine:
         others = BUILT_IN_TASKS.get(self.options.task_name, {})  # what another kind of model reads of the same task
         for name in sorted(hp.unread() - others.keys()):
             self.once(f"hyperparameter {name} is used by neither the task nor the training; remove it from [space] or read it in model()")
+        entry = Entry(job, model, job.resume)
         if not model.structure.alone and self.shapes(model) is None:
-            self._lone(model, "a dropout layer is passed through more than once")
-        return Entry(job, model, job.resume)
+            self._lone(model, self._shapeless[model.structure])
+        elif not model.structure.alone and model.obstacle is not None:
+            return self.alone(entry, model.obstacle)
+        return entry
 
     def shapes(self, model: Model) -> list[tuple[int, ...]] | None:
         """What its dropout layers see; None where they cannot be lifted or the forward raises.
@@ -130,10 +134,11 @@ class Engine:
             setting = self.setting()
             try:
                 self._shapes[model.structure] = mask_shapes(model, setting.sample(model)[0], setting.n_classes)
+                self._shapeless[model.structure] = "a dropout layer is passed through more than once, or never"
             except TaskError:
                 raise
             except Exception as error:
-                self.once(f"a forward of the model on one batch raised {type(error).__name__}: {error}")
+                self._shapeless[model.structure] = f"a forward of the model on one batch raised {type(error).__name__}: {error}"
                 self._shapes[model.structure] = None
         return self._shapes[model.structure]
 

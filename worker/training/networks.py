@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, vjp, vmap
 
 from worker.tasks.layers import GaussianDropout, Maxout
 from worker.training.knobs import SlotELU, SlotLeakyReLU
@@ -175,6 +175,9 @@ class _Called:
             self._gradients[name].copy_(one if one is not None else torch.zeros_like(leaf))
 
     def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        return self._plain(tensors, inputs)
+
+    def _plain(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         outputs: Tensor = functional_call(self._module, dict(tensors), (inputs,))
         return outputs
 
@@ -188,7 +191,7 @@ class _Called:
             if kind is not None:
                 handles.append(module.register_forward_hook(self._noting(name, kind, found)))
         try:
-            self._call(tensors, inputs)
+            self._plain(tensors, inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -255,6 +258,60 @@ class StackedNetwork(_Called):
         return {**self._leaves, **self._buffers, **noise}
 
 
+class RecurrentNetwork(StackedNetwork):
+    """Any module with an LSTM, GRU or RNN. Vmap takes those apart only where gradients are taken inside of it: two forwards a step."""
+
+    def forward(self, inputs: Tensor, shared: bool, masks: Sequence[Tensor]) -> Tensor:
+        """See ``Network``."""
+        self._mode(True)
+        noise, dim = dict(zip(self._mask_names, masks, strict=True)), None if shared else 0
+        before = {name: tensor.clone() for name, tensor in self._buffers.items()}  # the second forward starts where this one does
+        self._again = ({**before, **noise}, inputs, dim)
+        with torch.no_grad():
+            found: tuple[Tensor, Buffers] = vmap(self._apart, in_dims=(0, dim))(self._tensors(masks), inputs)
+        for name, moved in found[1].items():
+            self._buffers[name].copy_(moved)
+        return found[0]
+
+    def backward(self, gradient: Tensor) -> None:
+        """See ``Network``."""
+        fixed, inputs, dim = self._again
+        leaves = {name: leaf.detach() for name, leaf in self._leaves.items()}
+        found = vmap(self._pulled, in_dims=(0, dim, 0))({**fixed, **leaves}, inputs, gradient)
+        for name, one in found.items():
+            self._gradients[name].copy_(one)
+
+    def _pulled(self, tensors: Buffers, inputs: Tensor, gradient: Tensor) -> Buffers:
+        _, pull, _ = self._differentiated(self._plain, tensors, inputs)
+        found: Buffers = pull(gradient)[0]
+        return found
+
+    def _call(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+        return self._apart(tensors, inputs)[0]
+
+    def _apart(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, Buffers]:
+        """The outputs, and the buffers after the forward."""
+        outputs, _, moved = self._differentiated(self._plain, tensors, inputs)
+        return outputs, moved
+
+    def _watched(self, tensors: Mapping[str, Tensor], inputs: Tensor) -> tuple[Tensor, ...]:
+        watch = super()._watched
+        found: tuple[Tensor, ...] = self._differentiated(watch, tensors, inputs)[0]
+        return found
+
+    def _differentiated(
+        self, call: Callable[[Buffers, Tensor], Any], tensors: Mapping[str, Tensor], inputs: Tensor
+    ) -> tuple[Any, Any, Buffers]:
+        """Outputs, the function that pulls a gradient back to the parameters, and the buffers as they are afterwards."""
+
+        def apart(leaves: Buffers) -> tuple[Any, Buffers]:
+            moved = {name: tensors[name].clone() for name in self._buffers}  # what was made outside may not be written to
+            return call({**tensors, **moved, **leaves}, inputs), moved
+
+        found: tuple[Any, Any, Buffers] = vjp(apart, {name: tensors[name] for name in self._leaves}, has_aux=True)  # type: ignore[assignment]
+        return found
+
+
 class LoneNetwork(_Called):
     """One module as it is, in the same frame: where stacking does not pay or cannot be done.
 
@@ -309,7 +366,10 @@ def network_for(model: Model, lone: bool) -> Network:
     """The fastest network that can train ``model``; ``lone`` for a width of one without stacking."""
     if chain_of(model.module) is not None:
         return ChainNetwork(model)
-    return LoneNetwork(model) if lone else StackedNetwork(model)
+    if lone:
+        return LoneNetwork(model)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.module.modules())
+    return RecurrentNetwork(model) if recurrent else StackedNetwork(model)
 
 
 def watched(module: nn.Module) -> str | None:

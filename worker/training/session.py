@@ -11,6 +11,7 @@ import torch
 from common.trial import TrialState
 from worker.training.array import Entry, TrialArray
 from worker.training.interface import Boundary, Job, Outcome, View, Watch
+from worker.training.obstacles import explained
 from worker.training.slot import packed
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Session:
                 self._ended += array.failed(_told(error), traceback.format_exc())
                 array.drop(everyone)
             else:
-                carried = [self._engine.alone(entry, f"a stacked step raised {_told(error)}") for entry in array.carried(everyone)]
+                carried = [self._engine.alone(entry, f"in a stacked step, {explained(error)}") for entry in array.carried(everyone)]
                 self._waiting[:0] = carried
                 array.drop(everyone)
 
@@ -158,7 +159,7 @@ class Session:
             self._engine.widths.limit(group[0].model.structure, len(group) // 2)
             self._waiting[:0] = group
         else:
-            self._waiting[:0] = [self._engine.alone(entry, f"stacking raised {_told(error)}") for entry in group]
+            self._waiting[:0] = [self._engine.alone(entry, explained(error)) for entry in group]
 
     def _width(self, alike: Sequence[Entry]) -> int:
         first = alike[0]

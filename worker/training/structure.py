@@ -14,6 +14,7 @@ from worker.training.knobs import ATTRIBUTES, RATES, STARTS, drawing, hooked, li
 from worker.training.layout import Layout, constants
 from worker.training.links import LINKS
 from worker.training.noise import SlotDropout, level
+from worker.training.obstacles import obstacle
 from worker.training.recipe import Recipe
 
 INTERNAL = frozenset({"training", "_parameters", "_buffers", "_modules"})  # described apart
@@ -40,6 +41,7 @@ class Model:
     rates: tuple[float, ...]  # of dropout
     dropouts: tuple[str, ...]  # names of those layers
     noises: tuple[str, ...] = ()  # and the kinds of their noise
+    obstacle: str | None = None  # why it cannot be stacked, as far as can be seen
 
     @property
     def levels(self) -> list[tuple[int, float]]:
@@ -50,9 +52,10 @@ class Model:
 def prepare(module: nn.Module, recipe: Recipe, alone: bool) -> Model:
     """Describes ``module`` and lifts its numbers out of it."""
     structure = Structure(signature(module), recipe.key, alone)
+    why = obstacle(module)
     found = lift(module)
     rates, noises = tuple(rate_of(m) for m in found.values()), tuple(noise_of(m) for m in found.values())
-    return Model(module, Layout.of(module), recipe, structure, rates, tuple(found), noises)
+    return Model(module, Layout.of(module), recipe, structure, rates, tuple(found), noises, why)
 
 
 def mask_shapes(model: Model, inputs: Tensor, n_classes: int | None) -> list[tuple[int, ...]] | None:
@@ -107,8 +110,12 @@ def _described(name: str, module: nn.Module, lifted: bool) -> Hashable:
         (n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None
     ]
     hidden = INTERNAL | {STARTS.get(type(module), ""), ATTRIBUTES[type(module)] if lifted else ""}
-    plain = tuple((key, _plain(value)) for key, value in vars(module).items() if key not in hidden and (value or key not in EMPTY))
-    return name, type(module), tuple(tensors), plain
+    seen = {key: value for key, value in vars(module).items() if key not in hidden and (value or key not in EMPTY)}
+    plain = tuple(
+        (key, _plain(list(value.values()) if "_hooks" in key else value)) for key, value in seen.items()
+    )  # keys are mere counters
+    parametrized = hasattr(module, "parametrizations")  # torch makes a class for each such module
+    return name, type(module).__base__ if parametrized else type(module), tuple(tensors), plain
 
 
 def _plain(value: object) -> Hashable:

@@ -10,7 +10,7 @@ from tests.unit.training.helpers import SmallDigits, digits, dropout_mask, job, 
 from tests.unit.training.references import covers
 from worker.tasks.layers import GaussianDropout, Maxout
 from worker.tasks.models import ACTIVATIONS, convnet, perceptron
-from worker.training.networks import ChainNetwork, LoneNetwork, StackedNetwork, network_for
+from worker.training.networks import ChainNetwork, LoneNetwork, RecurrentNetwork, StackedNetwork, network_for
 from worker.training.noise import DropoutMasks, active_layers, noise_keys
 from worker.training.recipe import read_recipe
 from worker.training.rows import fresh_row
@@ -141,6 +141,27 @@ def test_a_convolutional_net_stacked_by_vmap(activation, batch_norm):
     assert len({model.structure for model in trial.models}) == 1
     assert isinstance(network_for(trial.model, lone=False), StackedNetwork)
     trial.check()
+
+
+class Recurrent(nn.Module):
+    """Reads a sequence, with all that may stand around it."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.reader, self.norm, self.drop = kind(4, 5, batch_first=True), nn.BatchNorm1d(5), nn.Dropout(0.3)
+        self.squash, self.out = nn.Tanh(), nn.Linear(5, C)
+
+    def forward(self, inputs):
+        return self.out(self.squash(self.drop(self.norm(self.reader(inputs)[0][:, -1]))))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_nets_are_stacked_too(kind):
+    trial = Trial(lambda hp: Recurrent(kind), [{}] * K, (3, 4), RecurrentNetwork)
+    assert isinstance(network_for(trial.model, lone=False), RecurrentNetwork)
+    trial.check()
+    ((name, found, activations),) = trial.network.observe(trial.inputs)
+    assert (name, found, activations.shape) == ("squash", "tanh", (K, B, 5))
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

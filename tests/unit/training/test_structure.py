@@ -143,6 +143,62 @@ def test_modules_that_cannot_be_stacked_train_alone_and_the_reason_is_said_once(
     assert len([message for message in said if "alone" in message]) == 1
 
 
+class Branching(nn.Linear):
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        return logits if logits.sum() > 0 else -logits
+
+
+class Counting(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) * float(inputs.abs().max() + self.weight.abs().max())
+
+
+class Writing(nn.Linear):
+    def forward(self, inputs):
+        out = torch.zeros(len(inputs), self.out_features, dtype=inputs.dtype)
+        out[:] = super().forward(inputs)
+        return out
+
+
+class Picking(nn.Linear):
+    def forward(self, inputs):
+        logits = super().forward(inputs)
+        return logits + logits[logits > 0].sum() / 100
+
+
+class Hooked(nn.Linear):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_full_backward_hook(lambda *_: None)
+
+
+UNSTACKABLE = {
+    "branches on data; torch.where": Branching,
+    "reads a number out of a tensor": Counting,
+    "writes in place into a tensor": Writing,
+    "picks by a mask": Picking,
+    "has a backward hook": Hooked,
+    "draws random numbers; nn.Dropout as a layer": lambda n, m: nn.Sequential(_Noise(), nn.Linear(n, m)),
+    "layer 0 is a BatchNorm1d with momentum=None": lambda n, m: nn.Sequential(nn.BatchNorm1d(n, momentum=None), nn.Linear(n, m)),
+    "layer 0 is a AlphaDropout, which draws its own noise": lambda n, m: nn.Sequential(nn.AlphaDropout(0.1), nn.Linear(n, m)),
+    "layer 0 is a Dropout in several places": lambda n, m: nn.Sequential(drop := nn.Dropout(0.1), drop, nn.Linear(n, m)),
+}
+
+
+@pytest.mark.parametrize("reason", UNSTACKABLE)
+def test_what_cannot_be_stacked_trains_alone_and_says_why_and_what_to_do(reason):
+    class Odd(SmallDigits):
+        def model(self, hp):
+            return UNSTACKABLE[reason](64, 10)
+
+    said = []
+    found = outcomes([job(i, 1) for i in range(2)], task=Odd(), log=said.append, width=2)
+    assert {outcome.array_width for outcome in found.values()} == {1}
+    assert {outcome.state for outcome in found.values()} == {TrialState.COMPLETED}
+    assert len(said) == 1 and "alone" in said[0] and reason in said[0]
+
+
 def test_signatures_tell_apart_what_may_not_be_stacked():
     def chain(width=4, activation=nn.ReLU, bias=True, rate=0.5):
         return nn.Sequential(nn.Linear(3, width, bias=bias), activation(), nn.Dropout(rate), nn.Linear(width, 2))
