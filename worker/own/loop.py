@@ -161,7 +161,7 @@ class _Run:
         return self._outcome(Verdict(TrialState.COMPLETED, None))
 
     def _outcome(self, verdict: Verdict, traceback: str | None = None) -> Outcome:
-        standing, best = self._standing, self._standing.best
+        standing, best, trial = self._standing, self._standing.best, self._runner.trial
         values = best.values if best else {name: series[-1] for name, series in standing.curves.items() if name not in ("epoch", "seconds")}
         if best is not None and best.state is None:
             self._owner.once("the best epoch was reported without a state, so it leaves no checkpoint; pass state= with every report")
@@ -180,6 +180,8 @@ class _Run:
             curves=standing.curves,
             seconds=standing.seconds,
             epoch_s=standing.epoch_s,
+            n_classes=trial.n_classes,
+            n_val=trial.n_val,
             checkpoint=self._checkpoint if best is not None and best.state is not None else None,
         )
 
