@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from tests.unit.training.helpers import job, outcomes
+from worker.training.interface import Outcome
 from worker.training.layout import Layout
 from worker.training.monitor import SAMPLE, WATCHED, Monitor, sample_size, silent_share, step_figures, watched, weight_spans
 
@@ -200,3 +202,29 @@ def test_a_step_can_be_traced() -> None:
     traced = make_fx(lambda a, b, g: step_figures(a, b, g, spans))(*rows)
     others = [torch.rand(2, 12) for _ in range(3)]
     torch.testing.assert_close(traced(*others), step_figures(*others, spans))
+
+
+# -- through the engine ------------------------------------------------------------------------------------------------
+
+WATCHED_CURVES = {"learning_rate", "grad_norm", "wiggle", "dead.1", "dead.4", "update_ratio.0", "update_ratio.3", "update_ratio.6"}
+
+
+def watched_curves(outcome: Outcome) -> dict[str, list[float | None]]:
+    return {name: values for name, values in outcome.curves.items() if name in WATCHED_CURVES}
+
+
+def test_the_curves_of_a_trial_do_not_depend_on_its_neighbours() -> None:
+    own = {"dropout": 0.1, "learning_rate": 0.03, "momentum": 0.5}
+    [alone] = outcomes([job(0, epochs=2, **own)]).values()
+    beside = [job(0, epochs=2, **own), job(1, epochs=0.5, dropout=0.2), job(2, epochs=3, dropout=0.3, learning_rate=1e-5)]
+    together = outcomes(beside, width=2)["coarse-0000"]  # the third takes the place of the second in the middle of an epoch
+    assert set(watched_curves(alone)) == WATCHED_CURVES
+    for name, values in watched_curves(alone).items():
+        assert values == pytest.approx(watched_curves(together)[name], rel=1e-9)
+        assert len(values) == 2 and None not in values
+
+
+def test_not_watching_leaves_the_training_as_it_is() -> None:
+    watched_run, plain = (outcomes([job(0, epochs=2)], watching=on)["coarse-0000"] for on in (True, False))
+    assert watched_run.curves["val_loss"] == plain.curves["val_loss"]
+    assert "grad_norm" not in plain.curves
