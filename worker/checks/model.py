@@ -17,7 +17,7 @@ from worker.checks.training import Portion, engine_of, job_of, spread, take
 from worker.tasks.base import Data, Part, Task
 from worker.training.engine import Engine
 
-GRADIENT_S, OVERFIT_S, LEARN_S, OPTIONS_S = 1.0, 3.0, 3.0, 2.0  # at most; the digits search needs a fraction
+GRADIENT_S, OVERFIT_S, LEARN_S, OPTIONS_S = 1.0, 3.0, 5.0, 2.0  # at most; the digits search needs a fraction
 LOSS_ROWS, GRADIENT_ROWS = 256, 8  # examples; few for the gradient: less rounding, fewer kinks (CS231n notes)
 TRAINED_STEPS = 20  # before the gradient is looked at again: off the initial weights, far from one that has vanished
 RATE = 1e-3  # of these steps, by Adam
@@ -65,6 +65,7 @@ class Looked:
     def built(self) -> Finding:
         """What the engine made of the model."""
         layout = self.subject.model.layout
+        self.subject.gradients(self.few)  # shows whether it can be stacked
         how = "trains in arrays" if self.subject.stacked else "trains one at a time"
         return Finding("model", Status.PASSED, f"{layout.size} parameters in {len(layout.shapes)} tensors; {how}")
 

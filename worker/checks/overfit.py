@@ -7,8 +7,8 @@ import math
 from common.space import Hyperparameters
 from common.trial import TrialState
 from worker.checks.report import Finding, Status
-from worker.checks.training import RATES, spread, take, trained
-from worker.tasks.base import Data, Part, Task
+from worker.checks.training import RATES, repeated, spread, take, trained
+from worker.tasks.base import Data, Task
 
 EXAMPLES = 20  # the notes' number
 REPEATED = 20  # times in an epoch: between two looks at the loss
@@ -32,7 +32,7 @@ def twenty(task: Task, data: Data, values: Hyperparameters, chance: float | None
         until_s: when to stop, on the monotonic clock.
     """
     few = take(data.train, spread(data.train, EXAMPLES, data.n_classes, seed))
-    often = Part(few.inputs.repeat(REPEATED, *[1] * (few.inputs.ndim - 1)), few.targets.repeat(REPEATED, *[1] * (few.targets.ndim - 1)))
+    often = repeated(few, REPEATED)
     start = max(chance or 0.0, first if math.isfinite(first) else 0.0)
     goal = NEARLY_ZERO * (chance or start)
     portion = Data(often, few, None, data.n_classes)

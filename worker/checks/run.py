@@ -80,7 +80,7 @@ class Run:
             self._fail("model", explained(error), "Every trial like it would fail: correct model(hp), loss or [space].")
             return
         self._findings += data_checks.of_data(data, looked.data.train)
-        self._findings.append(looked.built())
+        self._findings.append(guarded("model", looked.built))
         self._findings.append(guarded("hyperparameters", lambda: known_to_all(task, self.search.task, looked.few, middle, options)))
         self._findings += of_centre(looked)
         found, left = of_options(ground, options)

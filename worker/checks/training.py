@@ -13,7 +13,7 @@ from common.space import Scalar
 from common.trial import Claim, Fence, Trial, trial_id, trial_seed
 from worker.checks.data import rows
 from worker.checks.plan import quiet
-from worker.tasks.base import Data, Part, Task
+from worker.tasks.base import Data, Measure, Part, Task
 from worker.training.engine import Boundary, Engine, Job, Outcome
 
 STAGE = "check"  # of the trials' names
@@ -24,10 +24,11 @@ NO_EXPLOSION = 1e12  # a check looks for itself at what became of the loss
 class Portion:
     """The task on other data, with dropout switched off."""
 
-    def __init__(self, task: Task, data: Data, preprocess: str = "none") -> None:
-        """``preprocess``: what is to be done to the data unless the configuration says otherwise."""
+    def __init__(self, task: Task, data: Data, preprocess: str = "none", metrics: Mapping[str, Measure] | None = None) -> None:
+        """``preprocess``: what is to be done to the data unless the configuration says otherwise; ``metrics``: what is measured besides."""
         self._task, self._data = task, data
         self.preprocess = preprocess
+        self.metrics = dict(metrics or {})
         for name in ("loss", "image_shape"):  # what the engine looks for
             if (value := getattr(task, name, None)) is not None:
                 setattr(self, name, value)
@@ -113,6 +114,7 @@ def trained(
     seed: int,
     until_s: float,
     enough: float | None = None,
+    metrics: Mapping[str, Measure] | None = None,
 ) -> Trained:
     """Trains one model at several rates of Adam; leaves early where one has a validation loss of at most ``enough`` and all right.
 
@@ -125,7 +127,7 @@ def trained(
     ended: list[Outcome] = []
     best: tuple[float, float | None] | None = None
     furthest = 0.0
-    for boundary in engine_of(Portion(task, data), seed).train(jobs, lambda n_free: [], watch):
+    for boundary in engine_of(Portion(task, data, metrics=metrics), seed).train(jobs, lambda n_free: [], watch):
         ended += boundary.ended
         for loss, accuracy, epoch in _seen(boundary):
             furthest = max(furthest, epoch)
@@ -146,6 +148,16 @@ def _seen(boundary: Boundary) -> list[tuple[float | None, float | None, float]]:
 def take(part: Part, places: Tensor) -> Part:
     """Those examples of a part."""
     return Part(part.inputs[places], part.targets[places])
+
+
+def repeated(part: Part, times: int) -> Part:
+    """The same examples again and again."""
+    return joined([part] * times)
+
+
+def joined(parts: Sequence[Part]) -> Part:
+    """All examples of several parts."""
+    return Part(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
 
 def spread(part: Part, n: int, n_classes: int | None, seed: int) -> Tensor:

@@ -1,0 +1,205 @@
+"""The checks before learning: what is sound passes, every planted bug is caught by the check that is there for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.search import parse_search
+from worker.checks import overfit
+from worker.checks.learning import agreement
+from worker.checks.plan import centre, variants
+from worker.checks.report import CENTRE, Finding, Report, Status
+from worker.checks.run import Run
+from worker.training import regularization
+from worker.training.networks import ChainNetwork
+
+SPACE = "learning_rate = { log_uniform = [1e-4, 1e0] }\n"
+SEARCH = """
+name = "planted"
+task = "planted.py:{task}"
+metric = "{metric}"
+mode = "{mode}"
+[space]
+{space}
+[stages.coarse]
+trials = 2
+epochs = 1
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """One thread, as the command has: threads would wait for one another. And shorter trainings, which suffice for these tasks."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(overfit, "EPOCHS", 15)
+        yield
+    torch.set_num_threads(before)
+
+
+@lru_cache
+def checked(task: str, space: str = SPACE, metric: str = "val_acc", mode: str = "max") -> Report:
+    search = parse_search(SEARCH.format(task=task, space=space, metric=metric, mode=mode))
+    return Run(search, search.task, Path(__file__).parent, Path("data")).report()
+
+
+def found(report: Report, check: str, configuration: str = CENTRE) -> Finding:
+    (finding,) = [f for f in report.findings if f.check == check and f.configuration == configuration]
+    return finding
+
+
+def failed(report: Report) -> set[str]:
+    return {f.check for f in report.findings if f.status is Status.FAILED}
+
+
+def warned(report: Report) -> set[str]:
+    return {f.check for f in report.findings if f.status is Status.WARNING}
+
+
+def test_a_sound_task_passes_every_check() -> None:
+    report = checked("Sound")
+    assert report.passed and {f.status for f in report.findings} == {Status.PASSED}
+    assert {f.check for f in report.findings} == {
+        "task", "data: finite", "data: scaled", "data: parts", "data: labels", "model", "hyperparameters", "first loss", "regularisation",
+        "symmetry", "gradient at the start", "overfit", "learns", "gradient after 20 steps",
+    }  # fmt: skip
+    assert float(str(found(report, "gradient at the start").figures["typical"])) < 1e-7
+
+
+@pytest.mark.parametrize(
+    ("task", "caught_by", "says"),
+    [
+        ("ShuffledLabels", "learns", "others of the training part"),
+        ("ShuffledValidation", "learns", "others of the validation part"),
+        ("WrongBackward", "gradient at the start", "backward pass is wrong"),
+        ("HugeInit", "first loss", "too large"),
+        ("Leak", "data: parts", "leak"),
+        ("Zeros", "symmetry", "0.weight"),
+        ("Equal", "symmetry", "0.weight"),
+        ("Pixels", "data: scaled", "255"),
+        ("HoledData", "data", "example 17"),
+        ("LabelsFromOne", "data", "run from 1 to 4"),
+        ("UnseenClass", "data: labels", "never in training: 2"),
+        ("BrokenData", "data", "no such disk (planted.py, line"),
+        ("TooManyOutputs", "model", "5"),
+        ("RaisingModel", "model", "KeyError: 'width'"),
+        ("Frozen", "overfit", "20 examples"),
+        ("DetachedLoss", "gradient at the start", "detach()"),
+        ("Nowhere", "task", "no class or function Nowhere"),
+    ],
+)
+def test_a_planted_bug_is_caught(task: str, caught_by: str, says: str) -> None:
+    report = checked(task)
+    assert not report.passed and caught_by in failed(report), report.json()
+    finding = found(report, caught_by)
+    assert says in f"{finding.found} {finding.means}" and finding.means  # what it is, and what it usually means
+
+
+def test_agreement_is_that_of_permutations() -> None:
+    generator = torch.Generator().manual_seed(4)
+    predicted, targets = (torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), 90, True, generator=generator) for _ in range(2))
+    dealt = torch.stack([(predicted == targets[torch.randperm(90, generator=generator)]).double().sum() for _ in range(4000)])
+    z = (float((predicted == targets).sum()) - float(dealt.mean())) / float(dealt.std())
+    assert float(agreement(predicted, targets, 3)) == pytest.approx(z, abs=0.1)
+    assert float(agreement(targets, targets, 3)) > 10
+    assert float(agreement(torch.zeros_like(targets), targets, 3)) == 0.0  # always the most frequent class: right in 70 %, and no knowledge
+
+
+def test_what_is_unusual_and_may_be_right_is_a_warning() -> None:
+    for task, check, says in [
+        ("Unbalanced", "data: labels", "Unbalanced: an accuracy of"),
+        ("Categories", "data: parts", "may be the data's own"),
+        ("Single", "gradient at the start", "single precision"),
+    ]:
+        report = checked(task)
+        finding = found(report, check)
+        assert finding.status is Status.WARNING and says in finding.means, finding
+    assert warned(checked("ZeroHead")) | failed(checked("ZeroHead")) == set()
+
+
+def test_a_model_that_is_no_chain_and_draws_its_own_noise_is_compared_with_the_same_noise() -> None:
+    report = checked("Normed")
+    assert report.passed, report.json()
+    assert "one at a time" in found(report, "model").found
+    assert float(str(found(report, "gradient at the start").figures["error"])) <= 1e-7
+
+
+def test_a_mistyped_hyperparameter_is_told_with_what_may_be_meant() -> None:
+    report = checked("Sound", f"{SPACE}hiden = 12\nhidden = 12\n")
+    finding = found(report, "hyperparameters")
+    assert report.passed and finding.status is Status.WARNING and "hiden (is hidden meant?)" in finding.found
+    assert checked("OwnLoss", f"{SPACE}sharpness = {{ uniform = [0.5, 1.5] }}\n").passed  # read by the task's loss alone
+
+
+def test_every_option_of_a_choice_is_looked_at() -> None:
+    space = f'{SPACE}activation = {{ choice = ["relu", "square"] }}\nhidden = {{ choice = [8, 16] }}\n'
+    report = checked("WrongOption", space)
+    wrong = found(report, "gradient at the start", 'activation = "square"')
+    assert wrong.status is Status.FAILED and "gradient at the start" not in {f.check for f in report.findings if f.configuration == "x"}
+    assert found(report, "gradient at the start").status is Status.PASSED  # the centre is right
+    assert found(report, "option", "hidden = 16").status is Status.PASSED
+    bad = checked("Sound", f'{SPACE}optimizer = {{ choice = ["adam", "sgd"] }}\nnesterov = true\n')
+    assert "momentum" in found(bad, "option", 'optimizer = "sgd"').found  # nesterov needs some
+
+
+def test_the_centre_of_a_space() -> None:
+    space = parse_search(SEARCH.format(
+        task="Sound", metric="val_acc", mode="max",
+        space='learning_rate = { log_uniform = [1e-4, 1e0] }\nd = { uniform = [0.0, 0.8] }\nn = { int_uniform = [1, 9] }\n'
+        'w = { choice = [64, 128] }\na = { choice = ["relu", "tanh", "elu"] }\nfixed = 3\n',
+    )).space  # fmt: skip
+    assert centre(space) == {"learning_rate": pytest.approx(1e-2), "d": 0.4, "n": 5, "w": 64, "a": "relu", "fixed": 3}
+    assert [v.differs for v in variants(space)] == ['a = "tanh"', 'a = "elu"', "w = 128"]  # words before numbers
+    assert variants(space)[0].values == {**centre(space), "a": "tanh"}
+
+
+def test_a_task_without_classes() -> None:
+    report = checked("Regression", metric="val_loss", mode="min")
+    assert report.passed, report.json()
+    assert "not known" in found(report, "first loss").found and found(report, "overfit").status is Status.PASSED
+    assert "val_acc" in found(checked("Regression"), "metric").found  # which it does not measure
+
+
+def test_a_loop_of_its_own_gets_what_makes_sense() -> None:
+    report = checked("train")
+    assert report.passed and report.digest and len(report.digest) == 64
+    assert [f.status for f in report.findings] == [Status.PASSED, Status.LEFT_OUT]
+    assert "loop of its own" in report.findings[1].found
+
+
+def test_an_error_in_the_engines_own_backward_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = ChainNetwork.backward
+
+    def wrong(self: ChainNetwork, gradient: torch.Tensor) -> None:
+        sound(self, gradient * 1.05)
+
+    monkeypatch.setattr(ChainNetwork, "backward", wrong)
+    checked.cache_clear()
+    assert "gradient at the start" in failed(checked("Sound"))
+    checked.cache_clear()
+
+
+def test_an_error_in_the_engines_regularisation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = regularization.penalties
+    monkeypatch.setattr(regularization, "penalties", lambda weights, l2, l1: sound(weights, l2, l1) * 0.5)
+    checked.cache_clear()
+    assert failed(checked("Sound")) == {"regularisation"}
+    checked.cache_clear()
+
+
+def test_the_report_is_strict_json_and_a_table() -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    report = Report("s", "t", None, {}, [], [Finding("first loss", Status.FAILED, "inf", "means this", {"loss": float("inf")})], 1.0)
+    content = json.loads(report.json(), parse_constant=refuse)
+    assert content["passed"] is False and content["checks"][0]["figures"] == {"loss": None}
+    assert content["checks"][0]["status"] == "failed" and report.summary() == "1 failed, in 1.0 s"
+    assert json.loads(checked("Sound").json(), parse_constant=refuse)["passed"] is True
