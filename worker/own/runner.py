@@ -41,8 +41,9 @@ class Runner:
         self._function = function
         self._threads = threads
         self._messages: SimpleQueue[Report | Returned | Raised] = SimpleQueue()
-        self._answers: SimpleQueue[bool] = SimpleQueue()
+        self._answers: SimpleQueue[None] = SimpleQueue()
         self._over = False
+        self._told = False
         self.trial = make(self)
         self._thread = threading.Thread(target=self._run, name=self.trial.id, daemon=True)  # a hung one must not keep the process
 
@@ -52,12 +53,13 @@ class Runner:
         """Blocks until the report was dealt with; raises TrialEnded where the trial is over."""
         self.check()
         self._messages.put(report)
-        if not self._answers.get():
-            raise TrialEnded
+        self._answers.get()
+        self.check()
 
     def check(self) -> None:
         """Raises TrialEnded where the trial is over."""
         if self._over:
+            self._told = True
             raise TrialEnded
 
     # -- what the worker's thread calls ------------------------------------------------------------------------------
@@ -75,17 +77,20 @@ class Runner:
 
     def go_on(self) -> None:
         """Lets the last report return."""
-        self._answers.put(True)
+        self._answers.put(None)
 
     def end(self, patience_s: float) -> bool:
-        """Has the function end, by TrialEnded at its next report, else wherever it is; False if it does not within ``patience_s``."""
+        """Has the function end, by TrialEnded at its next report, else wherever it is; False if it does not within ``patience_s``.
+
+        Once told, it may take its time to tidy up.
+        """
         self._over = True
-        self._answers.put(False)
+        self._answers.put(None)
         began = asked = time.monotonic()
         while self._thread.is_alive() and time.monotonic() - began < patience_s:
             self._thread.join(0.05)
             now = time.monotonic()
-            if now - began > min(ASKED_S, patience_s / 2) and now - asked > AGAIN_S:
+            if not self._told and now - began > min(ASKED_S, patience_s / 2) and now - asked > AGAIN_S:
                 asked = now
                 self._interrupt()
         return not self._thread.is_alive()

@@ -390,6 +390,22 @@ def test_a_loop_that_does_not_report_is_interrupted_where_it_is(monkeypatch: pyt
     assert boundaries(train, watch=watch) == [] and tidied.is_set()
 
 
+def test_a_loop_that_was_told_may_take_its_time_to_tidy_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.own.runner.ASKED_S", 0.02)
+    monkeypatch.setattr("worker.own.runner.AGAIN_S", 0.02)
+    tidied = threading.Event()
+
+    def train(trial: OwnTrial) -> None:
+        try:
+            reports({"train_loss": 1.0}, {"train_loss": 9.0})(trial)
+        finally:
+            for _ in range(20):
+                threading.Event().wait(0.01)
+            tidied.set()
+
+    assert outcome(train).state is TrialState.EXPLODED and tidied.is_set()
+
+
 def test_a_loop_that_never_lets_go_makes_the_worker_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.own.loop.INTERRUPTED_S", 0.2)
     watch, release = Watch(), threading.Event()
