@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -32,16 +33,22 @@ def views(flat: Tensor) -> dict[str, Tensor]:
     return {name: part.view(*flat.shape[:-1], *shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)}
 
 
-def loss(weights: dict[str, Tensor], step: int) -> Tensor:
-    """Convex and little curved, so that rounding does not grow at any learning rate; another slope at each step."""
+@lru_cache
+def drawn(step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Inputs, images, labels and slopes of that step."""
     generator = torch.Generator().manual_seed(step)
     x = 0.01 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
     images = 0.01 * torch.randn(2, 2, 4, 4, generator=generator, dtype=torch.float64)
     slope = torch.randn(P, generator=generator, dtype=torch.float64)
+    return x, images, torch.randint(5, (6,), generator=generator), views(slope)
+
+
+def loss(weights: dict[str, Tensor], step: int) -> Tensor:
+    """Convex and little curved, so that rounding does not grow at any learning rate; another slope at each step."""
+    x, images, labels, slopes = drawn(step)
     scores = x @ weights["matrix"].T + 0.1 * weights["bias"]
     maps = nn.functional.conv2d(images, weights["filters"])
-    labels = torch.randint(5, (6,), generator=generator)
-    tilt = sum((part * weights[name]).sum() for name, part in views(slope).items())
+    tilt = sum((part * weights[name]).sum() for name, part in slopes.items())
     return nn.functional.cross_entropy(scores, labels) + nn.functional.softplus(maps - 1).mean() + 0.1 * tilt
 
 

@@ -52,9 +52,11 @@ class PlainLoop:
 
     def run(self, n_steps: int) -> None:
         inputs, targets = self.data.train.inputs.double(), self.data.train.targets
+        order = targets
         for step in range(n_steps):
             epoch, place = divmod(step, self.per_epoch)
-            rows = shuffled(len(targets), SEARCH_SEED, epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+            order = order if place else shuffled(len(targets), SEARCH_SEED, epoch)
+            rows = order[place * self.batch_size : (place + 1) * self.batch_size]
             self.module.train()
             loss = nn.functional.cross_entropy(self.module(inputs[rows]), targets[rows])
             self.optimizer.zero_grad()
