@@ -101,7 +101,7 @@ class Session:
                 self._ended += array.failed(_told(error), traceback.format_exc())
                 array.drop(everyone)
             else:
-                carried = [self._engine.alone(entry, f"in a stacked step, {explained(error)}") for entry in array.carried(everyone)]
+                carried = [self._engine.alone(entry, f"a stacked step raised {explained(error)}") for entry in array.carried(everyone)]
                 self._waiting[:0] = carried
                 array.drop(everyone)
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from common.errors import TaskError
 from tests.unit.training.references import covers
@@ -130,3 +131,15 @@ def test_a_loss_of_the_wrong_shape_is_told(width):
 def test_averaged_passes_are_the_mean_of_their_probabilities():
     passes = torch.randn(7, K, B, C, dtype=torch.float64)
     assert torch.allclose(averaged(passes).softmax(-1), passes.softmax(-1).mean(0))
+
+
+@pytest.mark.parametrize("objective", [CrossEntropy(), Hinge(), Own(focal, {"sign": 1})], ids=lambda objective: objective.name)
+def test_losses_can_be_traced(outputs, objective):
+    def both(outputs, y, column):
+        values = {"label_smoothing": column, "margin": column, "gamma": column}
+        return [*objective(outputs, y, values), *objective.evaluate(outputs, y, values)]
+
+    y = targets(True)
+    traced = make_fx(both)(outputs, y, SPREAD)
+    for found, expected in zip(traced(2 * outputs, y, SPREAD / 2), both(2 * outputs, y, SPREAD / 2), strict=True):
+        assert torch.equal(found, expected)
