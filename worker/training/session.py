@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LOADING_S = 600.0  # a data set may have to be downloaded and unpacked
 MEASURING_S = 120.0  # some hundred steps of a model that nobody has timed yet
+OTHER_DEVICE = ("not on the expected device", "to be on the same device")  # of torch's messages
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of the CPU allocator's RuntimeError
 
 
@@ -171,7 +172,12 @@ class Session:
 
         def measure(width: int) -> float:
             self._watch.beat("measuring", MEASURING_S)
-            return engine.slot_step_s(first.model, width)
+            try:
+                return engine.slot_step_s(first.model, width)
+            except Exception as error:
+                if width > 1 and not _out_of_memory(error):  # nobody will try to stack it again
+                    engine.once(f"models of this structure train alone: {explained(error)}", key=first.model.structure)
+                raise
 
         return engine.widths.choose(first.model, len(alike), n_steps, measure)
 
@@ -223,7 +229,9 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    elsewhere = isinstance(error, RuntimeError) and any(part in str(error) for part in OTHER_DEVICE)
+    remedy = " (make tensors on the device of the input, and constants with register_buffer)" if elsewhere else ""
+    return f"{type(error).__name__}: {error}{remedy}"
 
 
 def _failed(job: Job, where: str, error: Exception) -> Outcome:

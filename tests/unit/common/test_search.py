@@ -76,7 +76,10 @@ def test_an_unknown_stage_lists_those_there_are() -> None:
         ("explosion_factor = 1.0\n" + WHOLE, "explosion_factor = 1.0: input should be greater than 1"),
         ("metric = 'F1'\n" + WHOLE, "metric = 'F1': string should match pattern"),
         ("mode = 'least'\n" + WHOLE, "mode = 'least': input should be 'max' or 'min'"),
-        ("metric = 'val_f1'\n" + WHOLE, "metric = 'val_f1': the built-in task 'digits' measures val_acc, val_loss, ema_val_acc, ema_val_loss; use one of these"),
+        (
+            "metric = 'val_f1'\n" + WHOLE,
+            "metric = 'val_f1': the built-in task 'digits' measures val_acc, val_loss, ema_val_acc, ema_val_loss; use one of these",
+        ),
         ("metric = 'val_loss'\n" + WHOLE, "mode = 'max': val_loss is best where it is minimal; write mode = 'min'"),
         ("mode = 'min'\n" + WHOLE, "mode = 'min': val_acc is best where it is maximal; write mode = 'max'"),
         (WHOLE + "[stragglers]\nstuck_s = nan\n", "stragglers stuck_s = nan: input should be"),

@@ -119,7 +119,7 @@ def broken_metric(outputs: torch.Tensor, targets: torch.Tensor) -> float:
         (with_data(Regression().data, Classes), "val_loss", "n_classes is None, so the task needs a loss(outputs, targets, hp) of its own"),
         (with_model(lambda: nn.Linear(4, 3)), "val_loss", "logits of shape (16, 2) are needed"),
         (with_model(lambda: nn.Linear(5, 2)), "val_loss", "RuntimeError"),
-        (with_model(Elsewhere), "val_loss", "meta"),
+        (with_model(Elsewhere), "val_loss", "(make tensors on the device of the input, and constants with register_buffer)"),
         (with_model(lambda: nn.ReLU()), "val_loss", "model(hp) has no parameter to train"),
         (Regression(), "val_acc", 'metric = "val_acc": the task does not measure it; it measures val_loss, val_mae'),
         (type("Odd", (Regression,), {"metrics": {"val_mae": broken_metric}})(), "val_mae", "ValueError: planted"),
@@ -133,6 +133,33 @@ def test_what_is_wrong_with_a_task_is_one_clear_message(task: Any, metric: str, 
     found = trained(task, {}, {"learning_rate": 0.2}, metric=metric, mode="max" if metric == "val_acc" else "min")
     assert {one.state for one in found} == {TrialState.FAILED}
     assert reason in found[0].reason, found[0].reason
+
+
+class Branching(nn.Module):
+    """Looks at its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scores = self.inner(x)
+        return 2 * scores if scores.mean() > 0 else scores
+
+
+@pytest.mark.parametrize("width", [None, 2])
+def test_what_cannot_be_stacked_is_told_once_and_trains_alone(width: int | None) -> None:
+    said: list[str] = []
+    found = outcomes(
+        [job(i, 1, learning_rate=0.1) for i in range(3)],
+        task=with_model(Branching),
+        metric="val_loss",
+        mode="min",
+        width=width,
+        log=said.append,
+    )
+    assert [(one.state, one.array_width) for one in found.values()] == [(TrialState.COMPLETED, 1)] * 3
+    assert len([line for line in said if "its forward branches on data; torch.where chooses without a branch" in line]) == 1
 
 
 # -- the page about it ---------------------------------------------------------------------------------------------------
