@@ -139,7 +139,7 @@ def test_losses_can_be_traced(outputs, objective):
         values = {"label_smoothing": column, "margin": column, "gamma": column}
         return [*objective(outputs, y, values), *objective.evaluate(outputs, y, values)]
 
-    y = targets(True)
+    y, small = targets(True), outputs / 30  # at a probability of 1 the focal loss has no gradient
     traced = make_fx(both)(outputs, y, SPREAD)
-    for found, expected in zip(traced(2 * outputs, y, SPREAD / 2), both(2 * outputs, y, SPREAD / 2), strict=True):
-        assert torch.equal(found, expected)
+    for found, expected in zip(traced(small, y, SPREAD / 2), both(small, y, SPREAD / 2), strict=True):
+        close(found.double(), expected.double())
