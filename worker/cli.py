@@ -72,6 +72,9 @@ def test(context: click.Context, checkpoint: Path, weights: str) -> None:
 @click.option("--search", metavar="NAME", help="The best models of this search, in place of CHECKPOINT.")
 @click.option("--stage", metavar="NAME", help="Of this stage; without it, the last one that was launched.")
 @click.option("--top", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="So many of them, averaged.")
+@click.option(
+    "--ensemble", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="What `master ensemble --json` printed: its models."
+)
 @click.option("--inputs", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Examples: .npy, .npz or .csv, a row each.")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help=".csv or .npz; without it, CSV on stdout.")
 @click.option("--device", default="auto", metavar="auto|cpu|cuda:N", help="auto: the first free CUDA device, else the CPU.")
@@ -87,6 +90,7 @@ def predict(context: click.Context, /, **options: Any) -> None:
     Example:
         worker predict checkpoints/digits/fine/val_acc=0.9861-trial=fine-0012-epoch=018-try=1.pt --inputs new.npy
         worker predict --search digits --stage fine --top 10 --inputs new.csv --out predicted.csv
+        master ensemble --of greedy --json > greedy.json && worker predict --ensemble greedy.json --inputs new.csv
     """
     from worker.predict import Request, predict
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ FORMATS = (".csv", ".npz")
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for: checkpoints, or the best of a stage."""
+    """What the command line asked for: checkpoints, the best of a stage, or an ensemble that was printed as JSON."""
 
     models: Sequence[Path]  # weights files
     inputs: Path
@@ -37,6 +38,7 @@ class Request:
     search: str | None = None
     stage: str | None = None
     top: int = 1
+    ensemble: Path | None = None  # JSON of `master ensemble`
     out: Path | None = None
     device: str = "auto"
     weights: str = RAW
@@ -124,24 +126,42 @@ def _expected(model: Saved) -> Expected:
 
 def _chosen(request: Request) -> tuple[SearchFolder, list[Path]]:
     """The search and its checkpoints."""
-    if request.models and (request.search or request.stage):
-        raise ConfigError("CHECKPOINT and --search: give checkpoints, or --search with --stage and --top")
-    if not request.models:
-        return _best(request)
-    folder = home_of(request.models[0])[0]
-    for path in request.models[1:]:
+    given = [bool(request.models), request.ensemble is not None, request.search is not None]
+    if sum(given) != 1:
+        raise ConfigError("which model? Give CHECKPOINT..., or --ensemble FILE, or --search NAME with --stage and --top; one of the three")
+    if request.search is not None:
+        return _best(request, request.search)
+    paths = list(request.models) or _listed(request)
+    folder = home_of(paths[0])[0]
+    for path in paths[1:]:
         if home_of(path)[0].path != folder.path:
-            raise CheckpointError(f"{path}: is of another search than {request.models[0]}; an ensemble is of one search")
-    return folder, list(request.models)
+            raise CheckpointError(f"{path}: is of another search than {paths[0]}; an ensemble is of one search")
+    return folder, paths
 
 
-def _best(request: Request) -> tuple[SearchFolder, list[Path]]:
-    if request.search is None:
-        raise ConfigError("no model: name a CHECKPOINT, or --search NAME with --stage and --top")
-    folder = SearchFolder(request.root.resolve(), check_name(request.search))
+def _listed(request: Request) -> list[Path]:
+    """The models of the first ensemble in a file that `master ensemble --json` has written, each as often as it counts."""
+    assert request.ensemble is not None  # _chosen has seen it
+    try:
+        raw = json.loads(request.ensemble.read_text(encoding="utf-8"))
+        home = request.root.resolve() / check_name(str(raw["search"]))
+        members = raw["ensembles"][0]["members"]
+        paths = [home / str(member["checkpoint"]) for member in members for _ in range(int(member["weight"]))]
+    except OSError as error:
+        raise ConfigError(f"--ensemble {request.ensemble}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"--ensemble {request.ensemble}: not what `master ensemble --json` prints ({told}); write it again") from None
+    if not paths:
+        raise ConfigError(f"--ensemble {request.ensemble}: holds no model; write it again with `master ensemble --json`")
+    return paths
+
+
+def _best(request: Request, search_name: str) -> tuple[SearchFolder, list[Path]]:
+    folder = SearchFolder(request.root.resolve(), check_name(search_name))
     search = folder.search()
     if search is None:
-        raise ConfigError(f"--search {request.search}: no such search in {request.root}")
+        raise ConfigError(f"--search {search_name}: no such search in {request.root}")
     launched = [stage.name for stage in search.stages if folder.stage(stage.name).ranges.exists()]
     name = search.stage(request.stage).name if request.stage else (launched or [search.stages[0].name])[-1]
     stage = folder.stage(name)

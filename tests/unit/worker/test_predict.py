@@ -16,7 +16,9 @@ from torch import nn
 from common.predictions import read
 from common.records import CheckpointName, SearchFolder, StageFolder
 from common.search import Stage, parse_search
+from master.cli import cli as master
 from master.ranges import write_frozen
+from tests.unit.master.made import record
 from tests.unit.training.helpers import job, outcomes
 from worker.cli import cli
 from worker.keeping import keep
@@ -50,6 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = outcomes(jobs, task=Digits(), dtype=torch.float32, stages=STAGES)
     kept = {CheckpointName(o.val_acc or 0, o.job.id, 2, 1): o for o in found.values()}
     keep(stage, kept, print)
+    stage.write_records([record(o.job.claim.trial.index, {}, val_acc=o.val_acc, checkpoint=str(name)) for name, o in kept.items()])
     return folder.root
 
 
@@ -108,6 +111,24 @@ def test_several_are_averaged_and_one_named_twice_counts_twice(root: Path, tmp_p
     run(root, "predict", weights(root), weights(root), weights(root, 1), "--inputs", inputs, "--out", out, "--device", "cpu")
     with np.load(out) as found:
         np.testing.assert_allclose(found["probabilities"], (2 * one + two) / 3, atol=1e-5)
+
+
+def test_an_ensemble_as_the_master_prints_it(root: Path, tmp_path: Path, test_data: Part) -> None:
+    inputs, file = saved(tmp_path / "new.npy", test_data.inputs.numpy()), tmp_path / "greedy.json"
+    done = CliRunner().invoke(master, ["--checkpoints", str(root), "ensemble", "--search", "digits", "--of", "greedy", "--json"])
+    file.write_text(done.stdout)
+    members = json.loads(done.stdout)["ensembles"][0]["members"]
+    assert sum(member["weight"] for member in members) > 1
+    stored = [read(root / "digits" / Path(member["checkpoint"]).with_suffix(".npz")).test for member in members]
+    total = sum(part.probabilities * member["weight"] for part, member in zip(stored, members, strict=True) if part)
+    text = run(root, "predict", "--ensemble", file, "--inputs", inputs).stdout
+    np.testing.assert_allclose(table(text), total / sum(member["weight"] for member in members), atol=1e-5)
+    for content, told in [
+        ("[]", "not what `master ensemble --json` prints"),
+        ('{"search": "digits", "ensembles": [{"members": []}]}', "no model"),
+    ]:
+        file.write_text(content)
+        assert told in run(root, "predict", "--ensemble", file, "--inputs", inputs, code=2).stderr
 
 
 def test_the_same_from_every_kind_of_file(root: Path, tmp_path: Path, test_data: Part) -> None:
@@ -203,6 +224,6 @@ def test_what_is_no_model_of_this_search_is_refused(root: Path, tmp_path: Path, 
     stray = tmp_path / weights(root).name
     stray.write_bytes(weights(root).read_bytes())
     assert "not a checkpoint in a search's folder" in run(root, "predict", stray, "--inputs", inputs, code=1).stderr
-    assert "name a CHECKPOINT, or --search NAME" in run(root, "predict", "--inputs", inputs, code=2).stderr
+    assert "which model? Give CHECKPOINT" in run(root, "predict", "--inputs", inputs, code=2).stderr
     assert "no such search" in run(root, "predict", "--search", "none", "--inputs", inputs, code=2).stderr
     assert "cannot be written; use .csv or .npz" in run(root, "predict", weights(root), "--inputs", inputs, "--out", "x.txt", code=2).stderr
