@@ -21,6 +21,7 @@ UNEQUAL_SCALES = 100.0  # ratio of the largest to the smallest deviation of an i
 UNBALANCED = 10.0  # ratio of the largest class to the smallest that accuracy hides
 UNLIKE_PARTS = 0.1  # total variation distance of the class shares of training and validation
 NATURAL_FACTOR = 3.0  # overlap of parts up to this many times the repetitions within training may be the data's own (coarse values)
+ROWS_AT_ONCE = 1024  # copied at a time: the data set itself never is
 LOOKED_AT = 20_000  # rows whose scale is measured: enough for two digits
 
 
@@ -123,7 +124,7 @@ def apart(data: Data) -> Finding:
 
     Values as coarse as a few categories repeat by themselves: how often they do within training says what is natural.
     """
-    hashes = {name: [_hash(row) for row in rows(part.inputs)] for name, part in _parts(data).items()}
+    hashes = {name: _hashes(part.inputs) for name, part in _parts(data).items()}
     train = Counter(hashes["train"])
     repeated = sum(n for n in train.values() if n > 1) / len(hashes["train"])
     overlaps = {f"{name} in train": _share(hashes[name], train) for name in hashes if name != "train"}
@@ -158,14 +159,14 @@ def _parts(data: Data) -> Mapping[str, Part]:
 
 def rows(inputs: Tensor) -> list[bytes]:
     """Each example's inputs as bytes, equal for equal inputs."""
-    table = inputs.detach().cpu().contiguous().flatten(1) if inputs.ndim > 1 else inputs.detach().cpu().unsqueeze(1)
-    table = table + 0 if table.is_floating_point() else table  # -0.0 and 0.0 are one value
-    content = table.contiguous().view(torch.uint8).numpy()
-    return [row.tobytes() for row in content]
+    values = inputs.detach().reshape(len(inputs), -1).cpu()
+    values = values + 0 if values.is_floating_point() else values  # -0.0 and 0.0 are one value
+    return [row.tobytes() for row in values.contiguous().numpy()]
 
 
-def _hash(row: bytes) -> bytes:
-    return hashlib.blake2b(row, digest_size=16).digest()
+def _hashes(inputs: Tensor) -> list[bytes]:
+    chunks = torch.split(inputs, ROWS_AT_ONCE)  # so that no second copy of the data lies in memory
+    return [hashlib.blake2b(row, digest_size=16).digest() for chunk in chunks for row in rows(chunk)]
 
 
 def _share(hashes: list[bytes], others: Counter[bytes]) -> float:

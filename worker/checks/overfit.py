@@ -7,14 +7,14 @@ import math
 from common.space import Hyperparameters
 from common.trial import TrialState
 from worker.checks.report import Finding, Status
-from worker.checks.training import RATES, repeated, spread, take, trained
+from worker.checks.training import RATES, Trained, repeated, spread, take, trained
 from worker.tasks.base import Data, Task
 
 EXAMPLES = 20  # the notes' number
 REPEATED = 20  # times in an epoch: between two looks at the loss
 EPOCHS = 30  # 600 steps of all twenty: what learns at all needs some fifty
 NEARLY_ZERO = 0.01  # share of the first loss, or of chance
-FELL = 0.5  # share of it that is at least progress
+NAME = "overfit"
 
 
 def twenty(task: Task, data: Data, values: Hyperparameters, chance: float | None, first: float, seed: int, until_s: float) -> Finding:
@@ -39,39 +39,28 @@ def twenty(task: Task, data: Data, values: Hyperparameters, chance: float | None
     result = trained(task, portion, values, len(few), EPOCHS, seed, until_s, enough=goal)
     failed = next((o for o in result.outcomes if o.state is TrialState.FAILED), None)
     if failed is not None:
-        return Finding(
-            "overfit",
-            Status.FAILED,
-            f"training raised: {failed.reason}",
-            "Correct the model or the loss; `worker start` would meet the same.",
-        )
-    return _judged(result.best_loss, result.accuracy, start, goal, result.steps, result.out_of_time, len(few), data.n_classes is not None)
+        return Finding(NAME, Status.FAILED, f"training raised: {failed.reason}", "Correct the model or the loss; every trial would fail.")
+    return _judged(result, start, goal, len(few), data.n_classes is not None)
 
 
-def _judged(
-    loss: float | None, accuracy: float | None, start: float, goal: float, steps: int, hurried: bool, n: int, classes: bool
-) -> Finding:
+def _judged(result: Trained, start: float, goal: float, n: int, classes: bool) -> Finding:
+    loss, accuracy, steps = result.best_loss, result.accuracy, result.steps
     figures = {"loss": loss, "accuracy": accuracy, "start": start, "steps": steps}
     if loss is None or not math.isfinite(loss):
-        if hurried:
-            return Finding("overfit", Status.LEFT_OUT, "one epoch of twenty examples takes longer than this check may", "", figures)
+        if result.out_of_time:
+            return Finding(NAME, Status.LEFT_OUT, f"{REPEATED} steps with {n} examples take longer than this check may", "", figures)
         means = "Every learning rate ended in numbers that are not finite: a log, root or division of zero in model or loss."
-        return Finding("overfit", Status.FAILED, f"no finite loss in {steps} steps", means, figures)
+        return Finding(NAME, Status.FAILED, f"no finite loss in {steps} steps", means, figures)
     right = f", {accuracy:.0%} right" if accuracy is not None else ""
     found = f"{n} examples: loss from {start:.3g} to {loss:.2g} in {steps} steps of Adam{right}"
     if loss <= goal and (accuracy == 1.0 or not classes):
-        return Finding("overfit", Status.PASSED, found, "", figures)
-    if hurried and loss < start:
-        return Finding(
-            "overfit",
-            Status.WARNING,
-            f"{found}, then the time for checks was up",
-            "The model is slow here; nothing is known to be wrong.",
-            figures,
-        )
+        return Finding(NAME, Status.PASSED, found, "", figures)
+    if result.out_of_time and loss < start:
+        means = "The model is slow here; nothing is known to be wrong."
+        return Finding(NAME, Status.WARNING, f"{found}, then the time for this check was up", means, figures)
     means = (
         f"A model that cannot learn {n} examples by heart (rates {RATES[0]:g} to {RATES[-1]:g}, no regularisation) has an error: in the "
         "forward pass, in its gradient, in the loss, or labels that do not belong to their inputs. Or it is too small, or starts dead."
     )
-    learns = loss <= FELL * start or (not classes and loss < start)
-    return Finding("overfit", Status.WARNING if learns and not classes else Status.FAILED, found, means, figures)
+    falls = loss < start  # without classes the lowest loss of all need not be zero
+    return Finding(NAME, Status.WARNING if falls and not classes else Status.FAILED, found, means, figures)

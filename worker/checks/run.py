@@ -61,7 +61,7 @@ class Run:
         except Exception as error:
             if self._spec in BUILT_IN and isinstance(error, TaskError):
                 self._no_data = str(error)
-            self._fail("data", explained(error), "Nothing can be trained without it: correct data().")
+            self._fail("data", explained(error), "Nothing can be trained without it.")
             return None
         try:
             check_metric(self.search.metric, measured_by(task, data.n_classes))
@@ -76,16 +76,22 @@ class Run:
         try:
             looked = Looked(ground, middle)
         except Exception as error:
-            self._findings += data_checks.of_data(data, data.train)
+            self._look_at(data, data.train)
             self._fail("model", explained(error), "Every trial like it would fail: correct model(hp), loss or [space].")
             return
-        self._findings += data_checks.of_data(data, looked.data.train)
+        self._look_at(data, looked.data.train)
         self._findings.append(guarded("model", looked.built))
         self._findings.append(guarded("hyperparameters", lambda: known_to_all(task, self.search.task, looked.few, middle, options)))
         self._findings += of_centre(looked)
         found, left = of_options(ground, options)
         self._findings += found
         self._tell_plan(len(options) - len(left), left)
+
+    def _look_at(self, data: Data, train: Part) -> None:
+        try:
+            self._findings += data_checks.of_data(data, train)
+        except Exception as error:
+            self._fail("data", explained(error), "The data has a form that the checks cannot read; the engine may not either.")
 
     def _few(self, data: Data) -> Data:
         """A random part of large data."""

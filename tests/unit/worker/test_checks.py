@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.errors import TaskError
 from common.search import parse_search
 from worker.checks import overfit
 from worker.checks.learning import agreement
 from worker.checks.plan import centre, variants
 from worker.checks.report import CENTRE, Finding, Report, Status
 from worker.checks.run import Run
+from worker.tasks.base import Data
+from worker.tasks.mnist import Mnist
 from worker.training import regularization
 from worker.training.networks import ChainNetwork
 
@@ -172,6 +175,17 @@ def test_a_loop_of_its_own_gets_what_makes_sense() -> None:
     assert report.passed and report.digest and len(report.digest) == 64
     assert [f.status for f in report.findings] == [Status.PASSED, Status.LEFT_OUT]
     assert "loop of its own" in report.findings[1].found
+
+
+def test_a_data_set_whose_files_are_elsewhere_is_no_fault_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Mnist) -> Data:
+        raise TaskError("MNIST: 4 files are missing; put them into data/mnist")
+
+    monkeypatch.setattr(Mnist, "data", missing)
+    search = parse_search(SEARCH.format(task="x", space=SPACE, metric="val_acc", mode="max").replace("planted.py:x", "mnist"))
+    report = Run(search, search.task, Path(), Path("data")).report()
+    assert report.no_data is not None and "data/mnist" in report.no_data and failed(report) == {"data"}
+    assert checked("BrokenData").no_data is None  # the user's own code has no such excuse
 
 
 def test_an_error_in_the_engines_own_backward_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
