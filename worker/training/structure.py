@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import TaskError
+from worker.training.chain import LINKS
 from worker.training.knobs import ATTRIBUTES, RATES, STARTS, drawing, hooked, lift, liftable, noise_of, rate_of, replace
 from worker.training.layout import Layout, constants
-from worker.training.links import LINKS
 from worker.training.noise import SlotDropout, level
 from worker.training.obstacles import obstacle
 from worker.training.recipe import Recipe
