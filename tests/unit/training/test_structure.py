@@ -238,3 +238,15 @@ def test_frozen_and_tied_parameters_stay_frozen_and_tied():
 
 def test_width_is_known_for_a_configuration_that_cannot_be_built():
     assert engine().width({"hidden": "wide"}) == 1
+
+
+def test_stochastic_validation_of_a_module_that_draws_its_own_noise_is_the_same_each_time():
+    class Own(SmallDigits):
+        def model(self, hp):
+            return nn.Sequential(nn.Linear(64, 32), nn.AlphaDropout(0.4), nn.Linear(32, 10))
+
+    jobs = [job(i, 1, val_passes=2) for i in range(2)]
+    first, second = (outcomes(jobs, task=Own()) for _ in range(2))
+    plain = outcomes([job(0, 1)], task=Own())
+    assert {i: o.val_loss for i, o in first.items()} == {i: o.val_loss for i, o in second.items()}
+    assert plain["coarse-0000"].val_loss != first["coarse-0000"].val_loss
