@@ -15,7 +15,7 @@ from tests.integration.commands import Place
 
 
 def test_a_coarse_stage_from_the_command_line(here: Place) -> None:
-    here.write_search(space="marker = { int_uniform = [1, 1000] }\n")
+    here.write_search(space="pieces = { int_uniform = [2, 1001] }\n")  # of maxout: here it only divides the trials
     done = here.run("master", "launch", "--stage", "coarse")
     assert done.returncode == 0, done.stderr
     folder = here.root / "digits" / "coarse"
