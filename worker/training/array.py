@@ -17,7 +17,7 @@ from worker.training.interface import Job, Outcome, View, Watch
 from worker.training.losses import averaged
 from worker.training.metrics import measured
 from worker.training.monitor import Monitor, sample_size, watched
-from worker.training.networks import LoneNetwork, network_for
+from worker.training.networks import ChainNetwork, LoneNetwork, network_for
 from worker.training.rows import Row, fresh_row
 from worker.training.setting import Setting
 from worker.training.slot import Moment, Pick, Slot, packed
@@ -288,8 +288,8 @@ class TrialArray:
             return
         started = time.perf_counter()
         metrics = self._validated(watch)
-        if self._setting.options.watching:
-            self.monitor.observe(self._network.observe(self._parts.val.inputs[: sample_size(self._setting.n_train, len(self._parts.val))]))
+        if self._setting.options.watching and not self._in_passing:
+            self.monitor.observe(self._network.observe(self._parts.val.inputs[: self._n_observed]))
         passed = time.perf_counter() - started
         for slot in self.slots:
             slot.seconds += passed
@@ -326,11 +326,17 @@ class TrialArray:
         inputs, targets = self._parts.val.inputs, self._parts.val.targets
         loss = torch.zeros(self.width, dtype=torch.float64, device=inputs.device)
         correct = torch.zeros(self.width, dtype=torch.int64, device=inputs.device)
-        own, passes = self._setting.metrics, self._model.recipe.val_passes
-        chunk = self._batches.batch_size if passes else max(1, EVALUATED_AT_ONCE // self.width)
+        own, passes, chunk = self._setting.metrics, self._model.recipe.val_passes, self._val_chunk
         kept_outputs = []
+        note = self.monitor.note_activation if self._in_passing and not averaged else None
+        if note is not None:
+            self.monitor.begin_sample()
         for x, y in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-            outputs = self._mean_pass(x, passes) if passes and not averaged else self.stack.predict(x, averaged)
+            if passes and not averaged:
+                outputs = self._mean_pass(x, passes)
+            else:
+                outputs = self.stack.predict(x, averaged, note)
+                note = None  # the first chunk is the sample
             losses, right = self._objective.evaluate(outputs, y, self.stack.objective_values)
             loss += losses
             correct += right
@@ -341,6 +347,22 @@ class TrialArray:
         if self._setting.n_classes is not None:
             found["val_acc"] = correct.double() / len(targets)
         return found | (measured(own, torch.cat(kept_outputs, dim=1), targets) if own else {})
+
+    @property
+    def _val_chunk(self) -> int:
+        """Validation examples that are passed at once."""
+        return self._batches.batch_size if self._model.recipe.val_passes else max(1, EVALUATED_AT_ONCE // self.width)
+
+    @property
+    def _n_observed(self) -> int:
+        """Validation examples that activations are looked at on in a pass of their own."""
+        return sample_size(self._setting.n_train, len(self._parts.val))
+
+    @property
+    def _in_passing(self) -> bool:
+        """Whether activations are looked at while the first chunk of the validation part passes, which costs no pass of its own."""
+        fits = not self._model.recipe.val_passes and self._val_chunk >= self._n_observed
+        return self._setting.options.watching and fits and isinstance(self._network, ChainNetwork)
 
     def _mean_pass(self, inputs: Tensor, n: int) -> Tensor:
         """The mean of ``n`` stochastic passes: of the probabilities where there are classes."""

@@ -33,7 +33,8 @@ from torch import Tensor
 
 from worker.training.layout import Layout
 
-WATCHED = 2  # steps an epoch whose update is measured: each costs a copy of the parameters and a few passes over them
+STEPS_A_LOOK = 16  # a watched step costs a fifth of a step more (a copy of the parameters, some passes over them): one in so many is 1 %
+MOST_LOOKS = 4  # watched steps an epoch: enough for a mean, however long the epoch
 SAMPLE = 256  # validation examples, at most, that activations are looked at on: a unit silent for all of them is as good as dead
 SAMPLE_SHARE = 16  # training examples for each of them, so that looking costs a fiftieth of an epoch where the data are few
 LEAST_SAMPLE = 32  # but no fewer: a unit that answers to one example in ten would be taken for dead in 4 % of cases
@@ -46,8 +47,9 @@ Span = tuple[int, int]  # columns, the end excluded
 
 
 def watched(step: int, per_epoch: int) -> bool:
-    """Whether to measure at this step of an epoch, counted from 0: evenly spread, the first one among them for budgets below an epoch."""
-    return any(step == per_epoch * number // WATCHED for number in range(WATCHED))
+    """Whether to measure at this step of an epoch, counted from 0: evenly spread, early enough for budgets of half an epoch."""
+    n = max(1, min(MOST_LOOKS, per_epoch // STEPS_A_LOOK))
+    return any(step == (4 * number + 1) * per_epoch // (4 * n) for number in range(n))
 
 
 def sample_size(n_train: int, n_val: int) -> int:
@@ -81,6 +83,11 @@ def step_figures(before: Tensor, after: Tensor, gradients: Tensor, spans: Sequen
     return torch.stack([*ratios, torch.linalg.vector_norm(gradients, dim=1)], dim=1)
 
 
+def norms(gradients: Sequence[Tensor]) -> Tensor:
+    """(K, n) norm of each of n parts (K, ...) of a gradient: what ``step_figures`` needs of it, at no copy."""
+    return torch.stack([torch.linalg.vector_norm(part.flatten(1), dim=1) for part in gradients], dim=1)
+
+
 def silent_share(kind: str, activations: Tensor) -> Tensor:
     """(K,) share of dead units ("relu") or saturated ones ("sigmoid", "tanh") of activations (K, B, n) or (K, B, C, ...)."""
     units = activations if activations.dim() == 3 else activations.flatten(3).transpose(2, 3).flatten(1, 2)  # (K, examples, units)
@@ -101,7 +108,8 @@ class Monitor:
         spans = weight_spans(layout, layers)
         self._layers = list(spans)
         self._spans = list(spans.values())
-        self._seen: list[str] = []  # names of the curves of activations
+        self._seen: dict[str, Tensor] = {}  # (K,) shares of the sample that is being looked at, by curve
+        self._judged: list[str] = []  # names of the columns of ``_shares``
         self._sums = torch.zeros(width, LOSS_SUMS + 1 + len(self._layers) + 1, dtype=torch.float64, device=device)
         self._shares = self._sums.new_full((width, 0), math.nan)
         self._read: set[int] = set()  # positions that begin anew with what is measured next
@@ -143,11 +151,20 @@ class Monitor:
 
     def observe(self, activations: Sequence[tuple[str, str, Tensor]]) -> None:
         """Notes the activations (K, B, ...) of a sample of the validation part: layer name, kind, values."""
-        judged = [(name, kind, values) for name, kind, values in activations if kind in ("relu", "sigmoid", "tanh")]
-        self._seen = [f"{'dead' if kind == 'relu' else 'saturated'}.{name}" for name, kind, _ in judged]
-        shares = [silent_share(kind, values) for _, kind, values in judged]
-        self._shares = torch.stack(shares, dim=1).to(self._sums) if shares else self._sums.new_zeros(self.width, 0)
+        self.begin_sample()
+        for name, kind, values in activations:
+            self.note_activation(name, kind, values)
+
+    def begin_sample(self) -> None:
+        """Forgets the last sample."""
+        self._seen = {}
+        self._shares, self._judged = self._sums.new_zeros(self.width, 0), []
         self._host = None
+
+    def note_activation(self, name: str, kind: str, values: Tensor) -> None:
+        """Notes one layer's activations (K, B, ...) of the sample, of which no more than ``SAMPLE`` are looked at."""
+        if kind in ("relu", "sigmoid", "tanh"):
+            self._seen[f"{'dead' if kind == 'relu' else 'saturated'}.{name}"] = silent_share(kind, values[:, :SAMPLE])
 
     def points(self, position: int) -> dict[str, float | None]:
         """What the epoch that ended leaves in the slot's curves, None where nothing could be measured; the slot begins anew."""
@@ -157,17 +174,19 @@ class Monitor:
         count, *figures = sums[LOSS_SUMS:]
         means = [_finite(figure / count) if count else None for figure in figures]
         ratios = {f"update_ratio.{layer}": mean for layer, mean in zip(self._layers, means[:-1], strict=True)}
-        seen = dict(zip(self._seen, (_finite(share) for share in shares), strict=True))
+        seen = dict(zip(self._judged, (_finite(share) for share in shares), strict=True))
         return {**ratios, "grad_norm": means[-1], "wiggle": _wiggle(*sums[:3]), **seen}
 
     def keep(self, positions: Sequence[int]) -> None:
         """Drops all other slots."""
         index = torch.tensor(positions, dtype=torch.int64, device=self._sums.device)
+        self._gather()
         sums = self._fresh()
         self._sums, self._shares = sums.index_select(0, index), self._shares.index_select(0, index)
 
     def append(self, n: int) -> None:
         """Adds slots at the end."""
+        self._gather()
         sums = self._fresh()
         self._sums = torch.cat([sums, sums.new_zeros(n, sums.shape[1])])
         self._shares = torch.cat([self._shares, self._shares.new_full((n, self._shares.shape[1]), math.nan)])
@@ -199,8 +218,14 @@ class Monitor:
         self._host = None
         return self._sums
 
+    def _gather(self) -> None:
+        if self._seen:
+            self._shares, self._judged = torch.stack(list(self._seen.values()), dim=1).to(self._sums), list(self._seen)
+            self._seen = {}
+
     def _row(self, position: int) -> list[float]:
         if self._host is None:
+            self._gather()
             self._host = torch.cat([self._sums, self._shares], dim=1).tolist()
         return self._host[position]
 

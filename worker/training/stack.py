@@ -11,7 +11,8 @@ from torch import Tensor
 from worker.training import averages
 from worker.training.augment import STRENGTHS, Augmentation
 from worker.training.losses import Objective
-from worker.training.networks import LoneNetwork, Network
+from worker.training.monitor import norms
+from worker.training.networks import ChainNetwork, LoneNetwork, Network, Note
 from worker.training.noise import DropoutMasks, active_layers, noise_keys, seed_generators
 from worker.training.optimizers import Columns
 from worker.training.recipe import COLUMN, NUMBERS
@@ -60,10 +61,10 @@ class Plan(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """What a step that is looked at leaves besides, each (K, P)."""
+    """What a step that is looked at leaves besides."""
 
-    before: Tensor  # the parameters before the update
-    gradients: Tensor  # of the loss on the batch, before clipping and regularisation
+    before: Tensor  # (K, P) the parameters before the update
+    gradients: Tensor  # (K, n) norms of parts of the gradient of the loss on the batch, before clipping and regularisation
 
 
 class StepResult(NamedTuple):
@@ -203,7 +204,7 @@ class Stack:
         try:
             losses = self.objective(self._network.forward(inputs, shared, masks), targets, self._objective_values)
             self._network.backward(losses.gradient)
-            looked = Looked(self.rows["flat"].clone(), self._gradients.clone()) if look else None
+            looked = Looked(self.rows["flat"].clone(), norms([self._gradients])) if look else None
         except Exception:
             for name, tensor in moved.items():
                 self._buffers[name].copy_(tensor)
@@ -219,9 +220,14 @@ class Stack:
         """Whether all slots see the same inputs: augmentation gives each its own."""
         return plan.shared and self._augmentation is None
 
-    def predict(self, inputs: Tensor, averaged: bool = False) -> Tensor:
-        """Outputs (K, B, ...) in evaluation mode; ``averaged`` with the running average of the parameters."""
+    def predict(self, inputs: Tensor, averaged: bool = False, note: Note | None = None) -> Tensor:
+        """Outputs (K, B, ...) in evaluation mode; ``averaged`` with the running average of the parameters.
+
+        ``note`` hears of each activation layer in passing, of networks by hand alone.
+        """
         with torch.no_grad():
+            if note is not None and isinstance(self._network, ChainNetwork):
+                return self._network.predict(inputs, note)
             if not averaged:
                 return self._network.predict(inputs)
             self._network.bind(self.rows["ema"], self._gradients, self._buffers)
@@ -287,7 +293,7 @@ class Stack:
         if self._static is None:
             self._static = self.tensors.listed()
         mean, correct, penalty, *gradients = whole(self._static, inputs, targets, columns)
-        looked = Looked(before, torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)) if before is not None else None
+        looked = Looked(before, norms(gradients)) if before is not None else None
         return StepResult(mean, correct, penalty, looked)
 
     def _decay_columns(self, values: Columns, steps: Tensor) -> Columns:

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tests.unit.training.helpers import job, outcomes
 from worker.training.interface import Outcome
 from worker.training.layout import Layout
-from worker.training.monitor import SAMPLE, WATCHED, Monitor, sample_size, silent_share, step_figures, watched, weight_spans
+from worker.training.monitor import MOST_LOOKS, SAMPLE, Monitor, sample_size, silent_share, step_figures, watched, weight_spans
 
 WIDTH = 3
 LAYERS = {"0": ["0.weight", "0.bias"], "1": ["1.weight", "1.bias"], "3": ["3.weight", "3.bias"]}
@@ -185,9 +185,20 @@ def test_what_is_not_finite_is_not_told() -> None:
 
 
 def test_a_few_steps_of_each_epoch_are_watched() -> None:
-    assert [step for step in range(16) if watched(step, 16)] == [0, 8]
+    assert [step for step in range(16) if watched(step, 16)] == [4]
+    assert [step for step in range(64) if watched(step, 64)] == [4, 20, 36, 52]
     assert [step for step in range(1) if watched(step, 1)] == [0]
-    assert sum(watched(step, 1000) for step in range(1000)) == WATCHED
+    assert sum(watched(step, 1000) for step in range(1000)) == MOST_LOOKS
+
+
+def test_looking_in_passing_is_looking_at_a_sample() -> None:
+    monitor, other = monitor_of(Layout.of(model(0))), monitor_of(Layout.of(model(0)))
+    values = torch.randn(WIDTH, SAMPLE + 50, 7).relu()
+    values[:, :SAMPLE, 0] = 0.0  # what comes after the sample is not looked at
+    monitor.observe([("2", "relu", values[:, :SAMPLE])])
+    other.begin_sample()
+    other.note_activation("2", "relu", values)
+    assert monitor.points(1)["dead.2"] == other.points(1)["dead.2"] == pytest.approx(1 / 7)
 
 
 def test_the_sample_is_small_where_the_data_are_few() -> None:

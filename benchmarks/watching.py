@@ -1,0 +1,109 @@
+"""What watching costs: epochs of an array of 64 on digits, with and without, in turns.
+
+Perceptron 64-64-64-10, batches of 64: 16 steps an epoch, then validation. Two engines with the same trials take turns, epoch by epoch,
+in one process with one thread; its processor time is counted, so that neighbours on the machine disturb less. Below: what each piece takes.
+
+    python -m benchmarks.watching [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.arrays import CPU, SEARCH_SEED, FreeWatch, Loaded
+from common.space import Scalar
+from common.trial import Claim, Fence, Trial, trial_id, trial_seed
+from worker.training.engine import Boundary, Engine, Job
+from worker.training.monitor import Monitor
+
+WIDTH = 64
+MOST = 0.05  # of an epoch's time
+FIRST = 3  # epochs that are left out: the array is built and compared in the first
+PIECES = ((Monitor, "after_step"), (Monitor, "note_losses"), (Monitor, "note_activation"), (Monitor, "points"))
+
+
+def jobs(epochs: int, optimizer: str) -> list[Job]:
+    hp: dict[str, Scalar] = {"hidden": 64, "depth": 2, "batch_size": 64, "momentum": 0.0, "optimizer": optimizer}
+    return [job(i, epochs, {**hp, "learning_rate": 10 ** (-3 + 2 * i / WIDTH)}) for i in range(WIDTH)]
+
+
+def job(index: int, epochs: int, hp: dict[str, Scalar]) -> Job:
+    trial = Trial(trial_id("bench", index), "bench", index, trial_seed(SEARCH_SEED, "bench", index), epochs, hp, "{}")
+    return Job(Claim(trial, Fence(trial.id, 1, "token")))
+
+
+def run(task: Loaded, work: list[Job], watching: bool) -> Iterator[Boundary]:
+    engine = Engine(task, CPU, search_seed=SEARCH_SEED, task_name="digits", log=print, width=WIDTH, watching=watching)
+    return engine.train(work, lambda n: [], FreeWatch())
+
+
+def in_turns(work: list[Job], epochs: int) -> tuple[list[float], list[float]]:
+    """Seconds of processor time of each epoch, without and with."""
+    task = Loaded()
+    runs = [run(task, work, watching) for watching in (False, True)]
+    passed: tuple[list[float], list[float]] = ([], [])
+    for epoch in range(epochs):
+        for which in (0, 1) if epoch % 2 else (1, 0):
+            started = time.process_time()
+            next(runs[which])
+            passed[which].append(time.process_time() - started)
+    return passed[0][FIRST:], passed[1][FIRST:]
+
+
+def pieces(work: list[Job], epochs: int) -> dict[str, float]:
+    """Seconds an epoch in each piece of watching."""
+    spent: Counter[str] = Counter()
+    kept = [(owner, name, getattr(owner, name)) for owner, name in PIECES]
+    for owner, name, own in kept:
+        setattr(owner, name, timed(own, f"{owner.__name__}.{name}", spent))
+    try:
+        for number, _ in enumerate(run(Loaded(), work, True)):
+            if number < FIRST:
+                spent.clear()
+    finally:
+        for owner, name, own in kept:
+            setattr(owner, name, own)
+    return {name: seconds / (epochs - FIRST) for name, seconds in spent.items()}
+
+
+def timed(own: Callable[..., Any], name: str, spent: Counter[str]) -> Callable[..., Any]:
+    def measured(*values: Any, **named: Any) -> Any:
+        started = time.process_time()
+        try:
+            return own(*values, **named)
+        finally:
+            spent[name] += time.process_time() - started  # type: ignore[assignment]
+
+    return measured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="15 epochs instead of 60")
+    epochs = 15 if parser.parse_args().quick else 60
+    torch.set_num_threads(1)
+    shares = []
+    print(
+        f"digits, array of {WIDTH}, perceptron 64-64-64-10, batches of 64, {epochs - FIRST} epochs, one thread, torch {torch.__version__}"
+    )
+    for optimizer in ("sgd", "adam"):
+        work = jobs(epochs, optimizer)
+        without, watching = in_turns(work, epochs)
+        cost = median(b - a for a, b in zip(without, watching, strict=True))
+        shares.append(cost / median(without))
+        print(f"{optimizer}: an epoch takes {median(without) * 1e3:.1f} ms, watching {cost * 1e3:.2f} ms more: {shares[-1]:.1%}")
+        for name, seconds in pieces(work, epochs).items():
+            print(f"    {name:<22} {seconds * 1e3:6.2f} ms an epoch")
+    if shares[0] > MOST:
+        raise SystemExit(f"watching costs {shares[0]:.1%} of an epoch with sgd; at most {MOST:.0%} is allowed")
+
+
+if __name__ == "__main__":
+    main()
