@@ -52,9 +52,13 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
             process.wait()
 
 
+def master(root: Path, *words: str) -> str:
+    command = [sys.executable, "-P", "-m", "master", *words, "--checkpoints", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def ranking(root: Path, *options: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-P", "-m", "master", "rank", "--checkpoints", str(root), "--format", "json", *options]
-    rows: list[dict[str, Any]] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    rows: list[dict[str, Any]] = json.loads(master(root, "rank", "--format", "json", *options))
     return rows
 
 
@@ -66,6 +70,7 @@ def test_the_class_trains_in_arrays_and_its_smallest_error_is_the_best(ran: dict
     folder = ran["class_task"] / "diabetes" / "fine"
     assert min(path.name for path in folder.glob("*.pt")) == rows[0]["checkpoint"]  # what `ls | head -1` shows
     assert rows[0]["checkpoint"].startswith(f"val_mae={values[0]:.4f}-trial=")
+    assert f"best of fine so far: val_mae {values[0]:.4f}, {rows[0]['trial']}" in master(ran["class_task"], "status")
     records = [json.loads(path.read_text()) for path in (ran["class_task"] / "diabetes" / "coarse" / "trials").glob("*.json")]
     assert len(records) == 16 and max(record["array_width"] for record in records) > 1
 
