@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.trial import TrialState
 from worker.training import explosion, kept
+from worker.training.backends import Backends, Sample
 from worker.training.check import differences
 from worker.training.interface import Job, Outcome, View, Watch
 from worker.training.losses import averaged
@@ -39,7 +40,10 @@ class Entry:
 class TrialArray:
     """Slots of one structure that train together. Positions in ``slots`` are rows of ``stack``."""
 
-    def __init__(self, entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]], setting: Setting) -> None:
+    def __init__(
+        self, entries: Sequence[Entry], shapes: Sequence[tuple[int, ...]], setting: Setting, backends: Backends | None = None
+    ) -> None:
+        """``backends``: chooses how steps are computed; eagerly without."""
         model = entries[0].model
         self._setting = setting
         self._model = model
@@ -48,6 +52,8 @@ class TrialArray:
         self._objective = setting.objective(model.recipe)
         self._network = LoneNetwork(model) if model.structure.alone else network_for(model, lone=len(entries) == 1)
         self._rates: list[float] | None = None  # of the last step
+        self._backends = backends
+        self.waiting_steps = 0  # of trials that will join, as far as is known
         self.slots, rows, sums = self._admitted(entries)
         self.stack = Stack(model, self._network, self._objective, rows, shapes, setting.frame(model))
         self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
@@ -86,10 +92,12 @@ class TrialArray:
         Raises:
             Exception: whatever the task's model raises. Every slot then stands after its last whole step.
         """
+        n_steps = min(slot.to_boundary for slot in self.slots)
+        if n_steps and self._backends is not None:
+            self._equip(self._backends, watch)
         started = time.perf_counter()
         for slot in self.slots:
             slot.width = max(slot.width, self.width)
-        n_steps = min(slot.to_boundary for slot in self.slots)
         try:
             if n_steps:
                 self._train(n_steps, watch)
@@ -196,7 +204,7 @@ class TrialArray:
         plan, looks = self._plan(n_steps), self._looks(n_steps)
         train = self._parts.train
         unsettled: list[StepResult] = []
-        number = 0
+        number, shared, started = 0, self._shared, time.perf_counter()
         try:
             for number in range(n_steps):
                 self.mark_lost(watch)
@@ -212,10 +220,29 @@ class TrialArray:
                 if len(unsettled) == explosion.LOOK_EVERY:
                     self._settle(unsettled)
                     unsettled = []
+            else:
+                if self._backends is not None:
+                    self._backends.note(self.stack, shared, n_steps * self.width, time.perf_counter() - started)
         finally:
             if unsettled:
                 self._settle(unsettled)
             self._rates = plan.rates[max(0, number)].tolist()
+
+    def _equip(self, backends: Backends, watch: Watch) -> None:
+        """Chooses how the next steps are computed; the time that takes is nobody's."""
+
+        def sample() -> Sample:
+            plan = self._plan(1)
+            rows = plan.batches[0]
+            return Sample(self._parts.train.inputs[rows], self._parts.train.targets[rows], plan)
+
+        left = sum(slot.total - slot.steps for slot in self.slots) + self.waiting_steps
+        backends.equip(self.stack, self._shared, left, sample, watch)
+
+    @property
+    def _shared(self) -> bool:
+        """Whether all slots see the same inputs at their next step."""
+        return self.stack.shared(len({slot.steps for slot in self.slots}) == 1)
 
     def _plan(self, n_steps: int) -> Plan:
         first, slots = [slot.steps for slot in self.slots], self.slots

@@ -14,6 +14,7 @@ from common.search import Stage
 from common.space import Scalar
 from worker.tasks.base import Task, check_metric, data_of, measured_by
 from worker.training.array import Entry
+from worker.training.backends import AUTO, Backends
 from worker.training.interface import Boundary, Curves, Job, Outcome, View, Watch
 from worker.training.recipe import Recorded, read_recipe
 from worker.training.session import Session
@@ -43,6 +44,7 @@ class Engine:
         mode: str = "max",
         stages: Mapping[str, Stage] | None = None,
         watching: bool = True,
+        backend: str = AUTO,
     ) -> None:
         """Makes an engine; nothing is loaded before the first job.
 
@@ -60,10 +62,12 @@ class Engine:
             mode: "max" or "min".
             stages: by name, for their policies (patience, chance_epochs, snapshots).
             watching: whether update ratios, silent units and the like are measured.
+            backend: how steps are computed: "auto", or one way for all (see ``backends.py``).
         """
         torch.set_flush_denormal(True)  # weights that decay towards zero would slow every step tenfold
         self.device = device
         self.widths = Widths(device, width)
+        self.backends = Backends(device, log, backend)
         self._threads = Threads(threads)
         self.log = log
         self._task = task
@@ -91,6 +95,11 @@ class Engine:
             return self.widths.guess(self._prepared(Recorded(hyperparameters), seed=0).structure)
         except Exception:  # the same error comes again, and is told, when the trial is trained
             return 1
+
+    @property
+    def backend(self) -> str:
+        """How steps are computed now, and why."""
+        return self.backends.told
 
     def setting(self) -> Setting:
         """The data on the device; loaded at the first call.

@@ -74,6 +74,7 @@ class Session:
 
     def _trained(self, array: TrialArray) -> Iterator[Boundary]:
         while array.slots:
+            array.waiting_steps = self._waiting_steps(array)
             self._advance(array)
             self._ended += array.leave()
             self._stopped = self._watch.stopping()  # asked before the boundary, so that who reads it knows that it is the last
@@ -85,6 +86,12 @@ class Session:
             self._forget_lost()
             while array.slots and self._fill(array):
                 pass
+
+    def _waiting_steps(self, array: TrialArray) -> int:
+        """Of the trials that could join."""
+        first = array.slots[0].model
+        batches = self._engine.setting().batches(first.recipe.batch_size)
+        return sum(batches.budget(e.job.claim.trial.epochs) for e in self._waiting if e.model.structure == first.structure)
 
     def _advance(self, array: TrialArray) -> None:
         """One segment. What raises costs no trial but the one whose own model raises."""
@@ -116,7 +123,7 @@ class Session:
         self._take(group)
         self._share_cores(first, len(group))
         try:
-            array = TrialArray(group, self._engine.shapes(first.model) or [], self._engine.setting())
+            array = TrialArray(group, self._engine.shapes(first.model) or [], self._engine.setting(), self._engine.backends)
             strangers = array.strangers(range(array.width)) if array.stacked else {}
         except Exception as error:
             self._regroup(group, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -91,6 +91,16 @@ class Tensors(NamedTuple):
         """All of them, in an order of their own."""
         named = (self.weights, *self.states.values(), self.averages, self.buffers, self.limits, self.values)
         return [*(tensor for columns in named for tensor in columns.values()), *self.masks]
+
+    def relisted(self, tensors: Sequence[Tensor]) -> Tensors:
+        """The same names for other tensors, which come in the order of ``listed``."""
+        rest = iter(tensors)
+        weights = {name: next(rest) for name in self.weights}
+        states = {state: {name: next(rest) for name in columns} for state, columns in self.states.items()}
+        averages_, buffers, limits, values = (
+            {name: next(rest) for name in columns} for columns in (self.averages, self.buffers, self.limits, self.values)
+        )
+        return Tensors(weights, states, averages_, buffers, [next(rest) for _ in self.masks], limits, values)
 
 
 class Whole(Protocol):
@@ -191,18 +201,16 @@ class Stack:
             number: of the step in it.
             look: whether to keep what ``Looked`` holds.
         """
-        keys, shared = plan.keys[number], plan.shared
         if plan.seeds:
             seed_generators(plan.seeds[number], inputs.device)
-        if self._augmentation is not None:
-            inputs, shared = self._augmentation(inputs, self._fixed, keys[:, len(self._shapes) + 1]), False
-        masks = self._masks.fill(keys, self.rows["threshold"], self.rows["scale"])
-        columns = {name: column[number] for name, column in plan.columns.items()}
+        inputs, columns = self.ready(inputs, plan, number)
         if self._whole is not None and (self._whole.gives_gradients or not look):
             return self._at_once(self._whole, inputs, targets, columns, look)
         moved = {name: tensor.clone() for name, tensor in self._buffers.items()} if self._buffers else {}
         try:
-            losses = self.objective(self._network.forward(inputs, shared, masks), targets, self._objective_values)
+            losses = self.objective(
+                self._network.forward(inputs, self.shared(plan.shared), self._masks.masks), targets, self._objective_values
+            )
             self._network.backward(losses.gradient)
             looked = Looked(self.rows["flat"].clone(), norms([self._gradients])) if look else None
         except Exception:
@@ -216,9 +224,23 @@ class Stack:
         """Takes another way to compute steps from now on, until slots come or go; None for the eager one."""
         self._whole = whole
 
-    def shared(self, plan: Plan) -> bool:
-        """Whether all slots see the same inputs: augmentation gives each its own."""
-        return plan.shared and self._augmentation is None
+    def ready(self, inputs: Tensor, plan: Plan, number: int) -> tuple[Tensor, Columns]:
+        """Augments the inputs and makes the noise of a step; returns what ``Whole`` takes besides the targets."""
+        keys = plan.keys[number]
+        if self._augmentation is not None:
+            inputs = self._augmentation(inputs, self._fixed, keys[:, len(self._shapes) + 1])
+        self._masks.fill(keys, self.rows["threshold"], self.rows["scale"])
+        return inputs, {name: column[number] for name, column in plan.columns.items()}
+
+    def shared(self, batches: bool) -> bool:
+        """Whether all slots see the same inputs, where they do or do not share their batches: augmentation gives each its own."""
+        return batches and self._augmentation is None
+
+    @property
+    def form(self) -> Hashable:
+        """All that makes one step compute something else than another of the same structure, but for numbers."""
+        shapes = [tuple(mask.shape) for mask in self._masks.masks]
+        return self.width, str(self.rows["flat"].dtype), tuple(sorted(self._active)), tuple(shapes), tuple(self._objective_values)
 
     def predict(self, inputs: Tensor, averaged: bool = False, note: Note | None = None) -> Tensor:
         """Outputs (K, B, ...) in evaluation mode; ``averaged`` with the running average of the parameters.
@@ -245,6 +267,8 @@ class Stack:
         """
         steps = torch.full((1, self.width), -1 - number, device=inputs.device)
         keys = noise_keys(self.rows["seed"], steps, len(self._shapes) + OTHER_KEYS)[0]
+        if isinstance(self._network, LoneNetwork):
+            seed_generators(int(keys[0, len(self._shapes), 1]), inputs.device)  # a module that draws its own noise
         with torch.no_grad():
             masks = self._masks.fill(keys, self.rows["threshold"], self.rows["scale"])
             return self._network.sample(inputs, [mask[:, : len(inputs)] for mask in masks])

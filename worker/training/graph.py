@@ -1,0 +1,187 @@
+"""A whole step as a graph of tensor operations: forward, loss, backward, penalties, update. It can be run as it is, or compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from worker.training.losses import Objective
+from worker.training.networks import LoneNetwork, Network, StackedNetwork, network_for
+from worker.training.optimizers import Columns
+from worker.training.stack import Stack, Tensors
+from worker.training.structure import Model
+from worker.training.update import Piece, update
+
+MOST_CLASSES = 64  # to compare an index with each of them is cheaper than to fetch; with many it is not
+
+
+class Untraceable(Exception):
+    """A step that does not become a graph, and why."""
+
+
+class Step:
+    """One step as a function of nothing but tensors; it moves those of ``Tensors`` in place."""
+
+    def __init__(self, model: Model, network: Network, objective: Objective, n_decayed: int, shared: bool, gives_gradients: bool) -> None:
+        """``network`` is used up: it is bound to whatever the step is called with."""
+        self._model, self._network, self._objective = model, network, objective
+        self._n_decayed, self._shared = n_decayed, shared
+        self._gives_gradients = gives_gradients
+
+    def __call__(self, tensors: Tensors, inputs: Tensor, targets: Tensor, columns: Columns) -> list[Tensor]:
+        """See ``stack.Whole``."""
+        weights = tensors.weights
+        with torch.no_grad():
+            gradients = {name: torch.empty(weight.shape, dtype=weight.dtype, device=weight.device) for name, weight in weights.items()}
+            self._network.bind_views(weights, gradients, tensors.buffers)
+            outputs = self._network.forward(inputs, self._shared, tensors.masks)
+            losses = self._objective(outputs, targets, tensors.values)
+            self._network.backward(losses.gradient)
+            kept = [gradient.clone() for gradient in gradients.values()] if self._gives_gradients else []
+            penalty = update(self._model.recipe.rule, self._pieces(tensors, gradients), weights, columns, tensors.limits)
+        return [losses.mean, losses.correct, penalty, *kept]
+
+    def _pieces(self, tensors: Tensors, gradients: Columns) -> list[Piece]:
+        pieces, column = [], 0
+        for name, weight in tensors.weights.items():
+            flat, gradient = weight.flatten(1), gradients[name].flatten(1)
+            states = [of_one[name].flatten(1) for of_one in tensors.states.values()]
+            average = tensors.averages[name].flatten(1) if tensors.averages else None
+            decays = column < self._n_decayed
+            pieces.append(Piece(flat, gradient, states, average, torch.empty_like(gradient), flat.shape[1] if decays else 0))
+            column += flat.shape[1]
+        return pieces
+
+
+class Graph:
+    """A traced step, called with the list that a stack keeps."""
+
+    def __init__(self, run: Callable[..., Sequence[Tensor]], names: Sequence[str], gives_gradients: bool) -> None:
+        """``names``: of the columns, in the order that ``run`` takes them after the static tensors, inputs and targets."""
+        self.run = run
+        self.gives_gradients = gives_gradients
+        self._names = names
+
+    def __call__(self, static: Sequence[Tensor], inputs: Tensor, targets: Tensor, columns: Columns) -> Sequence[Tensor]:
+        """See ``stack.Whole``."""
+        return self.run(*static, inputs, targets, *(columns[name] for name in self._names))
+
+
+def trace(
+    stack: Stack, shared: bool, inputs: Tensor, targets: Tensor, columns: Columns, gives_gradients: bool
+) -> tuple[GraphModule, Graph]:
+    """The step of a stack as a graph, and the same as the stack calls it; nothing of the stack is moved.
+
+    Args:
+        stack: the array's tensors.
+        shared: whether all slots see the same inputs.
+        inputs: (B, ...) or (K, B, ...), augmented.
+        targets: (B, ...) or (K, B, ...).
+        columns: (K, 1) each, of one step.
+        gives_gradients: whether the graph returns them, for steps that are looked at.
+
+    Raises:
+        Untraceable: the step draws random numbers of its own, or is not the same each time.
+        Exception: whatever the model does under the tracer.
+    """
+    if isinstance(stack.network, LoneNetwork) and stack.model.structure.alone:
+        raise Untraceable("what cannot be stacked is trained as it is")
+    names = sorted(columns)
+    network = LoneNetwork(stack.model) if isinstance(stack.network, LoneNetwork) else network_for(stack.model, lone=False)
+    step = Step(stack.model, network, stack.objective, stack.n_decayed, shared, gives_gradients)
+    example = stack.tensors
+    given = [*example.listed(), inputs, targets, *(columns[name] for name in names)]
+
+    def flat_step(*tensors: Tensor) -> list[Tensor]:
+        n = len(given) - len(names)
+        static, (x, y), own = tensors[: n - 2], tensors[n - 2 : n], tensors[n:]
+        return step(example.relisted(static), x, y, dict(zip(names, own, strict=True)))
+
+    apart = [_apart(tensor) for tensor in given]
+    graph = _traced(flat_step, apart)
+    _check_steady(graph, flat_step, apart, again=isinstance(network, StackedNetwork | LoneNetwork))
+    return graph, Graph(graph, names, gives_gradients)
+
+
+def examples(stack: Stack, inputs: Tensor, targets: Tensor, columns: Columns) -> list[Tensor]:
+    """Tensors like those that the graph is called with, each with memory of its own, so that a compiler sees that none overlap."""
+    return [_apart(tensor) for tensor in (*stack.tensors.listed(), inputs, targets, *(columns[name] for name in sorted(columns)))]
+
+
+def _traced(step: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModule:
+    from torch.fx.experimental.proxy_tensor import make_fx  # takes most of a second: only who traces pays for it
+
+    return make_fx(step, decomposition_table=DECOMPOSITIONS)(*tensors)
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor.detach())
+
+
+def _check_steady(graph: GraphModule, step: Callable[..., Any], tensors: Sequence[Tensor], again: bool) -> None:
+    """Refuses what a graph would freeze: random numbers, and Python that does something else at each call."""
+    for node in graph.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise Untraceable(f"the model draws random numbers by {node.target}")
+    if not again:
+        return
+    second = _traced(step, tensors)
+    if second.code != graph.code or not _same_constants(graph, second):
+        raise Untraceable("the model does not do the same at each call")
+
+
+def _same_constants(one: GraphModule, other: GraphModule) -> bool:
+    mine, theirs = dict(one.named_buffers()), dict(other.named_buffers())
+    return mine.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+
+
+def _product_and_sum(bias: Tensor, rows: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Apart, so that a compiler adds the bias where it applies the activation."""
+    product: Tensor = torch.bmm(rows, weight)
+    return (product if alpha == 1 else product * alpha) + (bias if beta == 1 else bias * beta)
+
+
+def _is_column(tensor: Tensor, dim: int, index: Tensor) -> bool:
+    """Whether one number of each row is meant, of few."""
+    return (
+        dim in (-1, tensor.dim() - 1)
+        and index.shape[-1] == 1
+        and index.shape[:-1] == tensor.shape[:-1]
+        and tensor.shape[-1] <= MOST_CLASSES
+    )
+
+
+def _hot(tensor: Tensor, index: Tensor) -> Tensor:
+    return torch.eq(index, torch.arange(tensor.shape[-1], device=tensor.device))
+
+
+def _chosen(tensor: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Any:
+    """One number of each row, by comparison: a compiler makes no vectors of indices."""
+    if not _is_column(tensor, dim, index):
+        return NotImplemented
+    return torch.where(_hot(tensor, index), tensor, 0.0).sum(-1, keepdim=True)
+
+
+def _added(tensor: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    """A number added to one of each row, by comparison."""
+    if not _is_column(tensor, dim, index) or source.shape != index.shape:
+        return NotImplemented
+    return torch.where(_hot(tensor, index), tensor + source, tensor)
+
+
+def _added_in_place(tensor: Tensor, dim: int, index: Tensor, source: Tensor) -> Any:
+    found = _added(tensor, dim, index, source)
+    return found if found is NotImplemented else tensor.copy_(found)
+
+
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.baddbmm.default: _product_and_sum,
+    torch.ops.aten.gather.default: _chosen,
+    torch.ops.aten.scatter_add.default: _added,
+    torch.ops.aten.scatter_add_.default: _added_in_place,
+}
