@@ -71,6 +71,8 @@ def test_the_class_trains_in_arrays_and_its_smallest_error_is_the_best(ran: dict
     assert min(path.name for path in folder.glob("*.pt")) == rows[0]["checkpoint"]  # what `ls | head -1` shows
     assert rows[0]["checkpoint"].startswith(f"val_mae={values[0]:.4f}-trial=")
     assert f"best of fine so far: val_mae {values[0]:.4f}, {rows[0]['trial']}" in master(ran["class_task"], "status")
+    logs = "".join(path.read_text() for path in (ran["class_task"] / "diabetes" / "logs").iterdir())
+    assert "left" in logs and "has no" not in logs and "alone" not in logs, logs  # nothing was to be complained of
     records = [json.loads(path.read_text()) for path in (ran["class_task"] / "diabetes" / "coarse" / "trials").glob("*.json")]
     assert len(records) == 16 and max(record["array_width"] for record in records) > 1
 

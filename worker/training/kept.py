@@ -122,7 +122,7 @@ def _portrait(slot: Slot, row: Row, setting: Setting) -> dict[str, Any]:
     """Histograms of activations and gradients on a sample of the validation part; see ``portrait``."""
     val, recipe, network = setting.parts(slot.model.recipe).val, slot.model.recipe, _network(slot, row, setting)
     inputs, targets, objective = val.inputs[: portrait.SAMPLE], val.targets[: portrait.SAMPLE], setting.objective(recipe)
-    read = recipe.own | {name: recipe.values[name] for name in (*recipe.reads, *objective.reads)}
+    read = recipe.own | {name: recipe.values[name] for name in (*recipe.reads, *objective.reads) if name in recipe.values}
     columns = {name: torch.tensor([[value]], device=setting.device, dtype=setting.dtype) for name, value in read.items()}
     tensors = slot.model.layout.views(row["flat"].to(setting.device)) | _buffers(row, setting)
     gradients = portrait.weight_gradients(

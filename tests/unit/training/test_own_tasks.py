@@ -59,6 +59,7 @@ def test_each_trial_of_an_array_minimises_the_task_s_own_loss_with_its_own_numbe
         if one is found[0]:  # the first trial has the same seed and so the same weights
             assert one.curves["val_mae"] == pytest.approx(alone.curves["val_mae"], abs=1e-10)
             assert one.curves["train_loss"] == pytest.approx(alone.curves["train_loss"], abs=1e-10)
+        assert one.portrait is not None and one.portrait()["gradients"]
     assert found[0].first_loss != pytest.approx(found[2].first_loss)
 
 
