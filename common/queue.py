@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Literal
 
 import redis
@@ -163,8 +164,13 @@ class TrialQueue(QueueView):
         trials = (found[first : first + 3] for first in range(0, len(found), 3))
         return [Claim(wire.trial_in(trial, stored), Fence(trial, attempt, held), suspect) for trial, attempt, stored in trials]
 
-    def renew(self, worker: str, progress: Sequence[Progress]) -> dict[str, str]:
+    def renew(self, worker: str, progress: Sequence[Progress], curves: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """Extends the leases that still hold and stores what the heartbeat says. Call it even when nothing runs: it shows life.
+
+        Args:
+            worker: its name.
+            progress: what it holds, and how far each is.
+            curves: by trial id, of those that have grown (``wire.curves_out``); kept until the lease ends.
 
         Returns:
             trial id -> why, for each fence that is stale: "expired", "stuck", "slow", "killed", "retried", "released", "recovered",
@@ -172,7 +178,7 @@ class TrialQueue(QueueView):
         """
         stale: dict[str, str] = {}
         for first in range(0, max(len(progress), 1), WORD_BATCH):
-            rows = [[*_fence(p.fence), p.beat, wire.progress_out(p)] for p in progress[first : first + WORD_BATCH]]
+            rows = [[*_fence(p.fence), p.beat, wire.progress_out(p), curves.get(p.fence.trial_id, "")] for p in progress[first : first + WORD_BATCH]]
             reply = [wire.text(value) for value in self.run("renew", worker, self.lease_ms, wire.dumps(rows))]
             stale |= dict(zip(reply[::2], reply[1::2], strict=True))
         return stale

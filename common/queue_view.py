@@ -23,7 +23,7 @@ class QueueView:
         self.search_id = search_id
         self.keys = scripts.search_keys(search_id)
         self.where = scripts.where_of(client)
-        self._encoded = [key.encode() for key in self.keys.values()]  # thirteen a call: worth doing once
+        self._encoded = [key.encode() for key in self.keys.values()]  # fourteen a call: worth doing once
 
     def run(self, script: str, *arguments: str | int | float) -> Any:
         """Carries out one of the search's scripts once.
@@ -53,6 +53,11 @@ class QueueView:
         """(attempt, result) of a trial that has ended, else None."""
         stored = self._field("results", trial_id)
         return None if stored is None else _attempt_and_result(stored)
+
+    def curves(self, trial_id: str) -> dict[str, list[float | None]]:
+        """The curves of a trial under lease so far, thinned; empty where none have come yet or the lease has ended."""
+        stored = self._field("curves", trial_id)
+        return {} if stored is None else wire.curves_in(stored)
 
     def trials(self, stage: str | None = None) -> Iterator[Trial]:
         """All trials, or a stage's, in no order; reads page by page."""

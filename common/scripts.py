@@ -29,6 +29,7 @@ SEARCH_KEYS = (
     "workers",
     "requests",
     "meta",
+    "curves",
 )  # in the order of KEYS; shared.lua says what each holds
 
 

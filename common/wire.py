@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.trial import Fence, Progress, Result, Trial, TrialState
 
 NON_FINITE = "$float"  # {"$float": "nan"}: strict JSON has no word for it, and a plain string could be the user's own
+MOST_POINTS = 100  # of a curve that is sent while it grows: more than a screen shows, some kilobytes
 ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 DEFAULTS = {name: field.default for name, field in Result.__dataclass_fields__.items()}
 PROGRESS_FIELDS = [name for name in Progress.__dataclass_fields__ if name not in ("fence", "beat")]
@@ -65,6 +67,27 @@ def result_in(stored: str | bytes) -> Result:
     """The inverse of ``result_out``; fields of a later version are passed over."""
     fields = {name: value for name, value in loads(stored).items() if name in DEFAULTS}
     return Result(**fields | {"state": TrialState(fields["state"])})
+
+
+def curves_out(curves: Mapping[str, Sequence[float | None]]) -> str:
+    """Curves for people to watch: at most ``MOST_POINTS`` of each, the last among them, in five digits.
+
+    They may be growing in another thread: what is not there for every name yet is left out.
+    """
+    length = min((len(values) for values in curves.values()), default=0)
+    step = -(-length // MOST_POINTS) or 1
+    places = [*range(length - 1, -1, -step)][::-1]
+    return dumps({name: [_five_digits(values[place]) for place in places] for name, values in curves.items()})
+
+
+def curves_in(stored: str | bytes) -> dict[str, list[float | None]]:
+    """The inverse of ``curves_out``, but for what it left out."""
+    found: dict[str, list[float | None]] = loads(stored)
+    return found
+
+
+def _five_digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
 
 
 def progress_out(progress: Progress) -> str:

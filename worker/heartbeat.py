@@ -10,10 +10,12 @@ import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
+from common import wire
 from common.errors import QueueError, SearchError
 from common.queue import TrialQueue
 from common.trial import Claim, Fence, Progress, WorkerInfo
@@ -27,6 +29,7 @@ STOP_GRACE_S = 8.0  # after SIGTERM: the rest of ten seconds is for giving back 
 LAST_GRACE_S = 9.5  # after SIGTERM: Redis does not even refuse; the leases run out by themselves
 EXIT_STUCK = 70
 STUCK = "stuck"
+PREPARING = frozenset({"compiling", "measuring"})  # phases within an epoch that say nothing about its pace
 
 
 class Position(NamedTuple):
@@ -37,6 +40,7 @@ class Position(NamedTuple):
     array_width: int = 1
     val_acc: float | None = None
     value: float | None = None
+    curves: Mapping[str, Sequence[float | None]] = MappingProxyType({})  # so far; they may grow
     waiting: bool = True
 
 
@@ -55,6 +59,7 @@ class Heartbeat:
         self.info = info
         self.trials_done = 0
         self.quit_ordered = False
+        self.backend = ""  # how steps are computed, and why, for `master workers`
         self._registry = registry
         self._say = say
         self._ensure = ensure
@@ -63,10 +68,11 @@ class Heartbeat:
         self._interval_s = BEAT_S
         self._held: dict[str, tuple[Fence, Position]] = {}
         self._written: set[str] = set()  # held, but their record is there: not to be given back
+        self._told: dict[str, int] = {}  # trial id to the number of points of its curves that Redis has
         self._lost: frozenset[str] = frozenset()
         self._beat = 0
         self._phase: tuple[str, float | None] = ("training", None)
-        self._epoch_began = time.monotonic()
+        self._epoch_began = self._phase_began = time.monotonic()
         self._stop_at: float | None = None
         self._stop_code = 143
         self._stuck: tuple[int, float] | None = None  # (beat when told, when)
@@ -79,8 +85,17 @@ class Heartbeat:
 
     def beat(self, phase: str = "training", limit_s: float | None = None) -> None:
         """The work has moved: a step, a validation batch, the begin of a named phase with its own limit."""
+        if phase != self._phase[0]:
+            self._turn_to(phase)
         self._phase = (phase, limit_s)
         self._beat += 1
+
+    def _turn_to(self, phase: str) -> None:
+        """Another phase begins; what goes before the steps is no part of an epoch's pace."""
+        now = time.monotonic()
+        if self._phase[0] in PREPARING:
+            self._epoch_began += now - self._phase_began
+        self._phase_began = now
 
     def lost(self) -> frozenset[str]:
         """The trials whose lease is gone."""
@@ -180,7 +195,10 @@ class Heartbeat:
         """One round trip: announces the worker, renews its leases, hears what was lost and what is ordered."""
         orders = self._registry.announce(self._info_now())
         if self._queue is not None and (progress := self._progress()):
-            stale = self._queue.renew(self.info.worker, progress)
+            grown = self._grown_curves()
+            stale = self._queue.renew(self.info.worker, progress, {trial_id: text for trial_id, (text, _) in grown.items()})
+            self._told = {trial_id: n for trial_id, n in self._told.items() if trial_id in self._held}
+            self._told |= {trial_id: n for trial_id, (_, n) in grown.items() if trial_id not in stale}
             self._hear(stale, {one.fence.trial_id: one.fence for one in progress})
         self.quit_ordered = self.quit_ordered or "quit" in (orders or ())
         if self._away:
@@ -204,7 +222,8 @@ class Heartbeat:
             widths = [p.array_width for _, p in self._held.values() if not p.waiting]
             n_held = len(self._held)
         state = "quitting" if self.stopping() else "training" if n_held else "idle"
-        return replace(self.info, state=state, array_width=max(widths, default=0), trials=n_held, trials_done=self.trials_done)
+        width = max(widths, default=0)
+        return replace(self.info, state=state, array_width=width, trials=n_held, trials_done=self.trials_done, backend=self.backend)
 
     def _progress(self) -> list[Progress]:
         phase, limit_s = self._phase
@@ -227,6 +246,18 @@ class Heartbeat:
             )
             for fence, position in held
         ]
+
+    def _grown_curves(self) -> dict[str, tuple[str, int]]:
+        """Of each trial whose curves have grown since they were last sent: the curves that people watch, and their length."""
+        with self._mutex:
+            held = {trial_id: position.curves for trial_id, (_, position) in self._held.items() if position.curves}
+        grown = {}
+        for trial_id, curves in held.items():
+            shown = {name: values for name, values in curves.items() if "." not in name}  # what is measured for each layer stays here
+            length = min(map(len, shown.values()))
+            if length > self._told.get(trial_id, 0):
+                grown[trial_id] = (wire.curves_out(shown), length)
+        return grown
 
     def _hear(self, stale: dict[str, str], sent: dict[str, Fence]) -> None:
         """``stale``: trial id to why its lease is gone; ``sent``: the fences that were asked about, which may have changed since."""

@@ -128,6 +128,7 @@ class Loop:
 
         last = Boundary([], [], [])
         for last in engine.train(session.jobs(claims, self._say), refill, self._heartbeat):
+            self._heartbeat.backend = engine.backend
             self._at_boundary(last, recorder)
         self._width[session.queue.search_id] = engine.width(claims[0].trial.hyperparameters)
         if self._heartbeat.stopping():
@@ -168,7 +169,9 @@ class Loop:
         recorder.save_states(boundary.running)
         self._heartbeat.at_boundary(
             {
-                view.job.claim.trial.id: Position(view.epoch, view.last_epoch_s, view.array_width, view.val_acc, view.value, waiting=False)
+                view.job.claim.trial.id: Position(
+                    view.epoch, view.last_epoch_s, view.array_width, view.val_acc, view.value, view.curves, waiting=False
+                )
                 for view in boundary.running
             }
         )

@@ -2,7 +2,7 @@
 -- Batches come as one JSON array of rows and long answers go as one JSON array: a client takes longer over a hundred small
 -- arguments than over one large one. Configurations and results are strings in it, which no script looks into.
 --
--- KEYS, the same thirteen for every script, all under the hash tag of the search:
+-- KEYS, the same fourteen for every script, all under the hash tag of the search:
 --   1 trials    HASH  trial id -> its configuration, JSON that no script ever reads
 --   2 states    HASH  trial id -> where it stands, a JSON object (below)
 --   3 pending   ZSET  trial id, by queue * 2^20 + index: the trials of one queue lie side by side
@@ -16,6 +16,7 @@
 --  11 workers   ZSET  worker, by when it last claimed or renewed (ms)
 --  12 requests  HASH  worker -> its last claim: {request, token, alone, ids}, to repeat the answer
 --  13 meta      HASH  "tick" -> ms of the last tick, "master" -> ms of the master's last tick
+--  14 curves    HASH  trial id under lease -> its curves so far, thinned, JSON that no script reads; gone with the lease
 --
 -- A queue is stage number * 2^20 + group number; group 0 holds the stage's suspects.
 --
@@ -25,6 +26,7 @@
 
 local TRIALS, STATES, PENDING, OPEN, GROUPS, COUNTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local LEASES, PROGRESS, RESULTS, ENDINGS, WORKERS, REQUESTS, META = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
+local CURVES = KEYS[14]
 
 local PER_STAGE = 1048576 -- 2^20 groups a stage and 2^20 trials a group; with 2^12 stages a score stays a whole double
 local FORGET_MS = 86400000 -- a day: no outage that a worker waits out is longer
@@ -190,6 +192,7 @@ local function save()
   in_slices('ZREM', PENDING, dequeued)
   in_slices('ZREM', LEASES, freed)
   in_slices('HDEL', PROGRESS, freed)
+  in_slices('HDEL', CURVES, freed)
   in_slices('HSET', RESULTS, ended)
   in_slices('ZADD', LEASES, due)
   for queue, by in pairs(grown) do if by ~= 0 then resize(queue, by) end end

@@ -8,8 +8,9 @@ from contextlib import ExitStack
 import pytest
 import redis
 
+from common import wire
 from common.queue import Tick, TrialQueue
-from common.trial import ENDED, Fence, Result, TrialState
+from common.trial import ENDED, Fence, Progress, Result, TrialState
 from tests.contract.trials import DONE, SEARCH, heartbeat, ids, lose, made, reap, until
 
 
@@ -51,6 +52,20 @@ def test_the_accepted_fence_may_repeat_its_finish(queue: TrialQueue) -> None:
     assert queue.finish(words + words[:1]) == ["ok", "ok", "ok"]
     assert queue.finish(words) == ["ok", "ok"]
     assert len(queue.ended_since(0)) == 2
+
+
+def test_curves_are_there_as_long_as_the_lease(queue: TrialQueue) -> None:
+    queue.publish(made(2))
+    ended, released = queue.claim("w", 2, "r")
+    drawn = wire.curves_out({"epoch": [1.0, 2.0], "val_loss": [math.nan, 0.123456]})
+    words = [Progress(claim.fence, 1) for claim in (ended, released)]
+    queue.renew("w", words, {"coarse-0000": drawn, "coarse-0001": drawn})
+    assert repr(queue.curves("coarse-0000")) == repr({"epoch": [1.0, 2.0], "val_loss": [math.nan, 0.12346]})
+    queue.renew("w", words)
+    assert queue.curves("coarse-0001")["epoch"] == [1.0, 2.0]  # a beat without news leaves them
+    queue.finish([(ended.fence, DONE)])
+    queue.release([released.fence])
+    assert queue.curves("coarse-0000") == queue.curves("coarse-0001") == {}
 
 
 def test_a_stale_fence_changes_nothing(queue: TrialQueue) -> None:

@@ -27,6 +27,8 @@ STOP_S = 3.0  # of the ten seconds that a worker has from SIGTERM to its end
 class OwnLoop:
     """The counterpart of ``Engine``: jobs in, boundaries out; an array of one."""
 
+    backend = "own: the task's loop trains by itself"
+
     def __init__(self, loop: Loop, device: torch.device, *, search: Search, threads: int = 1, log: Callable[[str], None]) -> None:
         """``threads``: at most so many on the CPU. ``log`` hears what a user should know once."""
         self._loop = loop
@@ -216,6 +218,7 @@ class _Run:
             1,
             lambda: packed(content),
             best.value if best else None,
+            standing.curves,
         )
         return Boundary([], [view], list(self._waiting))
 

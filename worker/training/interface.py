@@ -90,6 +90,7 @@ class View:
     array_width: int
     state: Callable[[], bytes]
     value: float | None = None  # of the search's metric, of the best epoch so far
+    curves: Curves = field(default_factory=dict)  # so far; they grow
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import worker.heartbeat as module
+from common import wire
 from common.errors import QueueError
 from common.trial import Claim, Fence, Progress, Trial, WorkerInfo
 from worker.heartbeat import EXIT_STUCK, Heartbeat, Position
@@ -21,6 +22,7 @@ class Redis:
         self.stale: dict[str, str] = {}
         self.announced: list[WorkerInfo] = []
         self.renewed: list[list[Progress]] = []
+        self.curves: list[dict[str, str]] = []
         self.released: list[str] = []
 
     def announce(self, info: WorkerInfo) -> list[str]:
@@ -29,8 +31,9 @@ class Redis:
         self.announced.append(info)
         return self.orders
 
-    def renew(self, worker: str, progress: list[Progress]) -> dict[str, str]:
+    def renew(self, worker: str, progress: list[Progress], curves: dict[str, str]) -> dict[str, str]:
         self.renewed.append(progress)
+        self.curves.append(curves)
         return self.stale
 
     def release(self, fences: list[Fence]) -> None:
@@ -80,6 +83,21 @@ def test_it_renews_what_it_holds_and_says_where_that_stands(heart: Heartbeat, re
     heart.once()
     assert len(redis.renewed) == 1 or redis.renewed[-1] == []
     assert redis.announced[-1].state == "idle"
+
+
+def test_curves_are_sent_when_they_have_grown(heart: Heartbeat, redis: Redis) -> None:
+    curves: dict[str, list[float | None]] = {"epoch": [1.0], "val_acc": [0.51234567], "update_ratio.0": [0.001]}
+    heart.hold([claim("coarse-0001")])
+    heart.at_boundary({"coarse-0001": Position(1.0, curves=curves, waiting=False)})
+    heart.once()
+    heart.once()
+    curves["epoch"].append(2.0)
+    curves["val_acc"].append(0.6)
+    heart.once()
+    first, none, second = redis.curves
+    assert wire.curves_in(first["coarse-0001"]) == {"epoch": [1.0], "val_acc": [0.51235]}
+    assert none == {}
+    assert wire.curves_in(second["coarse-0001"])["val_acc"] == [0.51235, 0.6]
 
 
 def test_a_beat_without_movement_does_not_grow(heart: Heartbeat, redis: Redis) -> None:
