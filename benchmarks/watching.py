@@ -86,8 +86,8 @@ def timed(own: Callable[..., Any], name: str, spent: Counter[str]) -> Callable[.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="15 epochs instead of 60")
-    epochs = 15 if parser.parse_args().quick else 60
+    parser.add_argument("--quick", action="store_true", help="15 epochs instead of 100")
+    epochs = 15 if parser.parse_args().quick else 100
     torch.set_num_threads(1)
     shares = []
     print(

@@ -70,16 +70,17 @@ def weight_spans(layout: Layout, layers: Mapping[str, Sequence[str]]) -> dict[st
 
 
 def step_figures(before: Tensor, after: Tensor, gradients: Tensor, spans: Sequence[Sequence[Span]]) -> Tensor:
-    """(K, L + 1) update:weight ratio of each layer, then the norm of the gradient. Pure: it may be traced and compiled.
+    """(K, L + 1) update:weight ratio of each layer, then the norm of the gradient. No value is looked at: it may be traced and compiled.
 
     Args:
-        before: (K, P) parameters before the step.
+        before: (K, P) parameters before the step; used up, which spares memory that is written for the first time.
         after: (K, P) after it.
         gradients: (K, P), or norms of parts of it (K, n): the norm of norms is the norm.
         spans: columns of each layer's weights.
     """
-    update = after - before
-    ratios = [_norm(update, layer) / _norm(before, layer) for layer in spans]
+    sizes = [_norm(before, layer) for layer in spans]
+    update = torch.sub(after, before, out=before)
+    ratios = [_norm(update, layer) / size for layer, size in zip(spans, sizes, strict=True)]
     return torch.stack([*ratios, torch.linalg.vector_norm(gradients, dim=1)], dim=1)
 
 
@@ -124,7 +125,7 @@ class Monitor:
         """Notes a watched step.
 
         Args:
-            before: (K, P) parameters before the step.
+            before: (K, P) parameters before the step; used up.
             after: (K, P) after it.
             gradients: (K, P), or norms of parts of it (K, n).
             counted: (K,) bool, the slots for which this step is a watched one; None for all.

@@ -75,7 +75,7 @@ def test_a_layer_with_several_weights_has_one_ratio() -> None:
     before = torch.randn(1, layout.size, dtype=torch.float64)
     after = before + torch.randn(1, layout.size, dtype=torch.float64)
     names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
-    (ratio, _), views = step_figures(before, after, before, list(weight_spans(layout, {"": names}).values()))[0], layout.views
+    (ratio, _), views = step_figures(before.clone(), after, before, list(weight_spans(layout, {"": names}).values()))[0], layout.views
     old = torch.cat([views(before)[name].flatten() for name in names[:2]])
     new = torch.cat([views(after)[name].flatten() for name in names[:2]])
     assert ratio.item() == pytest.approx(((new - old).norm() / old.norm()).item(), rel=1e-12)
@@ -85,8 +85,8 @@ def test_a_step_counts_only_for_those_that_watch_it() -> None:
     layout = Layout.of(model(0))
     monitor = monitor_of(layout)
     before = torch.ones(WIDTH, layout.size, dtype=torch.float64)
-    monitor.after_step(before, before * 1.01, before)
-    monitor.after_step(before, before * 1.03, before * 3, counted=torch.tensor([True, False, True]))
+    monitor.after_step(before.clone(), before * 1.01, before)
+    monitor.after_step(before.clone(), before * 1.03, before * 3, counted=torch.tensor([True, False, True]))
     norm = math.sqrt(layout.size)
     assert [monitor.points(p)["update_ratio.0"] for p in range(WIDTH)] == pytest.approx([0.02, 0.01, 0.02])
     assert [monitor.points(p)["grad_norm"] for p in range(WIDTH)] == pytest.approx([2 * norm, norm, 2 * norm])
@@ -163,7 +163,7 @@ def test_sums_survive_a_stop_in_the_middle_of_an_epoch() -> None:
     whole, parts = monitor_of(layout), monitor_of(layout)
     before, losses = torch.rand(WIDTH, layout.size, dtype=torch.float64), torch.rand(9, WIDTH, dtype=torch.float64)
     for monitor in (whole, parts):
-        monitor.after_step(before, before * 1.5, before)
+        monitor.after_step(before.clone(), before * 1.5, before)
         monitor.note_losses(losses[:5])
     resumed = monitor_of(layout, 1)
     resumed.restore(0, parts.state(2))
@@ -212,7 +212,7 @@ def test_a_step_can_be_traced() -> None:
     rows = [torch.rand(2, 12) for _ in range(3)]
     traced = make_fx(lambda a, b, g: step_figures(a, b, g, spans))(*rows)
     others = [torch.rand(2, 12) for _ in range(3)]
-    torch.testing.assert_close(traced(*others), step_figures(*others, spans))
+    torch.testing.assert_close(traced(*(row.clone() for row in others)), step_figures(*others, spans))
 
 
 # -- through the engine ------------------------------------------------------------------------------------------------
