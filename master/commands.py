@@ -88,16 +88,17 @@ def workers(shared: Shared, as_json: bool) -> str:
 
 def worker_row(info: WorkerInfo) -> dict[str, Any]:
     """One worker as scripts read it."""
-    names = ("worker", "host", "device", "state", "array_width", "trials", "trials_done", "last_seen_s")
+    names = ("worker", "host", "device", "state", "array_width", "trials", "trials_done", "last_seen_s", "backend")
     return {name: getattr(info, name) for name in names}
 
 
 def _workers_text(connected: Sequence[WorkerInfo]) -> str:
     if not connected:
         return "no worker is connected; `worker start` starts one"
-    table = _table("worker", "host", "device", "state", "width", "trials", "done", "seen")
+    table = _table("worker", "host", "device", "state", "width", "trials", "done", "seen", "steps")
     for w in connected:
-        cells = (w.worker, w.host, w.device, w.state, w.array_width, w.trials, w.trials_done, f"{w.last_seen_s:.0f} s ago")
+        numbers = (w.array_width, w.trials, w.trials_done, f"{w.last_seen_s:.0f} s ago")
+        cells = (w.worker, w.host, w.device, w.state, *numbers, w.backend.partition(":")[0])
         table.add_row(*(Text(str(cell)) for cell in cells))
     return drawn(table)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from worker.training.networks import LoneNetwork
 from worker.training.stack import Stack
 from worker.training.structure import Model
 
@@ -44,13 +44,30 @@ def differences(stack: Stack, models: Mapping[int, Model], inputs: Tensor, targe
 
 def own_outputs(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
     """Logits (1, B, C) of the slot's own module with the slot's weights; ``masks`` for training mode."""
-    flat = stack.rows["flat"][slot : slot + 1]
-    moved = {name: tensor[slot : slot + 1].clone() for name, tensor in stack.rows.items() if name.startswith("buffer.")}
-    buffers = {name.removeprefix("buffer."): tensor for name, tensor in moved.items()}
-    network = LoneNetwork(model)
-    network.bind(flat, flat, buffers)
-    with torch.no_grad():
-        return network.predict(inputs) if masks is None else network.forward(inputs, True, masks)
+    named = {name.removeprefix("buffer."): tensor[slot] for name, tensor in stack.rows.items() if name.startswith("buffer.")}
+    own = {**model.layout.views(stack.rows["flat"][slot]), **{name: tensor.clone() for name, tensor in named.items()}}
+    if masks is not None:
+        own |= {f"{name}.mask": mask[0] for name, mask in zip(model.dropouts, masks, strict=True)}
+    module = model.module
+    if module.training != (masks is not None):
+        module.train(masks is not None)
+    with torch.no_grad(), _lent(module, own):
+        outputs: Tensor = module(inputs)
+    return outputs.unsqueeze(0)
+
+
+@contextmanager
+def _lent(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts tensors into the places of the module's own; ``functional_call`` does the same in three times the time."""
+    places = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    kept = {name: places[name].data for name in tensors if name in places}
+    try:
+        for name in kept:
+            places[name].data = tensors[name]
+        yield
+    finally:
+        for name, data in kept.items():
+            places[name].data = data
 
 
 def _gaps(stack: Stack, slots: list[int], stacked: Tensor, own: Tensor, targets: Tensor) -> list[float]:
