@@ -12,6 +12,10 @@ import torch
 
 from common.errors import TaskError
 from common.records import SearchFolder
+from common.search import parse_search
+from common.trial import Claim, Fence, Trial
+from worker import tasks
+from worker.loop import Loop, Options
 from worker.own import OwnLoop
 from worker.session import Means, Session
 from worker.tasks import task_digest
@@ -75,3 +79,17 @@ def test_the_engine_is_told_what_the_search_ranks_by(tmp_path: Path) -> None:
     engine = session(tmp_path, "Task").engine("coarse", print)
     assert isinstance(engine, Engine)
     assert (engine.options.metric, engine.options.mode, list(engine.options.stages)) == ("val_f1", "max", ["coarse"])
+
+
+def test_a_worker_that_claimed_an_array_s_worth_for_a_loop_gives_back_all_but_one() -> None:
+    trials = [Trial(f"coarse-{i:04d}", "coarse", i, i, 1.0, {}, "{}") for i in range(4)]
+    claims = [Claim(trial, Fence(trial.id, 1, "token")) for trial in trials]
+    released: list[Fence] = []
+    dropped: list[str] = []
+    session = cast(Session, SimpleNamespace(queue=SimpleNamespace(release=released.extend, search_id="x")))
+    loop = Loop(redis.Redis(), cast(Any, None), cast(Any, SimpleNamespace(drop=dropped.extend)), Options(), print)
+    search = parse_search(TEXT.format(task="mine.py:train"))
+    own = OwnLoop(tasks.Loop(print, "mine.py:train"), torch.device("cpu"), search=search, log=print)
+    assert loop._only(session, claims, own) == claims[:1]
+    assert released == [claim.fence for claim in claims[1:]] and dropped == ["coarse-0001", "coarse-0002", "coarse-0003"]
+    assert loop._only(session, claims, cast(Any, None)) == claims  # arrays take all
