@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -37,8 +38,8 @@ class Widths:
         self._ceilings[structure] = max(1, width)
 
     def guess(self, structure: Structure) -> int:
-        """What is known without measuring."""
-        width = self._fixed or self._measured.get(structure, self.default)
+        """What is known without measuring. What was measured holds even where a width is given: that is the widest that may be used."""
+        width = min(self._measured.get(structure, self.default), self._fixed or sys.maxsize)
         return min(width, self._ceilings.get(structure, width))
 
     @property
@@ -47,13 +48,18 @@ class Widths:
         return self._fixed or (GPU_DEFAULT if self._device.type == "cuda" else CPU_DEFAULT)
 
     def choose(self, model: Model, n_trials: int, n_steps: int, measure: Callable[[int], float]) -> int:
-        """The width for ``n_trials`` that have ``n_steps`` left together; ``measure`` tells seconds a step for one of so many slots."""
+        """The width for ``n_trials`` that have ``n_steps`` left together; ``measure`` tells seconds a step for one of so many slots.
+
+        A given width is taken as it is, but for models on a CPU whose stacking may cost more than it gains (convolutions): there it is
+        the widest that is tried, and a narrower one is used if it is faster.
+        """
         structure = model.structure
         unsure = self._device.type == "cpu" and chain_of(model.module) is None  # convolutions: stacking may cost twice as much
-        if self._fixed or structure in self._measured or n_trials == 1 or (n_steps < WORTH_MEASURING and not unsure):
+        sure = (n_steps < WORTH_MEASURING or self._fixed is not None) and not unsure
+        if structure in self._measured or n_trials == 1 or self._fixed == 1 or sure:
             return self.guess(structure)
         ladder = GPU_WIDTHS if self._device.type == "cuda" else CPU_WIDTHS
-        most = min(n_trials, ladder[-1], self._ceilings.get(structure, n_trials))
+        most = min(n_trials, self._fixed or ladder[-1], self._ceilings.get(structure, n_trials))
         candidates = sorted({most, *(width for width in ladder if width <= most)})
         best, best_s = 1, float("inf")
         for width in candidates:
@@ -65,7 +71,7 @@ class Widths:
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:
                 break
-        if best == most < ladder[-1]:
+        if best == most < (self._fixed or ladder[-1]):
             return best  # the widest that so few trials allow: measure again when there are more
         self._measured[structure] = best
         return self.guess(structure)
