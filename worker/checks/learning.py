@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,14 +13,14 @@ from torch import Tensor
 from common.space import Hyperparameters
 from common.trial import TrialState
 from worker.checks.report import Figure, Finding, Status
-from worker.checks.training import Trained, joined, repeated, spread, take, trained
+from worker.checks.training import RATES, SLOW_RATES, Trained, joined, repeated, spread, take, trained
 from worker.tasks.base import Data, Measure, Part, Task
 from worker.training.engine import Outcome
 
 EXAMPLES, LONG_EXAMPLES = 256, 4000  # to learn from, at most: enough for all but weak signals; where that was not enough
-STEPS, LONG_STEPS, BATCH = 200, 1000, 32
-LOOKS = 4  # evaluations in a training: they take longer than its steps
-OTHERS = 1000  # examples of each part that it is tried on, at most
+STEPS, SLOW_STEPS, LONG_STEPS, BATCH = 200, 100, 1000, 32
+OTHERS, SLOW_OTHERS = 1000, 200  # examples of each part that it is tried on, at most; of a model that is slow
+FORWARD = 1 / 3  # of the time of an example's forward and backward pass
 FEWEST = 30  # fewer say nothing
 SURE = 3.1  # standard errors: one-sided p of 0.001
 TINY = 1e-12  # a variance below is that of one class always predicted
@@ -27,7 +28,28 @@ NAME = "learns"
 OWN, HELD, VAL = "its_own", "held_back", "validation"  # what it learnt from, others of the training part, the validation part
 
 
-def generalises(task: Task, data: Data, values: Hyperparameters, seed: int, until_s: float) -> Finding:
+@dataclass(frozen=True)
+class Effort:
+    """How long a training is."""
+
+    n_examples: int  # at most
+    n_steps: int
+    n_others: int  # of each part, at most
+    rates: tuple[float, ...]
+
+    def seconds(self, pass_s: float) -> float:
+        """What it takes, from the seconds of one example forward and backward."""
+        return len(self.rates) * pass_s * (self.n_steps * BATCH + FORWARD * (self.n_examples + 2 * self.n_others))
+
+
+EFFORTS = (  # the first that the time suffices for
+    Effort(EXAMPLES, STEPS, OTHERS, RATES),
+    Effort(EXAMPLES, STEPS, OTHERS, SLOW_RATES),
+    Effort(EXAMPLES, SLOW_STEPS, SLOW_OTHERS, SLOW_RATES),
+)
+
+
+def generalises(task: Task, data: Data, values: Hyperparameters, seed: int, seconds: float, pass_s: float) -> Finding:
     """A short training on some training examples has to tell something about others: of the training part, and of the validation part.
 
     Examples held back of the training part show labels that were shuffled there, those of the validation part labels that were shuffled
@@ -36,36 +58,63 @@ def generalises(task: Task, data: Data, values: Hyperparameters, seed: int, unti
     much better than by chance is measured by ``agreement``. Where it is not enough, a longer training with more examples decides. Of
     several learning rates the one with the lowest training loss counts, so that nothing is chosen by what is tested.
     """
-    order = spread(data.train, LONG_EXAMPLES + OTHERS, data.n_classes, seed + 1)
-    n_held = min(OTHERS, len(order) // 3)
-    held, rest = take(data.train, order[:n_held]), order[n_held:]
-    val = take(data.val, spread(data.val, OTHERS, data.n_classes, seed))
-    if min(len(held), len(val)) < FEWEST:
-        return Finding(
-            NAME, Status.LEFT_OUT, f"{len(held)} examples held back and {len(val)} of validation are too few to tell learning from luck"
-        )
-    learnt: list[Learnt] = []
-    for n_examples, n_steps in ((EXAMPLES, STEPS), (LONG_EXAMPLES, LONG_STEPS)):
-        own = take(data.train, rest[:n_examples])
-        result = trained(
-            task,
-            _portion(own, held, val, data.n_classes, n_steps),
-            values,
-            BATCH,
-            LOOKS,
-            seed,
-            until_s,
-            metrics=_metrics(own, held, val, data),
-        )
+    until_s = time.monotonic() + seconds
+    effort = next((effort for effort in EFFORTS if effort.seconds(pass_s) < seconds), None)
+    if effort is None:
+        return Finding(NAME, Status.LEFT_OUT, f"it would take {EFFORTS[-1].seconds(pass_s):.0f} s with this model on one core")
+    experiment = Experiment.of(task, data, values, seed, effort.n_others, until_s)
+    if experiment.too_small:
+        told = f"{len(experiment.held)} examples held back and {len(experiment.val)} of validation are too few to tell learning from luck"
+        return Finding(NAME, Status.LEFT_OUT, told)
+    result, n_own = experiment.run(effort)
+    chosen = _chosen(result)
+    if chosen is None:
+        return _nothing(result)
+    if data.n_classes is None:
+        return _of_loss(chosen)
+    learnt = [Learnt.of(chosen, n_own)]
+    longer = Effort(LONG_EXAMPLES, LONG_STEPS, effort.n_others, (learnt[0].rate,))  # the rate that did best goes on with more
+    if not learnt[0].holds and longer.seconds(pass_s) < until_s - time.monotonic():
+        result, n_own = experiment.run(longer)
         chosen = _chosen(result)
-        if chosen is None:
-            break
-        if data.n_classes is None:
-            return _of_loss(chosen)
-        learnt.append(Learnt.of(chosen, len(own)))
-        if learnt[-1].holds:
-            break
-    return _judged(learnt) if learnt else _nothing(result)
+        learnt += [Learnt.of(chosen, n_own)] if chosen is not None else []
+    return _judged(learnt)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Who learns from which examples, and what it is tried on."""
+
+    task: Task
+    values: Hyperparameters
+    n_classes: int | None
+    pool: Part  # what may be learnt from
+    held: Part
+    val: Part
+    seed: int
+    until_s: float
+
+    @classmethod
+    def of(cls, task: Task, data: Data, values: Hyperparameters, seed: int, n_others: int, until_s: float) -> Experiment:
+        """Holds back some of a third of the training part; drawn by seed."""
+        order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed + 1))
+        third, pool = (take(data.train, places) for places in (order[: len(order) // 3], order[len(order) // 3 :]))
+        held, val = (take(part, spread(part, n_others, data.n_classes, seed)) for part in (third, data.val))
+        return cls(task, values, data.n_classes, pool, held, val, seed, until_s)
+
+    @property
+    def too_small(self) -> bool:
+        """Whether the others are too few to say anything."""
+        return min(len(self.held), len(self.val)) < FEWEST
+
+    def run(self, effort: Effort) -> tuple[Trained, int]:
+        """A training of one epoch, so that all three parts are looked at once; and how many examples it learnt from."""
+        own = take(self.pool, spread(self.pool, effort.n_examples, self.n_classes, self.seed))
+        often = repeated(own, max(1, effort.n_steps * BATCH // len(own)))
+        portion = Data(often, joined([own, self.held, self.val]), None, self.n_classes)
+        measures = _metrics(own, self.held, self.val, self.n_classes)
+        found = trained(self.task, portion, self.values, BATCH, 1, self.seed, self.until_s, effort.rates, metrics=measures)
+        return found, len(own)
 
 
 def agreement(predicted: Tensor, targets: Tensor, n_classes: int) -> Tensor:
@@ -93,6 +142,7 @@ class Learnt:
     """What a training knows of its own examples and of others: accuracies, and standard errors above chance."""
 
     n_own: int
+    rate: float
     right: Mapping[str, float]
     sure: Mapping[str, float]
 
@@ -100,9 +150,8 @@ class Learnt:
     def of(cls, outcome: Outcome, n_own: int) -> Learnt:
         """From the last evaluation."""
         last = {name: values[-1] or 0.0 for name, values in outcome.curves.items() if values}
-        return cls(
-            n_own, {part: last[f"right_{part}"] for part in (OWN, HELD, VAL)}, {part: last[f"sure_{part}"] for part in (OWN, HELD, VAL)}
-        )
+        right, sure = ({part: last[f"{what}_{part}"] for part in (OWN, HELD, VAL)} for what in ("right", "sure"))
+        return cls(n_own, float(outcome.job.claim.trial.hyperparameters["learning_rate"]), right, sure)
 
     @property
     def holds(self) -> bool:
@@ -121,17 +170,11 @@ class Learnt:
         return {**{f"right_{part}": v for part, v in self.right.items()}, **{f"sure_{part}": v for part, v in self.sure.items()}}
 
 
-def _portion(own: Part, held: Part, val: Part, n_classes: int | None, n_steps: int) -> Data:
-    """Epochs so long that there are few evaluations, each of all three parts."""
-    times = max(1, n_steps * BATCH // (LOOKS * len(own)))
-    return Data(repeated(own, times), joined([own, held, val]), None, n_classes)
-
-
-def _metrics(own: Part, held: Part, val: Part, data: Data) -> dict[str, Measure]:
+def _metrics(own: Part, held: Part, val: Part, n_classes: int | None) -> dict[str, Measure]:
     """For each part its accuracy and its agreement, from the outputs for all three."""
-    if data.n_classes is None:
+    if n_classes is None:
         return {}
-    n_classes, ends = data.n_classes, {OWN: len(own), HELD: len(own) + len(held), VAL: len(own) + len(held) + len(val)}
+    ends = {OWN: len(own), HELD: len(own) + len(held), VAL: len(own) + len(held) + len(val)}
     starts = dict(zip(ends, [0, *ends.values()], strict=False))
 
     def right(part: str) -> Measure:
@@ -179,6 +222,9 @@ def _judged(learnt: list[Learnt]) -> Finding:
         means = "Nothing was learnt in so few steps, not even by heart: a hard task, a model that starts slowly, or shuffled labels."
         return Finding(NAME, Status.WARNING, last.told, means, last.figures)
     where = "training" if last.sure[HELD] < SURE else "validation"
+    if len(learnt) == 1:
+        means = f"What is learnt does not hold for others of the {where} part yet; this model is too slow here for a longer look."
+        return Finding(NAME, Status.WARNING, last.told, means, last.figures)
     means = (
         f"What is learnt by heart does not hold for others of the {where} part: there the labels were shuffled, or are in another order "
         "than the inputs. If the signal is known to be that weak, launch with --skip-check."

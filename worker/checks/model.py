@@ -18,9 +18,10 @@ from worker.tasks.base import Data, Part, Task
 from worker.training.engine import Engine
 
 GRADIENT_S, OVERFIT_S, LEARN_S, OPTIONS_S = 1.0, 3.0, 5.0, 2.0  # at most; the digits search needs a fraction
+BATCH_S = 0.5  # that a batch may take: larger models are looked at with fewer examples
 LOSS_ROWS, GRADIENT_ROWS = 256, 8  # examples; few for the gradient: less rounding, fewer kinks (CS231n notes)
+TIMED_ROWS = 32
 TRAINED_STEPS = 20  # before the gradient is looked at again: off the initial weights, far from one that has vanished
-RATE = 1e-3  # of these steps, by Adam
 WITHOUT_MODEL = frozenset({*UPDATES, *SCHEDULES})  # options that change neither model nor loss: only read
 
 
@@ -52,11 +53,21 @@ class Looked:
         self.ground, self.values, self.configuration = ground, values, configuration
         engine = ground.engine
         engine.entry(job_of(values, seed=ground.seed))
-        calm = quiet(values, {"optimizer": "adam", "nesterov": False, "learning_rate": RATE, "batch_size": GRADIENT_ROWS})
+        calm = quiet(values, {"batch_size": GRADIENT_ROWS})
         self.subject = Subject(engine, calm, ground.seed)
         parts = engine.setting().parts(self.subject.model.recipe)
         self.data = Data(parts.train, parts.val, None, ground.n_classes)
-        self.many, self.few = (self.batch(n) for n in (LOSS_ROWS, GRADIENT_ROWS))
+        self.few = self.batch(GRADIENT_ROWS)
+        self.subject.gradients(self.few)  # shows whether it can be stacked, and warms up
+        self.pass_s = self._pass_s()
+        self.many = self.batch(max(GRADIENT_ROWS, min(LOSS_ROWS, round(BATCH_S / self.pass_s))))
+
+    def _pass_s(self) -> float:
+        """Seconds of one example, forward and backward, in a batch as trainings have them."""
+        timed = self.batch(TIMED_ROWS)
+        started = time.perf_counter()
+        self.subject.gradients(timed)
+        return (time.perf_counter() - started) / len(timed)
 
     def batch(self, n: int) -> Part:
         """So many different examples, of all classes."""
@@ -65,7 +76,6 @@ class Looked:
     def built(self) -> Finding:
         """What the engine made of the model."""
         layout = self.subject.model.layout
-        self.subject.gradients(self.few)  # shows whether it can be stacked
         how = "trains in arrays" if self.subject.stacked else "trains one at a time"
         return Finding("model", Status.PASSED, f"{layout.size} parameters in {len(layout.shapes)} tensors; {how}")
 
@@ -94,11 +104,11 @@ class Looked:
         """See ``overfit.twenty``."""
         start = self.subject.gradients(self.many)[0]
         chance = self.subject.objective.chance(self.subject.model.recipe.values)
-        return overfit.twenty(self.ground.task, self.data, self.values, chance, start, self.ground.seed, time.monotonic() + OVERFIT_S)
+        return overfit.twenty(self.ground.task, self.data, self.values, chance, start, self.ground.seed, OVERFIT_S, self.pass_s)
 
     def learns(self) -> Finding:
         """See ``learning.generalises``."""
-        return learning.generalises(self.ground.task, self.data, self.values, self.ground.seed, time.monotonic() + LEARN_S)
+        return learning.generalises(self.ground.task, self.data, self.values, self.ground.seed, LEARN_S, self.pass_s)
 
 
 def of_centre(looked: Looked) -> Iterator[Finding]:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import time
 
 from common.space import Hyperparameters
 from common.trial import TrialState
 from worker.checks.report import Finding, Status
-from worker.checks.training import RATES, Trained, repeated, spread, take, trained
+from worker.checks.training import RATES, SLOW_RATES, Trained, repeated, spread, take, trained
 from worker.tasks.base import Data, Task
 
 EXAMPLES = 20  # the notes' number
 REPEATED = 20  # times in an epoch: between two looks at the loss
 EPOCHS = 30  # 600 steps of all twenty: what learns at all needs some fifty
+ENOUGH_STEPS = 100  # that a sound model needs at most, in all but odd cases
 NEARLY_ZERO = 0.01  # share of the first loss, or of chance
 NAME = "overfit"
 
 
-def twenty(task: Task, data: Data, values: Hyperparameters, chance: float | None, first: float, seed: int, until_s: float) -> Finding:
+def twenty(
+    task: Task, data: Data, values: Hyperparameters, chance: float | None, first: float, seed: int, seconds: float, pass_s: float
+) -> Finding:
     """Trains on twenty examples alone, regularisation off, at several learning rates; the loss has to come to nearly zero.
 
     Source: CS231n notes, "Neural Networks Part 3", sanity checks: "overfit a tiny subset of data".
@@ -29,14 +33,16 @@ def twenty(task: Task, data: Data, values: Hyperparameters, chance: float | None
         chance: the loss of guessing, None where nobody can say.
         first: the loss before the first update.
         seed: of the choice of examples.
-        until_s: when to stop, on the monotonic clock.
+        seconds: to spend.
+        pass_s: seconds that one example takes, forward and backward.
     """
     few = take(data.train, spread(data.train, EXAMPLES, data.n_classes, seed))
     often = repeated(few, REPEATED)
     start = max(chance or 0.0, first if math.isfinite(first) else 0.0)
     goal = NEARLY_ZERO * (chance or start)
     portion = Data(often, few, None, data.n_classes)
-    result = trained(task, portion, values, len(few), EPOCHS, seed, until_s, enough=goal)
+    rates = RATES if ENOUGH_STEPS * len(few) * len(RATES) * pass_s < seconds else SLOW_RATES
+    result = trained(task, portion, values, len(few), EPOCHS, seed, time.monotonic() + seconds, rates, enough=goal)
     failed = next((o for o in result.outcomes if o.state is TrialState.FAILED), None)
     if failed is not None:
         return Finding(NAME, Status.FAILED, f"training raised: {failed.reason}", "Correct the model or the loss; every trial would fail.")
@@ -59,8 +65,8 @@ def _judged(result: Trained, start: float, goal: float, n: int, classes: bool) -
         means = "The model is slow here; nothing is known to be wrong."
         return Finding(NAME, Status.WARNING, f"{found}, then the time for this check was up", means, figures)
     means = (
-        f"A model that cannot learn {n} examples by heart (rates {RATES[0]:g} to {RATES[-1]:g}, no regularisation) has an error: in the "
-        "forward pass, in its gradient, in the loss, or labels that do not belong to their inputs. Or it is too small, or starts dead."
+        f"A model that cannot learn {n} examples by heart has an error: in the forward pass, in its gradient, in the loss, or labels that "
+        f"do not belong to their inputs. Or it is too small, starts dead, or needs another rate than {RATES[0]:g} to {RATES[-1]:g}."
     )
     falls = loss < start  # without classes the lowest loss of all need not be zero
     return Finding(NAME, Status.WARNING if falls and not classes else Status.FAILED, found, means, figures)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from common.space import Hyperparameters
+from common.space import Hyperparameters, Scalar
 from worker.checks.training import job_of
 from worker.tasks.base import Part, own_loss
 from worker.training.engine import Engine
@@ -21,6 +21,10 @@ from worker.training.rows import Row, fresh_row
 from worker.training.stack import Pace, Plan, Stack, StepResult
 from worker.training.structure import Model
 
+MOVED = 2e-3  # of the weights' size, a step: twenty steps are clearly off the start, and far from a gradient that has vanished
+TINY = 1e-12  # a gradient below is none
+PLAIN: dict[str, Scalar] = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "learning_rate": 1.0}
+
 
 class Subject:
     """A model that is looked at; its weights move with ``train`` alone."""
@@ -28,17 +32,21 @@ class Subject:
     def __init__(self, engine: Engine, values: Hyperparameters, seed: int) -> None:
         """Builds it as the engine does.
 
+        Args:
+            engine: that knows task and data.
+            values: of the configuration; its update rule gives way to plain gradient descent.
+            seed: of its initial weights.
+
         Raises:
             Exception: whatever the task's model raises, or TaskError for what the engine refuses.
         """
-        self._engine, self._setting, self.values = engine, engine.setting(), values
-        job = job_of(values, seed=seed)
+        self._setting, self.values = engine.setting(), {**values, **PLAIN}
+        job = job_of(self.values, seed=seed)
         self.model: Model = engine.entry(job).model
         self._shapes = engine.shapes(self.model) or []
         self.objective = self._setting.objective(self.model.recipe)
         self._row = fresh_row(self.model, job.claim.trial.seed, engine.device, engine.options.dtype)
         self._noise_seed: int | None = None  # of a module that draws its own
-        self._steps = 0
         self.stack = self._stack(self.model.structure.alone, [self._row])
 
     @property
@@ -47,41 +55,46 @@ class Subject:
         return not isinstance(self.stack.network, LoneNetwork)
 
     def train(self, batch: Part, n_steps: int) -> None:
-        """So many updates by the engine."""
+        """So many updates by the engine, each of ``MOVED`` times the size of the weights at the start, whatever the scale of the loss."""
+        gradient = torch.cat([one.flatten() for one in self.gradients(batch)[1].values()])
+        weights = self.stack.rows["flat"][0]
+        rate = MOVED * float(weights.norm()) / max(float(gradient.norm()), TINY)
         for _ in range(n_steps):
-            self._step(batch)
-            self._steps += 1
+            self._step(batch, rate)
 
-    def _step(self, batch: Part) -> StepResult:
-        """One update; the result holds the loss before it and the gradient. What cannot be stacked goes on alone, as in a training."""
-        plan = _plan(self.stack, batch, self._steps)
+    def _step(self, batch: Part, rate: float) -> StepResult:
+        """One update by plain gradient descent. What cannot be stacked goes on alone, as in a training."""
+        self.stack.rows["hp"][:, COLUMN["learning_rate"]] = rate
+        plan = _plan(self.stack, batch)
         try:
-            result = self.stack.step(batch.inputs, batch.targets, plan, 0, look=True)
+            result = self.stack.step(batch.inputs, batch.targets, plan, 0)
         except Exception:
             if not self.stacked:
                 raise
             self.stack = self._stack(True, [self._row])
-            return self._step(batch)
+            return self._step(batch, rate)
         self._noise_seed = plan.seeds[0] if plan.seeds else None
         return result
 
     def gradients(self, batch: Part) -> tuple[float, dict[str, Tensor]]:
         """The engine's loss and gradient by parameter; nothing is moved.
 
+        The gradient is how far one update of plain gradient descent at a rate of 1 moves the weights: all of the engine's step is in it.
+
         Raises:
             Exception: whatever the model raises.
         """
-        with self._unchanged():
-            result = self._step(batch)
-        assert result.looked is not None  # asked for
-        return float(result.loss[0]), {name: view[0] for name, view in self.model.layout.views(result.looked.gradients).items()}
+        with self._unchanged() as before:
+            result = self._step(batch, 1.0)
+            moved = before["flat"] - self.stack.rows["flat"]  # (1, P)
+        return float(result.loss[0]), {name: view[0] for name, view in self.model.layout.views(moved).items()}
 
     @contextmanager
-    def _unchanged(self) -> Iterator[None]:
-        """Puts weights, states and buffers back where they were."""
+    def _unchanged(self) -> Iterator[Row]:
+        """Puts weights, states and buffers back where they were; gives them as they were."""
         kept = {name: tensor.clone() for name, tensor in self.stack.rows.items()}
         try:
-            yield
+            yield kept
         finally:
             for name, tensor in self.stack.rows.items():  # the stack's own memory, that its network works on
                 tensor.copy_(kept[name])
@@ -117,7 +130,7 @@ class Subject:
         found: list[tuple[float, float]] = []
         for group in groups:
             stack = self._stack(not self.stacked, group)
-            result = stack.step(batch.inputs, batch.targets, _plan(stack, batch, 0), 0)
+            result = stack.step(batch.inputs, batch.targets, _plan(stack, batch), 0)
             found += zip(result.loss.tolist(), result.penalty.tolist(), strict=True)
         return found
 
@@ -140,6 +153,5 @@ class Subject:
         return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=numbers["label_smoothing"])
 
 
-def _plan(stack: Stack, batch: Part, step: int) -> Plan:
-    pace = Pace([step] * stack.width, [step + 1] * stack.width, [0] * stack.width, [False] * stack.width)
-    return stack.plan(torch.zeros(1, len(batch), dtype=torch.int64), True, pace)
+def _plan(stack: Stack, batch: Part) -> Plan:
+    return stack.plan(torch.zeros(1, len(batch), dtype=torch.int64), True, Pace.start(stack.width))

@@ -18,6 +18,7 @@ from worker.training.engine import Boundary, Engine, Job, Outcome
 
 STAGE = "check"  # of the trials' names
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of Adam: one of them suits nearly every scaled model
+SLOW_RATES = (1e-3,)  # where a model is too slow for all of them: the rate that Adam's authors advise
 NO_EXPLOSION = 1e12  # a check looks for itself at what became of the loss
 
 
@@ -113,6 +114,7 @@ def trained(
     epochs: int,
     seed: int,
     until_s: float,
+    rates: Sequence[float] = RATES,
     enough: float | None = None,
     metrics: Mapping[str, Measure] | None = None,
 ) -> Trained:
@@ -122,7 +124,7 @@ def trained(
         TaskError: the model cannot be trained.
     """
     hp: dict[str, Scalar] = {"optimizer": "adam", "nesterov": False, "batch_size": batch_size, "preprocess": "none"}
-    jobs = [job_of(quiet(values, {**hp, "learning_rate": rate}), index, epochs, seed) for index, rate in enumerate(RATES)]
+    jobs = [job_of(quiet(values, {**hp, "learning_rate": rate}), index, epochs, seed) for index, rate in enumerate(rates)]
     watch = UntilWatch(until_s)
     ended: list[Outcome] = []
     best: tuple[float, float | None] | None = None

@@ -12,7 +12,7 @@ import torch
 
 from common.errors import TaskError
 from common.search import parse_search
-from worker.checks import overfit
+from worker.checks import model, overfit
 from worker.checks.learning import agreement
 from worker.checks.plan import centre, variants
 from worker.checks.report import CENTRE, Finding, Report, Status
@@ -38,11 +38,13 @@ epochs = 1
 
 @pytest.fixture(autouse=True, scope="module")
 def quick() -> Iterator[None]:
-    """One thread, as the command has: threads would wait for one another. And shorter trainings, which suffice for these tasks."""
+    """One thread, as the command has; a shorter training, which suffices here; and time for it, however busy the machine is."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(overfit, "EPOCHS", 15)
+        for limit in ("GRADIENT_S", "OVERFIT_S", "LEARN_S", "OPTIONS_S"):
+            patch.setattr(model, limit, 60.0)
         yield
     torch.set_num_threads(before)
 
