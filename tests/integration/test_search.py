@@ -95,6 +95,7 @@ def test_an_exploding_search_ends_with_3(here: Place) -> None:
     rows = here.rank()
     assert {r["state"] for r in rows} == {"exploded"}
     assert all("first loss" in r["reason"] or "finite" in r["reason"] for r in rows)
+    assert {r["diagnosis"]["word"] for r in rows} == {"exploded"} and "Most common diagnosis: exploded (6 of 6)" in done.stdout
     assert not list((here.root / "digits" / "coarse").glob("*.pt"))
 
 

@@ -192,10 +192,6 @@ class Monitor:
         self._sums = torch.cat([sums, sums.new_zeros(n, sums.shape[1])])
         self._shares = torch.cat([self._shares, self._shares.new_full((n, self._shares.shape[1]), math.nan)])
 
-    def reset(self, position: int) -> None:
-        """Another trial is in this slot from now on."""
-        self._read.add(position)
-
     def state(self, position: int) -> list[float]:
         """The slot's sums as plain numbers, to go on from later."""
         return [0.0] * self._sums.shape[1] if position in self._read else self._row(position)[: self._sums.shape[1]]
