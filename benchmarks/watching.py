@@ -3,7 +3,7 @@
 Perceptron 64-64-64-10, batches of 64: 16 steps an epoch, then validation. Two engines with the same trials take turns, epoch by epoch,
 in one process with one thread; its processor time is counted, so that neighbours on the machine disturb less. Below: what each piece takes.
 
-    python -m benchmarks.watching [--quick]
+    python benchmarks/watching.py [--quick]
 """
 
 from __future__ import annotations
@@ -17,16 +17,33 @@ from typing import Any
 
 import torch
 
-from benchmarks.arrays import CPU, SEARCH_SEED, FreeWatch, Loaded
 from common.space import Scalar
 from common.trial import Claim, Fence, Trial, trial_id, trial_seed
+from worker.tasks.digits import Digits
 from worker.training.engine import Boundary, Engine, Job
 from worker.training.monitor import Monitor
 
+SEARCH_SEED = 231
+CPU = torch.device("cpu")
 WIDTH = 64
 MOST = 0.05  # of an epoch's time
 FIRST = 3  # epochs that are left out: the array is built and compared in the first
 PIECES = ((Monitor, "after_step"), (Monitor, "note_losses"), (Monitor, "note_activation"), (Monitor, "points"))
+
+
+class FreeWatch:
+    """Nobody listens."""
+
+    def beat(self, phase: str = "training", limit_s: float | None = None) -> None:
+        """See ``Watch``."""
+
+    def lost(self) -> tuple[str, ...]:
+        """See ``Watch``."""
+        return ()
+
+    def stopping(self) -> bool:
+        """See ``Watch``."""
+        return False
 
 
 def jobs(epochs: int, optimizer: str) -> list[Job]:
@@ -39,15 +56,14 @@ def job(index: int, epochs: int, hp: dict[str, Scalar]) -> Job:
     return Job(Claim(trial, Fence(trial.id, 1, "token")))
 
 
-def run(task: Loaded, work: list[Job], watching: bool) -> Iterator[Boundary]:
-    engine = Engine(task, CPU, search_seed=SEARCH_SEED, task_name="digits", log=print, width=WIDTH, watching=watching)
+def run(work: list[Job], watching: bool) -> Iterator[Boundary]:
+    engine = Engine(Digits(), CPU, search_seed=SEARCH_SEED, task_name="digits", log=print, width=WIDTH, watching=watching)
     return engine.train(work, lambda n: [], FreeWatch())
 
 
 def in_turns(work: list[Job], epochs: int) -> tuple[list[float], list[float]]:
     """Seconds of processor time of each epoch, without and with."""
-    task = Loaded()
-    runs = [run(task, work, watching) for watching in (False, True)]
+    runs = [run(work, watching) for watching in (False, True)]
     passed: tuple[list[float], list[float]] = ([], [])
     for epoch in range(epochs):
         for which in (0, 1) if epoch % 2 else (1, 0):
@@ -64,7 +80,7 @@ def pieces(work: list[Job], epochs: int) -> dict[str, float]:
     for owner, name, own in kept:
         setattr(owner, name, timed(own, f"{owner.__name__}.{name}", spent))
     try:
-        for number, _ in enumerate(run(Loaded(), work, True)):
+        for number, _ in enumerate(run(work, True)):
             if number < FIRST:
                 spent.clear()
     finally:
