@@ -11,7 +11,7 @@ PROGRAM := common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test check bench compose-test clean
+.PHONY: help setup search test test-quick test-processes check bench compose-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,8 +21,16 @@ setup: $(VENV)/.dev  ## install everything into .venv, as pinned in constraints.
 search: setup  ## the main job: the coarse stage of the built-in digits search
 	$(BIN)/master launch --stage coarse
 
-test: setup  ## unit, contract and integration tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: setup  ## unit, contract and integration tests: the quick ones beside those with real processes
+	@log=$$(mktemp); $(MAKE) --no-print-directory test-quick >$$log 2>&1 & quick=$$!; \
+	$(MAKE) --no-print-directory test-processes; code=$$?; \
+	wait $$quick || code=$$?; cat $$log; rm -f $$log; exit $$code
+
+test-quick: setup
+	$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST_ARGS)
+
+test-processes: setup
+	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check $(CODE)
