@@ -112,6 +112,8 @@ class Backends:
         if not case.slot_steps:
             return None  # nobody knows yet what a step takes
         work_s = max(left, case.slot_steps) * case.seconds / case.slot_steps
+        if work_s <= TRACING_S:
+            return None
         saved = {way: work_s * (1 - 1 / self._gain(stack, way)) - self._cost_s(stack, shared, way) for way in ways}
         best = max(ways, key=lambda way: saved[way])
         if saved[best] <= 0:

@@ -99,9 +99,14 @@ class Compiler:
         """``folder``: of the cache; by default one below the user's."""
         self._folder = folder if folder is not None else default_folder()
         self._opened = False
-        self.costs = Costs(None)
+        self._costs = Costs(None)
+
+    @property
+    def costs(self) -> Costs:
+        """What is remembered; of this process alone where the folder cannot be used."""
         with contextlib.suppress(CompilerMissing):
             self._open()
+        return self._costs
 
     def missing(self) -> str | None:
         """Why nothing can be compiled here; None if something can, as far as can be seen."""
@@ -157,7 +162,7 @@ class Compiler:
             raise CompilerMissing(f"the cache folder {self._folder} cannot be used ({error.strerror})") from error
         if found.st_uid != os.getuid():
             raise CompilerMissing(f"the cache folder {self._folder} belongs to somebody else; set XDG_CACHE_HOME to a folder of your own")
-        self.costs = Costs(self._folder / "costs.json")
+        self._costs = Costs(self._folder / "costs.json")
         self._opened = True
 
 

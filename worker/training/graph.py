@@ -156,8 +156,21 @@ def _is_column(tensor: Tensor, dim: int, index: Tensor) -> bool:
     )
 
 
+def _numbers(tensor: Tensor) -> Tensor:
+    """Of the classes, in the precision of the outputs: a compiler makes vectors of equal types only."""
+    return torch.arange(tensor.shape[-1], device=tensor.device, dtype=tensor.dtype)
+
+
+def _largest(tensor: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """The first of the largest numbers of each row."""
+    if dim not in (-1, tensor.dim() - 1) or not tensor.is_floating_point() or tensor.shape[-1] > MOST_CLASSES:
+        return NotImplemented
+    largest = tensor.amax(-1, keepdim=True)
+    return torch.where(tensor == largest, _numbers(tensor), float(tensor.shape[-1])).amin(-1, keepdim=keepdim).to(torch.int64)
+
+
 def _hot(tensor: Tensor, index: Tensor) -> Tensor:
-    return torch.eq(index, torch.arange(tensor.shape[-1], device=tensor.device))
+    return torch.eq(index.to(tensor.dtype), _numbers(tensor))
 
 
 def _chosen(tensor: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Any:
@@ -181,6 +194,7 @@ def _added_in_place(tensor: Tensor, dim: int, index: Tensor, source: Tensor) -> 
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.baddbmm.default: _product_and_sum,
+    torch.ops.aten.argmax.default: _largest,
     torch.ops.aten.gather.default: _chosen,
     torch.ops.aten.scatter_add.default: _added,
     torch.ops.aten.scatter_add_.default: _added_in_place,
