@@ -15,7 +15,7 @@ REFUSALS = {
     "WRONGPASS": f"refuses the login; check the user and the password in {ADDRESS}, or REDIS_PASSWORD_FILE",
     "NOAUTH": f"asks for a password; give it in {ADDRESS} as redis://:PASSWORD@HOST, or name its file in REDIS_PASSWORD_FILE",
     "unauthenticated": "asks for a password; give it in --redis or REDIS_URL, or name its file in REDIS_PASSWORD_FILE",  # 7.x
-    "NOPERM": "does not let this user do what a search needs; give the user the rights +@all ~* in its ACL, or log in as another",
+    "NOPERM": "does not let this user do that; grant it the rights of a master or worker in docs/security.md, or log in as another",
     "OOM": "is out of memory; raise its maxmemory, or remove what else it holds",
     "MISCONF": "cannot write to its disk and therefore takes no more changes; free space on its disk or make its folder writable",
     "READONLY": f"is a read-only replica; give the address of its primary in {ADDRESS}",
@@ -25,6 +25,7 @@ REFUSALS = {
     "CLUSTERDOWN": "belongs to a Redis Cluster that is down; repair the cluster, or give another Redis",
     "MOVED": "is a node of a Redis Cluster that holds other keys; give the node that MOVED names, or a Redis that is no cluster",
 }
+DENIED_IN_A_SCRIPT = "The user executing the script can't"  # 7.0 forgets the mark there
 NO_CLIENTS_LEFT = "has no connection left; raise its maxclients, or stop clients that are not needed"
 UNREACHABLE = f"cannot be reached; start it, or correct {ADDRESS}"
 TYPES: tuple[tuple[type[Exception], str], ...] = (  # newer clients take the mark out of the text
@@ -80,6 +81,8 @@ def refusal(error: Exception) -> str | None:
     if isinstance(error, exceptions.AuthenticationError | exceptions.AuthenticationWrongNumberOfArgsError):
         return "NOAUTH" if "required" in str(error) else "WRONGPASS"
     if isinstance(error, exceptions.ResponseError):
+        if DENIED_IN_A_SCRIPT in str(error):
+            return "NOPERM"
         words = set(str(error).replace("-", " ").replace(":", " ").split())
         return next((mark for mark in REFUSALS if mark in words), None)
     return None

@@ -1,21 +1,28 @@
 #!/bin/sh
-# Writes a random password for Redis to /secrets/redis_password, once, for whoever owns the checkout on the host.
+# Writes two random passwords for Redis, once, for whoever owns the checkout on the host: the master's in
+# /secrets/redis_password and the workers' in /secrets/worker/redis_password, the only folder that workers see.
 #
-# The owner is read off the checkpoint folder, which is part of the checkout; /secrets itself may have been made by
-# the Docker daemon a moment ago and belong to root. A password that exists is kept: Redis may be running with it.
+# The owner is read off the checkpoint folder, which is part of the checkout; the folders of the secrets may have been
+# made by the Docker daemon a moment ago and belong to root. A password that exists is kept: Redis may be running with it.
 set -eu
 
-file=/secrets/redis_password
 owner=$(stat -c %u:%g /checkpoints)
 
-if [ -s "$file" ]; then
-  echo "the password in secrets/redis_password is kept"
-else
-  umask 077
-  head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$file.new"
-  mv "$file.new" "$file"
-  echo "a new password is in secrets/redis_password"
-fi
-chown "$owner" /secrets "$file"
-chmod 0700 /secrets
-chmod 0600 "$file"
+write_password() { # write_password FILE
+  if [ -s "$1" ]; then
+    echo "the password in $1 is kept"
+  else
+    head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$1.new"
+    mv "$1.new" "$1"
+    echo "a new password is in $1"
+  fi
+  chown "$owner" "$1"
+  chmod 0600 "$1"
+}
+
+umask 077
+mkdir -p /secrets/worker
+chown "$owner" /secrets /secrets/worker
+chmod 0700 /secrets /secrets/worker
+write_password /secrets/redis_password
+write_password /secrets/worker/redis_password

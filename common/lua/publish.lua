@@ -3,22 +3,20 @@
 -- Writes trials HASH, states HASH, pending ZSET, open ZSET, groups HASH, counts HASH.
 -- Returns how many were new. One that is pending already only has its attempt number raised.
 
-local rows, added, static = cjson.decode(ARGV[1]), 0, {}
+local rows, added = cjson.decode(ARGV[1]), 0
 local states = fields(STATES, column(rows, 1))
 
 for n, row in ipairs(rows) do
   local id, stage, group, index, attempt, configuration = unpack(row)
   local trial = changed[id] or (states[n] and cjson.decode(states[n]))
   if not trial then
+    redis.call('HSET', TRIALS, id, configuration) -- first: whose user may not add trials is refused before anything has changed
     enqueue(id, { g = queue_for(stage, group), i = index, a = attempt })
-    static[#static + 1] = id
-    static[#static + 1] = configuration
     added = added + 1
   elseif trial.s == 'pending' and trial.a < attempt then
     trial.a = attempt
     changed[id] = trial
   end
 end
-in_slices('HSET', TRIALS, static)
 save()
 return added

@@ -93,6 +93,14 @@ class Stack:
         rows = [line.split(maxsplit=2) for line in lines]
         return [(int(uid), arguments) for _pid, uid, arguments in rows]
 
+    def files(self, container: dict[str, Any], folder: str) -> list[str]:
+        """The paths of all files below a folder, as the container's root sees them."""
+        return sorted(_output(["docker", "exec", container["Id"], "find", folder, "-type", "f"]).split())
+
+    def content(self, container: dict[str, Any], path: str) -> str:
+        """What a file holds, as the container's root sees it."""
+        return _output(["docker", "exec", container["Id"], "cat", path])
+
     def unhealthy(self) -> list[str]:
         """The containers that should be up and do not call themselves healthy."""
         expected = [container for service in ("redis", "worker", "master") for container in self.containers(service)]
@@ -105,7 +113,7 @@ class Stack:
         program = Path(sys.executable).with_name(command[0])
         environ = {name: value for name, value in os.environ.items() if name not in ("CHECKPOINT_DIR", "PYTHONPATH")}
         environ |= {
-            "REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
+            "REDIS_URL": f"redis://master@127.0.0.1:{self.redis_port}/0",
             "REDIS_PASSWORD_FILE": "secrets/redis_password",
             "HOME": str(self.folder),
             "PYTHONDONTWRITEBYTECODE": "1",

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from common.errors import QueueError
+from common.queue import TrialQueue
 from tests.compose.stack import Stack
 
 TRIALS = 200  # of the built-in digits search's coarse stage
 STOP_WITHIN_S = 20.0  # the grace period of the compose file; a worker promises ten
+USERS = ("master", "worker")  # of Redis
 TERMINATED = 143  # 128 + SIGTERM: how a worker says that it was asked to stop; killed after the grace would be 137
 pytestmark = pytest.mark.timeout(1800)
 
@@ -37,26 +40,47 @@ def test_two_workers_and_a_master_are_up(stack: Stack) -> None:
     assert [container["State"]["ExitCode"] for container in stack.containers("password")] == [0]
 
 
-def test_the_password_is_the_owners_alone(stack: Stack) -> None:
-    file = stack.folder / "secrets" / "redis_password"
-    assert (file.stat().st_uid, stat.S_IMODE(file.stat().st_mode)) == (stack.owner, 0o600)
-    password = file.read_text()
-    assert len(password) >= 32
-    for service in ("redis", "worker", "master"):
-        for container in stack.containers(service):
-            assert password not in json.dumps(container)
-            assert password not in " ".join(arguments for _, arguments in stack.processes(container))
+def test_the_passwords_are_the_owners_alone(stack: Stack) -> None:
+    for user in USERS:
+        file = _password_file(stack, user)
+        assert (file.stat().st_uid, stat.S_IMODE(file.stat().st_mode)) == (stack.owner, 0o600)
+        assert (file.parent.stat().st_uid, stat.S_IMODE(file.parent.stat().st_mode)) == (stack.owner, 0o700)
+        password = file.read_text()
+        assert len(password) >= 32
+        for service in ("redis", "worker", "master"):
+            for container in stack.containers(service):
+                assert password not in json.dumps(container)
+                assert password not in " ".join(arguments for _, arguments in stack.processes(container))
+    assert len({_password_file(stack, user).read_text() for user in USERS}) == len(USERS)
 
 
-def test_redis_answers_this_machine_only_and_with_the_password_only(stack: Stack) -> None:
+def test_workers_see_their_own_password_only(stack: Stack) -> None:
+    for container in stack.containers("worker"):
+        found = stack.files(container, "/run/coarsefine")
+        assert [name for name in found if "password" in name] == ["/run/coarsefine/redis_password"]
+        assert stack.content(container, "/run/coarsefine/redis_password") == _password_file(stack, "worker").read_text()
+
+
+def test_redis_answers_this_machine_only_and_its_two_users_only(stack: Stack) -> None:
     (server,) = stack.containers("redis")
     assert [binding["HostIp"] for binding in server["NetworkSettings"]["Ports"]["6379/tcp"]] == ["127.0.0.1"]
-    password = (stack.folder / "secrets" / "redis_password").read_text()
-    with redis.Redis(port=stack.redis_port, password=password, decode_responses=True) as client:
-        assert client.ping()
-        assert client.config_get("appendonly") == {"appendonly": "yes"}
+    for user in USERS:
+        password = _password_file(stack, user).read_text()
+        with redis.Redis(port=stack.redis_port, username=user, password=password, decode_responses=True) as client:
+            assert client.info("persistence")["aof_enabled"] == 1
+            for command in ("FLUSHALL", "KEYS *", "CONFIG GET dir", "ACL LIST"):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command.split())
     with redis.Redis(port=stack.redis_port) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
+    with redis.Redis(port=stack.redis_port, password=password) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()  # the default user is off
+
+
+def test_a_worker_cannot_add_a_search(stack: Stack) -> None:
+    password = _password_file(stack, "worker").read_text()
+    with redis.Redis(port=stack.redis_port, username="worker", password=password) as client, pytest.raises(QueueError, match="security.md"):
+        TrialQueue(client, "0123456789abcdef").register("mine")
 
 
 def test_programs_in_the_containers_run_as_the_owner(stack: Stack) -> None:
@@ -104,6 +128,10 @@ def test_stop_is_clean_and_the_search_is_there_afterwards(stack: Stack) -> None:
     counts = json.loads(stack.on_host("master", "status", "--json").stdout)["stages"]["coarse"]
     assert sum(counts.values()) == TRIALS
     assert counts["pending"] == counts["running"] == 0
+
+
+def _password_file(stack: Stack, user: str) -> Path:
+    return stack.folder / "secrets" / ("worker/redis_password" if user == "worker" else "redis_password")
 
 
 def _stage(stack: Stack) -> Path:
