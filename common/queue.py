@@ -178,7 +178,8 @@ class TrialQueue(QueueView):
         """
         stale: dict[str, str] = {}
         for first in range(0, max(len(progress), 1), WORD_BATCH):
-            rows = [[*_fence(p.fence), p.beat, wire.progress_out(p), curves.get(p.fence.trial_id, "")] for p in progress[first : first + WORD_BATCH]]
+            batch = progress[first : first + WORD_BATCH]
+            rows = [[*_fence(p.fence), p.beat, wire.progress_out(p), curves.get(p.fence.trial_id, "")] for p in batch]
             reply = [wire.text(value) for value in self.run("renew", worker, self.lease_ms, wire.dumps(rows))]
             stale |= dict(zip(reply[::2], reply[1::2], strict=True))
         return stale

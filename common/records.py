@@ -29,7 +29,7 @@ from common import durable
 from common.errors import CheckpointError, ConfigError
 from common.search import NAME_PATTERN, STAGE_PATTERN, Search, load_search
 from common.space import Scalar
-from common.trial import Result, Trial, TrialState
+from common.trial import NO_PROGRESS, Result, Trial, TrialState
 
 MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is not ours
 _STAGE = STAGE_PATTERN.pattern
@@ -123,6 +123,11 @@ class Record(BaseModel):
         if self.value is not None:
             return self.value
         return {"val_acc": self.val_acc, "val_loss": self.val_loss}.get(self.metric)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether it ended since its metric made no more progress: its best epoch counts as if it had trained to its budget."""
+        return self.state is TrialState.STOPPED and (self.reason or "").startswith(NO_PROGRESS)
 
     def result(self) -> Result:
         """What Redis keeps of it."""

@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from common.space import Hyperparameters
 
+NO_PROGRESS = "no progress"  # opens the reason of a trial that its stage's patience has stopped
+
 
 class TrialState(StrEnum):
     """Where a trial stands. See ``TRANSITIONS`` for the ways between them."""

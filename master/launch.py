@@ -23,6 +23,7 @@ from common.select import Chosen
 from common.trial import TrialState
 from common.witness import reconcile
 from common.workers import WorkerRegistry
+from master import ranking
 from master.checking import Checker, note
 from master.finish import conclude
 from master.launchers.local import LocalWorkers, auto_count, local_workers
@@ -230,4 +231,4 @@ class Run:
         conclude(
             self._launched, published, Console(file=sys.stdout), self._say, self._request.repeated, self._request.stage != RESERVED_STAGE
         )
-        return 0 if counts[TrialState.COMPLETED] else NOTHING_COMPLETED
+        return 0 if ranking.best(records, 1) or counts[TrialState.COMPLETED] else NOTHING_COMPLETED

@@ -34,6 +34,9 @@ REASON_WIDTH = 40  # characters of a reason in a table; the record has the whole
 def frame(records: Sequence[Record]) -> pd.DataFrame:
     """The ranking: completed trials by the search's metric, then validation loss, then fewer epochs, then number; the others below.
 
+    A trial that stopped early by `patience` ranks by its best epoch, as the completed do: it has lost nothing but epochs that would
+    have brought no more. One that was stopped at chance ranks below.
+
     Args:
         records: one a trial, in any order, of one search: they carry its metric and whether more of it is better.
 
@@ -47,7 +50,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     table = pd.DataFrame(columns)
     for name in ("value", "val_acc", "val_loss", "epochs"):
         table[name] = [_finite(value) for value in columns[name]]
-    table["place"] = [STATE_ORDER.index(record.state) if record.state in STATE_ORDER else len(STATE_ORDER) for record in records]
+    table["place"] = [_place(record) for record in records]
     small = metric_of(records)[1] == "min"
     table = table.sort_values(
         ["place", "value", "val_loss", "epochs", "index"], ascending=[True, small, True, True, True], na_position="last", kind="stable"
@@ -68,9 +71,19 @@ def ranked(records: Sequence[Record]) -> list[Record]:
 
 
 def best(records: Sequence[Record], n: int | None = None) -> list[Record]:
-    """The best ``n`` completed trials with a finite metric, best first; all of them if ``n`` is None."""
-    completed = [r for r in records if r.state is TrialState.COMPLETED and r.measured is not None and math.isfinite(r.measured)]
-    return ranked(completed)[:n]
+    """The best ``n`` completed or early stopped trials with a finite metric, best first; all of them if ``n`` is None."""
+    return ranked([record for record in records if _place(record) == 0 and _has_value(record)])[:n]
+
+
+def _place(record: Record) -> int:
+    """The group that a trial ranks in: first those that ended well and were measured."""
+    if record.state is TrialState.COMPLETED or (record.stopped_early and _has_value(record)):
+        return 0
+    return STATE_ORDER.index(record.state) if record.state in STATE_ORDER else len(STATE_ORDER)
+
+
+def _has_value(record: Record) -> bool:
+    return record.measured is not None and math.isfinite(record.measured)
 
 
 def rows(ranking: pd.DataFrame, checkpoints: Collection[str]) -> list[dict[str, Any]]:

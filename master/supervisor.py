@@ -154,7 +154,7 @@ class Supervisor:
     def _read_ended(self) -> None:
         for sequence, trial_id, _attempt, result in self._queue.ended_since(self._seen.sequence):
             self._seen.sequence = sequence
-            if trial_id.startswith(f"{self._stage}-") and result.state == TrialState.COMPLETED:
+            if trial_id.startswith(f"{self._stage}-") and result.state in (TrialState.COMPLETED, TrialState.STOPPED):
                 self._seen.best = better(result.value, self._seen.best, self._search.mode)
             trial = self._queue.trial(trial_id) if result.epoch_s is not None else None
             if trial is not None:

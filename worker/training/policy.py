@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from common.trial import NO_PROGRESS
+
 STANDARD_ERRORS = 2.0  # one-sided: a model that guesses passes it in 2 of 100 evaluations
 LOSS_SHARE = 0.01  # a loss lower than chance's by this share is learning, even where the accuracy does not show it yet
 ROUNDING_EPOCHS = 1e-9  # epochs are steps divided by steps an epoch
@@ -34,7 +36,7 @@ def no_progress(values: Values, epochs: Sequence[float], mode: str, patience: fl
             best = (value, epoch)
     if best is None or epochs[-1] - best[1] < patience - ROUNDING_EPOCHS:
         return None
-    return f"no progress: best value {best[0]:.4g} at epoch {best[1]:g}, none better in {epochs[-1] - best[1]:g} epochs"
+    return f"{NO_PROGRESS}: best value {best[0]:.4g} at epoch {best[1]:g}, none better in {epochs[-1] - best[1]:g} epochs"
 
 
 def at_chance(

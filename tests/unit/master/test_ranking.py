@@ -52,6 +52,17 @@ def test_states_below_the_completed_in_their_order() -> None:
     assert order(records) == [4, 3, 2, 1, 0]
 
 
+def test_a_trial_that_stopped_early_ranks_by_its_best_epoch() -> None:
+    reason = "no progress: best value 0.95 at epoch 3, none better in 5 epochs"
+    records = [
+        record(0, {}, val_acc=0.90),
+        record(1, {}, val_acc=0.95, state=TrialState.STOPPED, reason=reason),
+        record(2, {}, val_acc=0.99, state=TrialState.STOPPED, reason="no better than guessing after 3 epochs"),
+    ]
+    assert order(records) == [1, 0, 2]
+    assert [r.index for r in ranking.best(records)] == [1, 0]
+
+
 def mae(index: int, value: float | None, **more: object) -> Record:
     """Of a regression: no accuracy, and the smallest error is the best."""
     return record(index, {"x": 0.1 * index}, metric="val_mae", mode="min", value=value, **more)
