@@ -5,7 +5,8 @@ SearchError
 |-- TaskError         the task cannot be loaded or raised            (exit 1)
 |-- CheckpointError   the checkpoint folder cannot be used           (exit 1)
 '-- QueueError        Redis cannot be reached or refuses             (exit 4)
-    '-- LeaseLost     somebody else holds the trial now
+    |-- LeaseLost     somebody else holds the trial now
+    '-- PutAside      this machine gets no more trials of the search
 
 Every message names the value that is wrong and the remedy; a command prints it alone, without a traceback.
 """
@@ -39,3 +40,11 @@ class QueueError(SearchError):
 
 class LeaseLost(QueueError):
     """The fence (attempt, token) is stale: the trial has been given to another or has ended."""
+
+
+class PutAside(QueueError):
+    """Several trials raised on this machine and not elsewhere, so it gets no more of the search; unless ``for_good``, only for now."""
+
+    def __init__(self, message: str, for_good: bool = False) -> None:
+        super().__init__(message)
+        self.for_good = for_good

@@ -4,6 +4,7 @@ publish   nothing -> PENDING              expire, take   RUNNING -> PENDING, or 
 claim     PENDING -> RUNNING              kill           PENDING, RUNNING -> KILLED
 finish    RUNNING -> any ended state      retry          FAILED, KILLED -> PENDING
 release   RUNNING -> PENDING              restore        whatever has not ended -> what the folder says
+fail      RUNNING -> PENDING, for another machine to try what raised on this one
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import redis
 from redis.exceptions import LockNotOwnedError
 
 from common import scripts, wire
+from common.doubts import MAX_RAISED, MOST_REASON, Answer, answer_in, put_aside
 from common.queue_view import QueueView
 from common.redis_errors import translated
 from common.trial import ENDED, Claim, Fence, Progress, Result, Trial, TrialState
@@ -69,7 +71,8 @@ class TrialQueue(QueueView):
     """The trials of one search in Redis. Safe to share between threads; every method raises QueueError when Redis does not serve.
 
     Nothing is sent twice by itself. After a QueueError the caller may repeat any call: publish, restore, renew, finish, release and a
-    claim with the same request id give the same answer again; expire, take, kill and retry find their work done (None, False).
+    claim with the same request id give the same answer again, as does fail until somebody takes what was passed on; expire, take, kill and
+    retry find their work done (None, False).
 
     Args:
         client: a connection that does not send again by itself.
@@ -140,12 +143,13 @@ class TrialQueue(QueueView):
 
     # --- the worker's side ------------------------------------------------------------------------------------------------
 
-    def claim(self, worker: str, n: int, request_id: str, group: str | None = None, alone: bool = True) -> list[Claim]:
+    def claim(self, worker: str, n: int, request_id: str, group: str | None = None, alone: bool = True, machine: str = "") -> list[Claim]:
         """Takes up to ``n`` trials of one group, at most this worker's share of all that wait (pending / live workers, rounded up).
 
         The group with most pending trials of the earliest stage comes first: arrays get wide, and workers spread over the groups
         instead of sharing one. A suspect (its last attempt was lost) comes as a list of one, after its stage's other trials. A trial
-        that was taken from this worker for being slow is passed over while another worker lives.
+        that was taken from this worker for being slow is passed over while another worker lives; one that raised on this machine, while
+        another machine lives that could try it.
 
         Args:
             worker: the claimer's name, unique among the living.
@@ -153,14 +157,20 @@ class TrialQueue(QueueView):
             request_id: repeats the answer when the last request of this worker had the same.
             group: only trials of this group and no suspect (a refill).
             alone: False: no suspect, since the worker trains others.
+            machine: what the worker shares with others that would fail for the same cause; empty: nothing is known of it.
+
+        Raises:
+            PutAside: this machine gets no more trials of the search, or none for now: several raised on it, one after the other.
         """
         refill, suspects = ("0" if group is None else "1"), ("1" if alone and group is None else "0")
         token = secrets.token_hex(6)
-        words = (worker, min(n, MAX_CLAIM), request_id, refill, group or "", suspects, token, self.lease_ms, self.live_ms)
+        words = (worker, min(n, MAX_CLAIM), request_id, refill, group or "", suspects, token, self.lease_ms, self.live_ms, machine)
         reply = self.run("claim", *words)
         if reply is None:
             return []
         held, suspect, *found = wire.loads(reply)
+        if not held:
+            raise put_aside(suspect, *found)
         trials = (found[first : first + 3] for first in range(0, len(found), 3))
         return [Claim(wire.trial_in(trial, stored), Fence(trial, attempt, held), suspect) for trial, attempt, stored in trials]
 
@@ -192,6 +202,21 @@ class TrialQueue(QueueView):
         """
         return self._words("finish", [[*_fence(fence), _ended(result), wire.result_out(result)] for fence, result in ended])
 
+    def fail(self, raised: Sequence[tuple[Fence, str]]) -> list[Answer]:
+        """Says that trials raised. Where another machine lives that could try it, a trial goes back to the queue for that one.
+
+        Args:
+            raised: fences, each with the reason.
+
+        Returns:
+            For each what its holder is to do; a trial that is not passed on is still its holder's.
+        """
+        answers: list[Answer] = []
+        for first in range(0, len(raised), WORD_BATCH):
+            rows = [[*_fence(fence), reason[:MOST_REASON]] for fence, reason in raised[first : first + WORD_BATCH]]
+            answers += [answer_in(word) for word in wire.loads(self.run("fail", wire.dumps(rows), MAX_RAISED, self.live_ms))]
+        return answers
+
     def release(self, fences: Sequence[Fence]) -> list[Verdict]:
         """Gives trials back to be claimed again; never counts as a loss."""
         return self._words("release", [_fence(fence) for fence in fences])
@@ -199,7 +224,9 @@ class TrialQueue(QueueView):
     def leave(self, worker: str) -> None:
         """Says that the worker goes: it takes no share from now on. Its leases stay until released or expired."""
         with translated(self.where):
-            self.client.pipeline().zrem(self.keys["workers"], worker).hdel(self.keys["requests"], worker).execute()
+            self.client.pipeline().zrem(self.keys["workers"], worker).hdel(self.keys["requests"], worker).hdel(
+                self.keys["machines"], worker
+            ).execute()
 
     # --- the master's side, or an idle worker's ---------------------------------------------------------------------------
 

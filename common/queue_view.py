@@ -23,7 +23,7 @@ class QueueView:
         self.search_id = search_id
         self.keys = scripts.search_keys(search_id)
         self.where = scripts.where_of(client)
-        self._encoded = [key.encode() for key in self.keys.values()]  # fourteen a call: worth doing once
+        self._encoded = [key.encode() for key in self.keys.values()]  # sixteen a call: worth doing once
 
     def run(self, script: str, *arguments: str | int | float) -> Any:
         """Carries out one of the search's scripts once.

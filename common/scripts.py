@@ -30,6 +30,8 @@ SEARCH_KEYS = (
     "requests",
     "meta",
     "curves",
+    "machines",
+    "doubts",
 )  # in the order of KEYS; shared.lua says what each holds
 
 

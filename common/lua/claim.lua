@@ -1,11 +1,14 @@
 -- Hands out up to n trials of one group: PENDING -> RUNNING. Repeats its answer for the same request of the same worker.
--- ARGV  worker, n, request id, "1" if only of a group, that group, "1" if a suspect may be handed out, token, lease (ms), live (ms)
--- Reads trials HASH, groups HASH; writes states HASH, pending ZSET, open ZSET, counts HASH, leases ZSET, progress HASH, workers ZSET, requests HASH.
--- Returns JSON [token, alone, then per trial: id, attempt, configuration], nil for nothing.
+-- ARGV  worker, n, request id, "1" if only of a group, that group, "1" if a suspect may be handed out, token, lease (ms), live (ms), machine or ""
+-- Reads trials HASH, groups HASH; writes states HASH, pending ZSET, open ZSET, counts HASH, leases ZSET, progress HASH, workers ZSET,
+-- requests HASH, machines HASH, doubts HASH.
+-- Returns JSON [token, alone, then per trial: id, attempt, configuration], nil for nothing; where the worker's machine gets no more trials:
+-- JSON [false, "aside" or "wait", reason of the first that raised, then the trials that ended well elsewhere].
 
 local worker, wanted, request, refill, group, suspects, token = unpack(ARGV, 1, 7)
-local lease, live_ms = tonumber(ARGV[8]), tonumber(ARGV[9])
+local lease, live_ms, machine = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10]
 local now = now_ms()
+local LOOK = 64 -- trials a look, where some are passed over
 
 local function answer(ids, trials, with, alone)
   local reply = { with, alone }
@@ -30,16 +33,40 @@ local function repeated(last)
   return answer(ids, trials, last.token, last.alone)
 end
 
+-- A worker that comes new, or again, clears its machine; a machine that was put aside gets nothing, and one on which the last trials all
+-- raised waits for what others say of them, as long as there is one that is in no such doubt itself.
+local function barred()
+  if machine == '' then return nil end
+  if redis.call('HSETNX', MACHINES, worker, machine) == 1 then
+    redis.call('PEXPIRE', MACHINES, FORGET_MS)
+    if doubts()[machine] then doubt(machine, nil) end
+  end
+  local known = doubts()[machine]
+  if not known then return nil end
+  if put_aside(machine) then return cjson.encode({ false, 'aside', known.y, unpack(known.n) }) end
+  if math.min(known.o, known.f) < STRIKES then return nil end
+  for other in pairs(able_machines(now, live_ms)) do
+    local theirs = doubts()[other]
+    if other ~= machine and (not theirs or math.min(theirs.o, theirs.f) < STRIKES) then return cjson.encode({ false, 'wait', known.y }) end
+  end
+  return nil
+end
+
+local function may_try(trial, others)
+  if trial.b then return not (raised_on(trial, machine) and elsewhere(trial, machine, now, live_ms)) end
+  return not (others and trial.v == worker)
+end
+
 -- The first trials of a queue that this worker may have.
 local function pick(queue, limit, others)
   local ids, trials, offset = {}, {}, 0
   local low, high = whole(queue * PER_STAGE), whole(queue * PER_STAGE + PER_STAGE - 1)
   while #ids < limit do
-    local asked = limit - #ids
+    local asked = math.max(limit - #ids, offset > 0 and LOOK or 0) -- the first look mostly is the last
     local found = redis.call('ZRANGEBYSCORE', PENDING, low, high, 'LIMIT', offset, asked)
     for n, raw in ipairs(fields(STATES, found)) do
       local trial = cjson.decode(raw)
-      if not (others and trial.v == worker) then
+      if #ids < limit and may_try(trial, others) then
         ids[#ids + 1] = found[n]
         trials[#trials + 1] = trial
       end
@@ -82,6 +109,12 @@ local last = redis.call('HGET', REQUESTS, worker)
 if last then
   last = cjson.decode(last)
   if last.request == request then return repeated(last) end
+end
+
+local bar = barred()
+if bar then
+  remember()
+  return bar
 end
 
 local live = redis.call('ZCOUNT', WORKERS, whole(now - live_ms), '+inf')

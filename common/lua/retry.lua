@@ -6,7 +6,7 @@
 local id = ARGV[1]
 local trial = state_of(id)
 if not trial or (trial.s ~= 'failed' and trial.s ~= 'killed') then return 0 end
-trial.t, trial.l, trial.v, trial.y, trial.f = nil, nil, nil, 'retried', trial.a
+trial.t, trial.l, trial.v, trial.b, trial.y, trial.f = nil, nil, nil, nil, 'retried', trial.a
 redis.call('HDEL', RESULTS, id)
 enqueue(id, trial)
 save()

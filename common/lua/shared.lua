@@ -2,7 +2,7 @@
 -- Batches come as one JSON array of rows and long answers go as one JSON array: a client takes longer over a hundred small
 -- arguments than over one large one. Configurations and results are strings in it, which no script looks into.
 --
--- KEYS, the same fourteen for every script, all under the hash tag of the search:
+-- KEYS, the same sixteen for every script, all under the hash tag of the search:
 --   1 trials    HASH  trial id -> its configuration, JSON that no script ever reads
 --   2 states    HASH  trial id -> where it stands, a JSON object (below)
 --   3 pending   ZSET  trial id, by queue * 2^20 + index: the trials of one queue lie side by side
@@ -17,19 +17,23 @@
 --  12 requests  HASH  worker -> its last claim: {request, token, alone, ids}, to repeat the answer
 --  13 meta      HASH  "tick" -> ms of the last tick, "master" -> ms of the master's last tick
 --  14 curves    HASH  trial id under lease -> its curves so far, thinned, JSON that no script reads; gone with the lease
+--  15 machines  HASH  worker -> its machine, as its first claim named it
+--  16 doubts    HASH  machine whose trials raised and went to another -> what is held against it, JSON (see doubt)
 --
 -- A queue is stage number * 2^20 + group number; group 0 holds the stage's suspects.
 --
 -- A state's fields (absent when not set): s state, g queue of its group, i index, a highest attempt number used,
 --   t token of the last lease, w its worker, c ms of the claim, o true while claimed alone, x true when suspect,
---   l workers that lost it while alone, v worker to avoid, y why the last fence is void, f attempts at or below it are settled (retried)
+--   l who lost it while alone ("try 2 on worker"), v worker to avoid, y why the last fence is void,
+--   f attempts at or below it are settled (retried), b where it raised: [machine, attempt, worker, reason] each
 
 local TRIALS, STATES, PENDING, OPEN, GROUPS, COUNTS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local LEASES, PROGRESS, RESULTS, ENDINGS, WORKERS, REQUESTS, META = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13]
-local CURVES = KEYS[14]
+local CURVES, MACHINES, DOUBTS = KEYS[14], KEYS[15], KEYS[16]
 
 local PER_STAGE = 1048576 -- 2^20 groups a stage and 2^20 trials a group; with 2^12 stages a score stays a whole double
 local FORGET_MS = 86400000 -- a day: no outage that a worker waits out is longer
+local STRIKES = 3 -- trials that raise on a machine and not elsewhere: once may be chance, three times is the machine
 local SLICE = 2000 -- arguments a call; unpack fails above about 8,000
 
 local function now_ms()
@@ -68,6 +72,64 @@ end
 
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+-- The machines whose trials raised, read at first need: most searches have none, and pay for one HLEN.
+local doubted
+local function doubts()
+  if not doubted then
+    doubted = {}
+    local stored = redis.call('HLEN', DOUBTS) > 0 and redis.call('HGETALL', DOUBTS) or {}
+    for n = 1, #stored, 2 do doubted[stored[n]] = cjson.decode(stored[n + 1]) end
+  end
+  return doubted
+end
+
+-- Notes what is held against a machine: o trials that raised on it and have not ended yet, f trials in a row that raised and were passed
+-- on (a success of its own, or another machine that fails one as well, ends the row), s strikes: trials that raised and ended well on another
+-- machine, less its own successes since; n the last few of these, y why the first raised.
+local function doubt(machine, known)
+  if known and (known.o > 0 or known.s > 0) then
+    doubts()[machine] = known
+    redis.call('HSET', DOUBTS, machine, cjson.encode(known))
+    redis.call('PEXPIRE', DOUBTS, FORGET_MS)
+  else
+    doubts()[machine] = nil
+    redis.call('HDEL', DOUBTS, machine)
+  end
+end
+
+local function put_aside(machine)
+  local known = doubts()[machine]
+  return known and known.s >= STRIKES or false
+end
+
+-- The machines that work for this search and are not put aside, as a set; read once.
+local able
+local function able_machines(now, live_ms)
+  if not able then
+    able = {}
+    local live = redis.call('ZRANGEBYSCORE', WORKERS, whole(now - live_ms), '+inf')
+    for _, machine in ipairs(fields(MACHINES, live)) do
+      if machine and not put_aside(machine) then able[machine] = true end
+    end
+  end
+  return able
+end
+
+local function raised_on(trial, machine)
+  for _, try in ipairs(trial.b or {}) do
+    if try[1] == machine then return true end
+  end
+  return false
+end
+
+-- Whether a machine that could still try this trial lives, other than `machine`.
+local function elsewhere(trial, machine, now, live_ms)
+  for other in pairs(able_machines(now, live_ms)) do
+    if other ~= machine and not raised_on(trial, other) then return true end
+  end
+  return false
 end
 
 -- What the script has changed, written once at its end by save().
@@ -120,6 +182,13 @@ local function finish(id, trial, state, attempt, result)
   if trial.s == 'pending' then dequeue(id, trial) elseif trial.s then freed[#freed + 1] = id end
   trial.a, trial.o = math.max(trial.a, attempt), nil
   move(id, trial, state)
+  for _, try in ipairs(trial.b or {}) do
+    local known = doubts()[try[1]]
+    if known then
+      known.o = math.max(0, known.o - 1)
+      doubt(try[1], known)
+    end
+  end
   ended[#ended + 1] = id
   ended[#ended + 1] = whole(attempt) .. ' ' .. result
   redis.call('RPUSH', ENDINGS, whole(attempt) .. ' ' .. whole(stage_number(trial)) .. ' ' .. id)
@@ -137,11 +206,11 @@ end
 local function lose(id, trial, why, limit)
   if trial.o then
     trial.l = trial.l or {}
-    table.insert(trial.l, trial.w)
+    table.insert(trial.l, 'try ' .. whole(trial.a) .. ' on ' .. trial.w)
   end
   trial.x = true
   if trial.o and #trial.l >= limit then
-    local reason = 'lost ' .. #trial.l .. ' attempts while alone: on ' .. table.concat(trial.l, ', ')
+    local reason = 'lost ' .. #trial.l .. ' attempts while alone: ' .. table.concat(trial.l, ', ')
     return condemn(id, trial, 'failed', why, reason)
   end
   trial.t, trial.y = nil, why
@@ -203,6 +272,7 @@ end
 local function remember()
   redis.call('PEXPIRE', WORKERS, FORGET_MS)
   redis.call('PEXPIRE', REQUESTS, FORGET_MS)
+  redis.call('PEXPIRE', MACHINES, FORGET_MS)
 end
 
 local function seen(worker, now)
@@ -210,6 +280,7 @@ local function seen(worker, now)
   for _, old in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '-inf', whole(now - FORGET_MS), 'LIMIT', 0, 100)) do
     redis.call('ZREM', WORKERS, old)
     redis.call('HDEL', REQUESTS, old)
+    redis.call('HDEL', MACHINES, old)
   end
   remember()
 end

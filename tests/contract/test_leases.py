@@ -186,7 +186,7 @@ def test_three_losses_while_alone_end_a_trial_and_name_its_workers(queue: TrialQ
     taken = lose(queue, brief, "coarse-0000", "w/3", "r")
     assert taken.state is TrialState.FAILED
     assert taken.fence.attempt == 5
-    assert taken.result == Result(TrialState.FAILED, "lost 3 attempts while alone: on w1, w2, w/3", worker="w/3")
+    assert taken.result == Result(TrialState.FAILED, "lost 3 attempts while alone: try 2 on w1, try 3 on w2, try 4 on w/3", worker="w/3")
     assert queue.result("coarse-0000") == (5, taken.result)
     assert queue.ended_since(0) == [(1, "coarse-0000", 5, taken.result)]
     assert queue.pending_total() == 0
@@ -240,7 +240,7 @@ def test_a_stuck_trial_is_taken_like_a_loss(queue: TrialQueue) -> None:
     (claim,) = queue.claim("w", 1, "last")
     taken = queue.take(claim.fence, "stuck")
     assert taken and taken.result and taken.state is TrialState.FAILED
-    assert taken.result.reason == "lost 3 attempts while alone: on w, w, w"
+    assert taken.result.reason == "lost 3 attempts while alone: try 2 on w, try 3 on w, try 4 on w"
     assert taken.fence.attempt == claim.fence.attempt + 1
 
 
