@@ -203,7 +203,7 @@ def kill(context: click.Context, /, config: Path | None, search: str | None, yes
         master kill --trial coarse-0042
         master kill --stage fine --yes
     """
-    from master.commands import describe_kill, kill
+    from master.killing import describe_kill, kill
 
     question = describe_kill(**targets)
     chosen = None if targets["worker"] else _choose(context, config, search)

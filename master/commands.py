@@ -11,20 +11,16 @@ from rich.table import Table
 from rich.text import Text
 
 from common.broker import open_broker
-from common.errors import ConfigError
 from common.options import Shared
 from common.queue import TrialQueue
 from common.records import SearchFolder, StageFolder, named
 from common.search import Search
 from common.select import Chosen
 from common.trial import RETRYABLE, TrialState, WorkerInfo
-from common.witness import write_verdict
 from common.workers import WorkerRegistry
 from master.prepare import Launched, publish, renew_task, task_digest
 from master.progress import PACE_WINDOW_S, duration
 from master.reading import drawn, not_launched, strict_json
-
-KILLED_BY_USER = "killed by the user"
 
 
 def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
@@ -101,64 +97,6 @@ def _workers_text(connected: Sequence[WorkerInfo]) -> str:
         cells = (w.worker, w.host, w.device, w.state, *numbers, w.backend.partition(":")[0])
         table.add_row(*(Text(str(cell)) for cell in cells))
     return drawn(table)
-
-
-def describe_kill(trial: str | None, worker: str | None, stage: str | None) -> str:
-    """The question before a kill.
-
-    Raises:
-        ConfigError: not exactly one target.
-    """
-    if sum(target is not None for target in (trial, worker, stage)) != 1:
-        raise ConfigError("kill: name exactly one of --trial ID, --worker ID, --stage NAME")
-    if worker:
-        return f"Stop worker {worker} (its trials go back to the queue)?"
-    return f"Kill trial {trial}?" if trial else f"Kill all unfinished trials of stage {stage}?"
-
-
-def kill(shared: Shared, chosen: Chosen | None, trial: str | None, worker: str | None, stage: str | None) -> str:
-    """Ends a trial, a worker, or all unfinished trials of a stage.
-
-    Raises:
-        ConfigError: no such target.
-        QueueError: Redis cannot be reached.
-    """
-    describe_kill(trial, worker, stage)
-    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
-        if chosen is None:
-            return _kill_worker(WorkerRegistry(broker.client), str(worker))
-        launched = of_folder(chosen)
-        queue = _queue(broker.client, launched)
-        if trial is not None:
-            _check_trial(queue, launched, trial)
-            return f"{trial}: {_kill_one(queue, launched.folder, trial)}"
-        name = launched.search.stage(str(stage)).name
-        unfinished = queue.by_state(TrialState.PENDING, TrialState.RUNNING, stage=name)
-        killed = [t for t in unfinished if _kill_one(queue, launched.folder, t) == "killed"]
-        return f"stage {name}: killed {len(killed)} {'trial' if len(killed) == 1 else 'trials'}"
-
-
-def _kill_worker(registry: WorkerRegistry, worker: str) -> str:
-    known = [info.worker for info in registry.list()]
-    if worker not in known:
-        raise ConfigError(f"--worker {worker}: no such worker; connected are {', '.join(known) or 'none'}")
-    registry.order_quit(worker)
-    return f"{worker}: told to quit; it saves and gives back its trials at its next step"
-
-
-def _kill_one(queue: TrialQueue, folder: SearchFolder, trial_id: str) -> str:
-    taken = queue.kill(trial_id, KILLED_BY_USER)
-    if taken is None:
-        return f"has ended already ({queue.state(trial_id)})"
-    write_verdict(queue, folder, taken)
-    return "killed"
-
-
-def _check_trial(queue: TrialQueue, launched: Launched, trial_id: str) -> None:
-    if queue.state(trial_id) is None:
-        raise ConfigError(
-            f"--trial {trial_id}: no such trial in search {launched.search.name!r}; `master rank` and `master status` list them"
-        )
 
 
 def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
