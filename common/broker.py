@@ -17,6 +17,7 @@ from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
+from common import redis_tls
 from common.embedded import EmbeddedServer
 from common.errors import ConfigError, QueueError
 from common.redis_errors import translated
@@ -90,10 +91,10 @@ def open_broker(url: str | None, root: Path, environ: Mapping[str, str] = os.env
     Args:
         url: redis://, rediss:// or unix://; None or empty means the embedded server of ``root``.
         root: the checkpoint root.
-        environ: for ``REDIS_PASSWORD_FILE``, which gives the password where the URL has none.
+        environ: for ``REDIS_PASSWORD_FILE``, which gives the password where the URL has none, and the certificates of ``redis_tls``.
 
     Raises:
-        ConfigError: the URL or the password file cannot be read.
+        ConfigError: the URL, the password file or a certificate cannot be read.
         QueueError: the server cannot be reached, refuses the login, is none, or is too old.
         CheckpointError: the embedded server's folder cannot be used.
     """
@@ -108,6 +109,7 @@ def open_broker(url: str | None, root: Path, environ: Mapping[str, str] = os.env
 
 def _connected(url: str, environ: Mapping[str, str]) -> Broker:
     address = parse(url)
+    address.options.update(redis_tls.with_files(address.options, environ))
     if not address.options.get("password") and environ.get(PASSWORD_FILE):
         address.options["password"] = _read_password(Path(environ[PASSWORD_FILE]))
     try:

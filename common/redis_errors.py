@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from redis import exceptions
 
+from common import redis_tls
 from common.errors import QueueError
 
 ADDRESS = "--redis or REDIS_URL"
@@ -27,6 +28,7 @@ REFUSALS = {
 }
 DENIED_IN_A_SCRIPT = "The user executing the script can't"  # 7.0 forgets the mark there
 NO_CLIENTS_LEFT = "has no connection left; raise its maxclients, or stop clients that are not needed"
+HANGS_UP = ("closed by server", "reset by peer")
 UNREACHABLE = f"cannot be reached; start it, or correct {ADDRESS}"
 TYPES: tuple[tuple[type[Exception], str], ...] = (  # newer clients take the mark out of the text
     (exceptions.OutOfMemoryError, "OOM"),
@@ -65,12 +67,20 @@ def explained(error: Exception) -> str | None:
     if mark:
         return f"{REFUSALS[mark]} (it says: {_first_line(error)})"
     if isinstance(error, exceptions.TimeoutError):
-        return f"does not answer in time; see whether it is overloaded or the network is down ({_first_line(error)})"
+        hint = f"; {redis_tls.WAITS}" if "connecting" in str(error) else ""
+        return f"does not answer in time; see whether it is overloaded or the network is down{hint} ({_first_line(error)})"
     if isinstance(error, exceptions.InvalidResponse):
         return f"answers, but not as Redis does; correct the address and the port in {ADDRESS}"
-    if isinstance(error, exceptions.ConnectionError):
-        return NO_CLIENTS_LEFT if "number of clients" in str(error) else f"{UNREACHABLE} ({_first_line(error)})"
+    if isinstance(error, exceptions.ConnectionError | exceptions.RedisClusterException):
+        return redis_tls.explained(error) or _unreachable(error)
     return None
+
+
+def _unreachable(error: Exception) -> str:
+    text = _first_line(error)
+    if "number of clients" in text:
+        return NO_CLIENTS_LEFT
+    return f"{UNREACHABLE} ({text}; {redis_tls.HUNG_UP})" if any(sign in text for sign in HANGS_UP) else f"{UNREACHABLE} ({text})"
 
 
 def refusal(error: Exception) -> str | None:

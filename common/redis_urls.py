@@ -17,7 +17,7 @@ EXAMPLE = (
     "or redis+cluster://HOST:6379,HOST:6379, special characters of a password as %XX"
 )
 PARSE: Callable[[str], dict[str, Any]] = parse_url  # which brings no types
-PASSWORD_OPTION = re.compile(r"([?&](?:sentinel_)?password=)[^&]*")
+PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")  # the login's, the Sentinels', a key's
 MANY_HOSTS = re.compile(r"(rediss?)\+(sentinel|cluster)://((?:[^@/?#]*@)?)([^@/?#]+)(?:/([^?#]*))?(\?[^#]*)?")
 PORTS = {"sentinel": 26379, "cluster": 6379}
 SENTINEL_OPTIONS = {"sentinel_username": "username", "sentinel_password": "password"}  # where the Sentinels ask for a login of their own

@@ -79,7 +79,7 @@ def test_redis_answers_this_machine_only_and_its_two_users_only(stack: Stack) ->
 
 def test_a_worker_cannot_add_a_search(stack: Stack) -> None:
     password = _password_file(stack, "worker").read_text()
-    with redis.Redis(port=stack.redis_port, username="worker", password=password) as client, pytest.raises(QueueError, match="security.md"):
+    with redis.Redis(port=stack.redis_port, username="worker", password=password) as client, pytest.raises(QueueError, match=r"security\.md"):
         TrialQueue(client, "0123456789abcdef").register("mine")
 
 

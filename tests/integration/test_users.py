@@ -57,6 +57,8 @@ def test_a_search_with_two_users(doors: Doors) -> None:
     mistaken = here.run("master", "launch", "--stage", "coarse", "--workers", "0", **doors.login("worker"))
     assert mistaken.returncode == 4 and "docs/security.md" in mistaken.stderr and "Traceback" not in mistaken.stderr
     assert denied(doors.admin) == {"{cf}:searches"}
+    said = "".join(part for done in (launched, trained, ended, mistaken) for part in (done.stdout, done.stderr))
+    assert "s secret" not in said
 
 
 def denied(admin: redis.Redis) -> set[str]:
