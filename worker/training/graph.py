@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from worker.training.losses import Objective
-from worker.training.networks import LoneNetwork, Network, StackedNetwork, network_for
+from worker.training.networks import ChainNetwork, LoneNetwork, Network, network_for
 from worker.training.optimizers import Columns
 from worker.training.stack import Stack, Tensors
 from worker.training.structure import Model
@@ -103,7 +103,7 @@ def trace(
 
     apart = [_apart(tensor) for tensor in given]
     graph = _traced(flat_step, apart)
-    _check_steady(graph, flat_step, apart, again=isinstance(network, StackedNetwork | LoneNetwork))
+    _check_steady(graph, flat_step, apart, again=not isinstance(network, ChainNetwork))
     return graph, Graph(graph, names, gives_gradients)
 
 

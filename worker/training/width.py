@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from worker.training.networks import network_for
 from worker.training.rows import fresh_row
@@ -22,6 +23,8 @@ TIMED_STEPS, WARM_STEPS = 4, 2
 LONG_STEP_S = 2e-3  # a shorter step is all overhead, which threads add to
 THREADS_GAIN = 0.8  # more threads must take less than this share of the time: the cores are not always free
 CLEAR_GAIN = 0.97  # a wider array must take less than this share of the time for each trial
+FIXED_LOSS = 1.05  # a width that is given may take so much longer than the fastest: that is noise
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # stacked on a CPU they may take more than twice as long
 
 
 class Widths:
@@ -54,9 +57,7 @@ class Widths:
         the widest that is tried, and a narrower one is used if it is faster.
         """
         structure = model.structure
-        unsure = self._device.type == "cpu" and chain_of(model.module) is None  # convolutions: stacking may cost twice as much
-        sure = (n_steps < WORTH_MEASURING or self._fixed is not None) and not unsure
-        if structure in self._measured or n_trials == 1 or self._fixed == 1 or sure:
+        if structure in self._measured or n_trials == 1 or self._fixed == 1 or self._sure(model, n_steps):
             return self.guess(structure)
         ladder = GPU_WIDTHS if self._device.type == "cuda" else CPU_WIDTHS
         most = min(n_trials, self._fixed or ladder[-1], self._ceilings.get(structure, n_trials))
@@ -67,7 +68,7 @@ class Widths:
                 seconds = measure(width)
             except Exception:
                 break  # too wide, or not to be stacked: the array itself meets the same error, and tells it
-            if seconds < best_s * CLEAR_GAIN:
+            if seconds < best_s * (FIXED_LOSS if width == self._fixed else CLEAR_GAIN):
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:
                 break
@@ -75,6 +76,13 @@ class Widths:
             return best  # the widest that so few trials allow: measure again when there are more
         self._measured[structure] = best
         return self.guess(structure)
+
+    def _sure(self, model: Model, n_steps: int) -> bool:
+        """Whether the width that is given, or the default, needs no measuring."""
+        on_cpu = self._device.type == "cpu"
+        if self._fixed is not None:
+            return not (on_cpu and any(isinstance(module, CONVOLUTIONS) for module in model.module.modules()))
+        return n_steps < WORTH_MEASURING and not (on_cpu and chain_of(model.module) is None)
 
 
 class Threads:
