@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from common.space import Hyperparameters
+
+STAGE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # no '-' and no '.', which separate the parts of file names
+TRIAL_PATTERN = re.compile(rf"(?P<stage>{STAGE_PATTERN.pattern})-\d{{4,9}}", re.ASCII)  # what names files: it can leave no folder
 
 NO_PROGRESS = "no progress"  # opens the reason of a trial that its stage's patience has stopped
 
@@ -127,7 +131,7 @@ class Running:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """One line of ``master workers``. ``state``: "idle" | "training" | "slow" | "lost" | "quitting"."""
+    """One line of ``master workers``. ``state``: "idle" | "training" | "aside" | "slow" | "lost" | "quitting"."""
 
     worker: str
     host: str
@@ -142,3 +146,9 @@ class WorkerInfo:
     search: str = ""  # the only one it works for; empty: any
     backend: str = ""  # how steps are computed, and why: "compiled: 1.9 times as fast as eager"
     machine: str = ""  # boot id: workers in containers of one machine have different hosts, and share its cores
+    reason: str = ""  # why it is aside
+
+    @property
+    def place(self) -> str:
+        """What fails together: the machine, the host where that is not known."""
+        return self.machine or self.host

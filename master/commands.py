@@ -40,7 +40,7 @@ def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
     for name, by_state in counts.items():
         table.add_row(name, *(str(by_state[s]) for s in TrialState))
     head = f"search {launched.search.name!r} in {launched.folder.path}"
-    return "\n".join([head, drawn(table), *_best_lines(launched), _pace_line(launched.folder, counts), _workers_text(connected)])
+    return "\n".join([head, drawn(table), *_best_lines(launched), _pace_line(launched.folder, counts), workers_text(connected)])
 
 
 def _best_lines(launched: Launched) -> list[str]:
@@ -79,16 +79,17 @@ def workers(shared: Shared, as_json: bool) -> str:
     """
     with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
         connected = WorkerRegistry(broker.client).list()
-    return strict_json([worker_row(w) for w in connected]) if as_json else _workers_text(connected)
+    return strict_json([worker_row(w) for w in connected]) if as_json else workers_text(connected)
 
 
 def worker_row(info: WorkerInfo) -> dict[str, Any]:
     """One worker as scripts read it."""
-    names = ("worker", "host", "device", "state", "array_width", "trials", "trials_done", "last_seen_s", "backend")
+    names = ("worker", "host", "device", "state", "array_width", "trials", "trials_done", "last_seen_s", "backend", "reason")
     return {name: getattr(info, name) for name in names}
 
 
-def _workers_text(connected: Sequence[WorkerInfo]) -> str:
+def workers_text(connected: Sequence[WorkerInfo]) -> str:
+    """The workers as a table, and why those that are aside are."""
     if not connected:
         return "no worker is connected; `worker start` starts one"
     table = _table("worker", "host", "device", "state", "width", "trials", "done", "seen", "steps")
@@ -96,7 +97,7 @@ def _workers_text(connected: Sequence[WorkerInfo]) -> str:
         numbers = (w.array_width, w.trials, w.trials_done, f"{w.last_seen_s:.0f} s ago")
         cells = (w.worker, w.host, w.device, w.state, *numbers, w.backend.partition(":")[0])
         table.add_row(*(Text(str(cell)) for cell in cells))
-    return drawn(table)
+    return "\n".join([drawn(table), *(f"{w.worker} is aside: {w.reason}" for w in connected if w.state == "aside")])
 
 
 def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:

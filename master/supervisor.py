@@ -140,6 +140,7 @@ class Supervisor:
         self._workers = [worker for worker in self._registry.list() if worker.worker in live]  # of this search, not of this Redis
         if self.local is not None:
             self.local.poll()
+        self._tell_aside()
         self._see_to_loneliness()
         self._see_to_stragglers()
 
@@ -150,6 +151,11 @@ class Supervisor:
             self._display.say(f"{_listed(reaped.returned)}: no heartbeat for a lease; back to the queue")
         for trial_id in reaped.failed:
             self._display.say(f"{trial_id}: lost too often, each time while training alone; FAILED")
+
+    def _tell_aside(self) -> None:
+        for worker in self._workers:
+            if worker.state == "aside":
+                self._warn_once(f"aside {worker.place} {worker.reason}", f"worker {worker.worker} on {worker.host}: {worker.reason}")
 
     def _read_ended(self) -> None:
         for sequence, trial_id, _attempt, result in self._queue.ended_since(self._seen.sequence):
@@ -162,7 +168,8 @@ class Supervisor:
 
     def _see_to_loneliness(self) -> None:
         """Trials wait, and nobody is there to take them."""
-        connected = any(worker.state != "lost" for worker in self._workers) or (self.local is not None and bool(self.local.pids))
+        working = any(worker.state not in ("lost", "aside") for worker in self._workers)
+        connected = working or (self.local is not None and bool(self.local.pids))
         if connected:
             self._lonely_since = None
             return

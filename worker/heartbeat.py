@@ -60,6 +60,7 @@ class Heartbeat:
         self.trials_done = 0
         self.quit_ordered = False
         self.backend = ""  # how steps are computed, and why, for `master workers`
+        self.aside: dict[str, str] = {}  # search id to why this machine gets no trials of it
         self._registry = registry
         self._say = say
         self._ensure = ensure
@@ -155,6 +156,16 @@ class Heartbeat:
                 if trial_id in self._held:
                     self._held[trial_id] = (self._held[trial_id][0], position)
 
+    def put_aside(self, search_id: str, why: str | None) -> bool:
+        """Notes why this machine gets no trials of a search, None if it does; whether that is news."""
+        with self._mutex:
+            known = self.aside.get(search_id)
+            if why is None:
+                self.aside.pop(search_id, None)
+            else:
+                self.aside[search_id] = why
+        return why != known
+
     def holds(self, fence: Fence) -> bool:
         """Whether this lease is still ours, as far as is known."""
         with self._mutex:
@@ -221,9 +232,11 @@ class Heartbeat:
         with self._mutex:
             widths = [p.array_width for _, p in self._held.values() if not p.waiting]
             n_held = len(self._held)
-        state = "quitting" if self.stopping() else "training" if n_held else "idle"
+            aside = list(self.aside.values())
+        state = "quitting" if self.stopping() else "training" if n_held else "aside" if aside else "idle"
         width = max(widths, default=0)
-        return replace(self.info, state=state, array_width=width, trials=n_held, trials_done=self.trials_done, backend=self.backend)
+        done, reason = self.trials_done, "; ".join(aside)
+        return replace(self.info, state=state, array_width=width, trials=n_held, trials_done=done, backend=self.backend, reason=reason)
 
     def _progress(self) -> list[Progress]:
         phase, limit_s = self._phase

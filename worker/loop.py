@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import redis
 
-from common.errors import CheckpointError, QueueError, TaskError
+from common.errors import CheckpointError, PutAside, QueueError, TaskError
 from common.queue import searches
 from common.trial import Claim
 from common.witness import reap
@@ -80,11 +80,20 @@ class Loop:
         for session in self._open_sessions():
             first = 1 if session.one_at_a_time else self._options.first_claim
             n = self._width.get(session.queue.search_id, first)
-            claims = session.queue.claim(self._heartbeat.info.worker, n, self._request(session))
+            try:
+                claims = session.queue.claim(self._heartbeat.info.worker, n, self._request(session), machine=self._heartbeat.info.place)
+            except PutAside as told:
+                self._tell_aside(session, told)
+                continue
+            self._heartbeat.put_aside(session.queue.search_id, None)
             del self._requests[session.queue.search_id]  # answered: the next claim is a new one
             if claims:
                 return session, claims
         return None
+
+    def _tell_aside(self, session: Session, told: PutAside) -> None:
+        if self._heartbeat.put_aside(session.queue.search_id, str(told)):
+            self._say(f"search {session.search.name!r}: {told}")
 
     def _request(self, session: Session) -> str:
         """Names the next claim, or the last one as long as its answer is missing: Redis then repeats the answer."""
@@ -182,7 +191,7 @@ class Loop:
             return []
         try:
             request, group = self._request(session), first.trial.group
-            claims = session.queue.claim(self._heartbeat.info.worker, n, request, group=group, alone=False)
+            claims = session.queue.claim(self._heartbeat.info.worker, n, request, group, alone=False, machine=self._heartbeat.info.place)
         except QueueError:
             return []
         del self._requests[session.queue.search_id]
@@ -198,7 +207,10 @@ class Loop:
 
     def _release(self, session: Session, recorder: Recorder) -> None:
         """Gives back every lease that is still held, but for trials whose record is written: those count as they are."""
-        recorder.flush()
+        try:
+            recorder.flush()
+        except CheckpointError as error:  # a trial that raised: given back, it is tried again
+            self._say(str(error))
         fences = self._heartbeat.unfinished()
         try:
             session.queue.release(fences)

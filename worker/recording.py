@@ -17,6 +17,7 @@ from common.trial import Claim, Fence, Result, TrialState
 from common.witness import stage_of
 from worker.heartbeat import Heartbeat
 from worker.keeping import Kept, keep
+from worker.raising import Raising
 from worker.session import Session
 from worker.training.diagnosis import diagnosed
 from worker.training.engine import Outcome, View
@@ -33,16 +34,17 @@ class Recorder:
         self._heartbeat = heartbeat
         self._say = say
         self._unheard: list[tuple[Fence, Result]] = []
+        self._raising = Raising(session.queue, heartbeat, say)
         self._with_state: set[str] = set()  # trials of which this worker wrote a resume state
         self._saved_at = time.monotonic()
 
     @property
     def unheard(self) -> set[str]:
-        """Trials whose record is written, but of which Redis has not heard yet."""
-        return {fence.trial_id for fence, _ in self._unheard}
+        """Trials that have ended here, but of which Redis has not heard yet."""
+        return {fence.trial_id for fence, _ in self._unheard} | self._raising.trials()
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
-        """Writes weights and records of ended trials, then tells Redis if it is there.
+        """Writes weights and records of ended trials, then tells Redis if it is there; what raised goes to another machine first.
 
         Raises:
             CheckpointError: the folder cannot be written; the leases are still held.
@@ -55,12 +57,15 @@ class Recorder:
         for stage in {o.job.claim.trial.stage for o in alive}:
             own = [o for o in alive if o.job.claim.trial.stage == stage]
             kept = self._keep(self._stage(stage), own)
-            records = [self._record(o, kept.get(o.job.claim.trial.id)) for o in own]
-            self._write_records(stage, records, {o.job.claim.trial.id: o.job.claim.fence for o in own})
+            records = [(o.job.claim.fence, self._record(o, kept.get(o.job.claim.trial.id))) for o in own]
+            self._write_records(stage, [pair for pair in records if pair[1].state != TrialState.FAILED])
+            for fence, record in records:
+                if record.state == TrialState.FAILED:
+                    self._raising.add(fence, record)
         self.flush()
 
     def record_failure(self, claims: Sequence[Claim], reason: str, traceback: str | None) -> None:
-        """Ends trials that could not even begin.
+        """Ends trials that could not even begin, unless another machine is to try them.
 
         Raises:
             CheckpointError: the folder cannot be written.
@@ -68,14 +73,20 @@ class Recorder:
         for claim in claims:
             result = Result(TrialState.FAILED, reason, worker=self._heartbeat.info.worker)
             record = Record.of(self._search_id, claim.trial, claim.fence.attempt, result, traceback=traceback, **self._place())
-            self._write_records(claim.trial.stage, [record], {claim.trial.id: claim.fence})
+            self._raising.add(claim.fence, record)
         self.flush()
 
     def flush(self) -> bool:
-        """Tells Redis what it has not heard; False if it is away (the heartbeat says so, and the leases are kept alive)."""
-        if not self._unheard:
-            return True
+        """Tells Redis what it has not heard; False if it is away (the heartbeat says so, and the leases are kept alive).
+
+        Raises:
+            CheckpointError: the record of a trial that raised cannot be written.
+        """
         try:
+            for fence, record in self._raising.ruled():
+                self._write_records(record.stage, [(fence, record)])
+            if not self._unheard:
+                return True
             verdicts = self._session.queue.finish(self._unheard)
             for (fence, result), verdict in zip(self._unheard, verdicts, strict=True):
                 self._answered(fence, result, verdict)
@@ -151,10 +162,10 @@ class Recorder:
         device = self._heartbeat.info.device
         return {"host": socket.gethostname(), "device": device, "task_digest": self._session.digest, "ended_at": time.time()}
 
-    def _write_records(self, stage: str, records: Sequence[Record], fences: dict[str, Fence]) -> None:
-        self._stage(stage).write_records(records)
-        self._heartbeat.written(record.trial for record in records)
-        self._unheard += [(fences[record.trial], record.result()) for record in records]
+    def _write_records(self, stage: str, records: Sequence[tuple[Fence, Record]]) -> None:
+        self._stage(stage).write_records([record for _, record in records])
+        self._heartbeat.written(record.trial for _, record in records)
+        self._unheard += [(fence, record.result()) for fence, record in records]
 
     def _answered(self, fence: Fence, result: Result, verdict: Verdict) -> None:
         folder = stage_of(self._session.folder, fence.trial_id)
