@@ -38,6 +38,10 @@ class QueueError(SearchError):
     exit_code = 4
 
 
+class DamagedReplyError(QueueError):
+    """Redis holds something that this program did not write."""
+
+
 class LeaseLost(QueueError):
     """The fence (attempt, token) is stale: the trial has been given to another or has ended."""
 

@@ -27,22 +27,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common import durable
 from common.errors import CheckpointError, ConfigError
-from common.search import NAME_PATTERN, STAGE_PATTERN, Search, load_search
+from common.search import NAME_PATTERN, Search, load_search
 from common.space import Scalar
-from common.trial import NO_PROGRESS, Result, Trial, TrialState
+from common.trial import NO_PROGRESS, STAGE_PATTERN, TRIAL_PATTERN, Result, Trial, TrialState
 
 MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is not ours
-_STAGE = STAGE_PATTERN.pattern
-_TRIAL = rf"(?P<trial>(?P<stage>{_STAGE})-\d{{4,9}})"
+_TRIAL = rf"(?P<trial>{TRIAL_PATTERN.pattern})"
 CHECKPOINT_PATTERN = re.compile(
     rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4,12}})"
-    rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,}})-try=(?P<attempt>\d+)\.pt"
+    rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,9}})-try=(?P<attempt>\d{{1,9}})\.pt",
+    re.ASCII,
 )
 PREDICTIONS_SUFFIX = ".npz"
 MOST_NAMED = 1e15  # a metric of this size is beyond what four decimals of a double tell, and makes a name nobody reads
 SMALLEST_NAMED = 1e-9  # anything smaller is named 0
 PLAIN_NAMED = 1e-3  # from here on four decimals; below, four digits, since a small loss is told apart by them
-ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d+)\.(?:json|pt)")
+ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d{{1,9}})\.(?:json|pt)", re.ASCII)
 
 
 class Diagnosis(BaseModel):
@@ -203,15 +203,15 @@ class StageFolder:
 
     def record_path(self, trial_id: str, attempt: int) -> Path:
         """``trials/coarse-0042-try=1.json``."""
-        return self.trials / f"{trial_id}-try={attempt}.json"
+        return self.trials / f"{_named_safely(trial_id)}-try={attempt}.json"
 
     def resume_path(self, trial_id: str, attempt: int) -> Path:
         """``resume/coarse-0042-try=1.pt``."""
-        return self.resume / f"{trial_id}-try={attempt}.pt"
+        return self.resume / f"{_named_safely(trial_id)}-try={attempt}.pt"
 
     def picture_path(self, trial_id: str, attempt: int) -> Path:
         """``pictures/coarse-0042-try=1.png``."""
-        return self.pictures / f"{trial_id}-try={attempt}.png"
+        return self.pictures / f"{_named_safely(trial_id)}-try={attempt}.png"
 
     def write_records(self, records: Sequence[Record]) -> None:
         """Makes a batch of records durable. One that exists already stays: the first word about an attempt counts.
@@ -322,7 +322,13 @@ class SearchFolder:
         self.check_file = self.path / "check.json"  # the report of the checks that passed before the first stage
 
     def stage(self, name: str) -> StageFolder:
-        """The part of one stage."""
+        """The part of one stage.
+
+        Raises:
+            CheckpointError: the name is no stage's, so it might lead elsewhere.
+        """
+        if not STAGE_PATTERN.fullmatch(name):
+            raise CheckpointError(f"{name!r} is no stage's name, so {self.path} has no folder for it; whoever gave it is not this program")
         return StageFolder(self.path / name)
 
     @property
@@ -374,6 +380,13 @@ def home_of(checkpoint: Path) -> tuple[SearchFolder, CheckpointName]:
     if name is None or not folder.launched:
         raise CheckpointError(f"{checkpoint}: not a checkpoint in a search's folder; give one that `master rank` names")
     return folder, name
+
+
+def _named_safely(trial_id: str) -> str:
+    """The id of a trial, which comes from Redis or from a file, as a part of a file's name."""
+    if not TRIAL_PATTERN.fullmatch(trial_id):
+        raise CheckpointError(f"{trial_id!r} is no trial's name, so no file is named after it; whoever gave it is not this program")
+    return trial_id
 
 
 def read_record(path: Path) -> Record:

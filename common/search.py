@@ -14,10 +14,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from common.errors import ConfigError
 from common.practice import BUILT_IN_TASKS
 from common.space import Space
+from common.trial import STAGE_PATTERN
 from common.vet import check_space
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # one path component that is neither hidden nor climbs
-STAGE_PATTERN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,31}")  # no '-' and no '.', which separate the parts of file names
 RESERVED_STAGE = "all"
 BUILTIN_TASKS = tuple(BUILT_IN_TASKS)  # what workers bring along; anything else is a file of the user's
 METRIC_PATTERN = re.compile(r"[a-z][a-z0-9_]{0,31}")  # part of the names of checkpoints
