@@ -23,9 +23,10 @@ from redis.exceptions import LockNotOwnedError
 
 from common import scripts, wire
 from common.doubts import MAX_RAISED, MOST_REASON, Answer, answer_in, put_aside
-from common.queue_view import QueueView
+from common.errors import DamagedReplyError
+from common.queue_view import MOST_DIGITS, QueueView
 from common.redis_errors import translated
-from common.trial import ENDED, Claim, Fence, Progress, Result, Trial, TrialState
+from common.trial import ENDED, TRIAL_PATTERN, Claim, Fence, Progress, Result, Trial, TrialState
 
 SEARCHES = "{cf}:searches"  # the list of all searches, in the slot of no single one
 LEASE_S = 30.0  # ten missed heartbeats
@@ -98,7 +99,7 @@ class TrialQueue(QueueView):
         """Stores a stage's ranges, seed and options unless it has some; returns what is stored, for the caller to compare."""
         with translated(self.where):
             self.client.hsetnx(self._frozen, stage, wire.dumps(dict(options)))
-            return dict(wire.loads(self.client.hget(self._frozen, stage)))
+            return wire.options_in(self.client.hget(self._frozen, stage))
 
     def refreeze(self, stage: str, key: str, value: str) -> None:
         """Replaces one frozen option: a retry notes the digest of a mended task."""
@@ -111,7 +112,7 @@ class TrialQueue(QueueView):
         """What was frozen for the stage, None before its first launch."""
         with translated(self.where):
             stored = self.client.hget(self._frozen, stage)
-        return None if stored is None else dict(wire.loads(stored))
+        return None if stored is None else wire.options_in(stored)
 
     def publish(self, trials: Iterable[Trial], attempts: Mapping[str, int] | None = None) -> int:
         """Adds the trials that are not there yet; the others stay as they are. The first published stage is worked on first.
@@ -171,8 +172,16 @@ class TrialQueue(QueueView):
         held, suspect, *found = wire.loads(reply)
         if not held:
             raise put_aside(suspect, *found)
-        trials = (found[first : first + 3] for first in range(0, len(found), 3))
-        return [Claim(wire.trial_in(trial, stored), Fence(trial, attempt, held), suspect) for trial, attempt, stored in trials]
+        claims, damaged = [], []
+        for trial, attempt, stored in (found[first : first + 3] for first in range(0, len(found), 3)):
+            fence = Fence(trial, attempt, held)
+            try:
+                claims.append(Claim(wire.trial_in(trial, stored), fence, suspect))
+            except DamagedReplyError as error:
+                damaged.append((fence, Result(TrialState.FAILED, str(error), worker=worker)))
+        if damaged:  # nobody can train them, and given back they would be handed out for ever
+            self.finish(damaged)
+        return claims
 
     def renew(self, worker: str, progress: Sequence[Progress], curves: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
         """Extends the leases that still hold and stores what the heartbeat says. Call it even when nothing runs: it shows life.
@@ -239,7 +248,8 @@ class TrialQueue(QueueView):
         """Looks for expired leases, at most 1,000 a call; ``master``: also notes that a master lives."""
         extended, *found = self.run("tick", self.lease_ms, int(master), MAX_EXPIRED)
         rows = (found[first : first + 4] for first in range(0, len(found), 4))
-        expired = tuple((Fence(wire.text(i), int(a), wire.text(token)), wire.text(worker)) for i, a, token, worker in rows)
+        named = ((wire.text(trial), int(a), wire.text(token), wire.text(worker)) for trial, a, token, worker in rows)
+        expired = tuple((Fence(trial, a, token), worker) for trial, a, token, worker in named if TRIAL_PATTERN.fullmatch(trial))
         return Tick(wire.text(extended) == "1", expired)
 
     def expire(self, fence: Fence, max_lost: int = MAX_LOST) -> Taken | None:
@@ -325,8 +335,9 @@ def searches(client: redis.Redis) -> list[tuple[str, str]]:
     """
     with translated(scripts.where_of(client)):
         stored: dict[Any, Any] = client.hgetall(SEARCHES)
-    launched = [(wire.text(search_id), *wire.text(value).split(" ", 1)) for search_id, value in stored.items()]
-    return [(search_id, name) for search_id, _, name in sorted(launched, key=lambda row: (int(row[1]), row[0]))]
+    launched = [(wire.text(search_id), *wire.text(value).partition(" ")[::2]) for search_id, value in stored.items()]
+    ours = [row for row in launched if row[1].isascii() and row[1].isdecimal() and len(row[1]) < MOST_DIGITS]
+    return [(search_id, name) for search_id, _, name in sorted(ours, key=lambda row: (int(row[1]), row[0]))]
 
 
 def _fence(fence: Fence) -> list[str | int]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import redis
 
 from common import scripts, wire
+from common.errors import DamagedReplyError
 from common.redis_errors import translated
 from common.trial import ENDED, Fence, Result, Running, Trial, TrialState
 
 PAGE = 1000  # entries a reading call: some hundred kilobytes
+MOST_DIGITS = 18  # of a number in a text: below 2^63
 STAGE_QUEUES = 1 << 20  # as in shared.lua: a queue is its stage's number times this, plus its group's
 
 
@@ -42,12 +45,12 @@ class QueueView:
     def state(self, trial_id: str) -> TrialState | None:
         """Where the trial stands, None if it was never published."""
         stored = self._field("states", trial_id)
-        return None if stored is None else TrialState(wire.loads(stored)["s"])
+        return None if stored is None else TrialState(wire.state_in(stored)["s"])
 
     def attempt(self, trial_id: str) -> int:
         """The highest attempt number used, 0 before the first."""
         stored = self._field("states", trial_id)
-        return 0 if stored is None else int(wire.loads(stored)["a"])
+        return 0 if stored is None else int(wire.state_in(stored)["a"])
 
     def result(self, trial_id: str) -> tuple[int, Result] | None:
         """(attempt, result) of a trial that has ended, else None."""
@@ -71,7 +74,7 @@ class QueueView:
         numbers = self._stage_numbers()
         found = []
         for trial_id, stored in self._scan("states"):
-            state = wire.loads(stored)
+            state = wire.state_in(stored)
             number = state["g"] // STAGE_QUEUES
             if state["s"] in states and (stage is None or numbers.get(stage) == number):
                 found.append((number, state["i"], trial_id))
@@ -103,15 +106,16 @@ class QueueView:
             return {wire.text(name) for name in self.client.zrangebyscore(self.keys["workers"], since_ms, "+inf")}
 
     def running(self) -> list[Running]:
-        """The trials under lease at one moment, with durations by the server's clock."""
+        """The trials under lease at one moment, with durations by the server's clock. One whose values are damaged is left out."""
         now, *found = wire.loads(self.run("running"))
-        return [_running(now, *found[first : first + 4]) for first in range(0, len(found), 4)]
+        readable = (_running(now, *found[first : first + 4]) for first in range(0, len(found), 4))
+        return [running for running in readable if running is not None]
 
     def ended_since(self, sequence: int, limit: int = PAGE) -> list[tuple[int, str, int, Result]]:
         """The endings after ``sequence``, oldest first, as (sequence, trial id, attempt, result).
 
         Start with 0 and go on with the last sequence returned; nothing new costs one cheap call. An ending that a retry
-        undid is left out.
+        undid is left out, and so is one whose result is damaged.
 
         Args:
             sequence: the last one seen.
@@ -119,12 +123,12 @@ class QueueView:
         """
         while True:
             with translated(self.where):
-                entries = [wire.text(e).split(" ", 2) for e in self.client.lrange(self.keys["endings"], sequence, sequence + limit - 1)]
-                stored = self.client.hmget(self.keys["results"], [e[2] for e in entries]) if entries else []
+                entries = [_ending(e) for e in self.client.lrange(self.keys["endings"], sequence, sequence + limit - 1)]
+                stored = self.client.hmget(self.keys["results"], [trial_id for _, trial_id in entries]) if entries else []
             endings = []
-            for position, ((attempt, _, trial_id), own) in enumerate(zip(entries, stored, strict=True), sequence + 1):
-                latest = _attempt_and_result(own) if own is not None else None
-                if latest and latest[0] == int(attempt):
+            for position, ((attempt, trial_id), own) in enumerate(zip(entries, stored, strict=True), sequence + 1):
+                latest = _readable(own)
+                if latest and latest[0] == attempt:
                     endings.append((position, trial_id, *latest))
             if endings or len(entries) < limit:
                 return endings
@@ -175,15 +179,37 @@ def _numbers(groups: dict[Any, Any]) -> dict[str, int]:
 
 def _attempt_and_result(stored: str | bytes) -> tuple[int, Result]:
     attempt, _, result = wire.text(stored).partition(" ")
-    return int(attempt), wire.result_in(result)
+    return _whole(attempt), wire.result_in(result)
 
 
-def _running(now_ms: int, trial_id: str, stored: str, configuration: str, heartbeat: str) -> Running:
-    state = wire.loads(stored)
-    fence = Fence(trial_id, state["a"], state["t"])
-    claimed_s = (now_ms - state["c"]) / 1000
+def _readable(stored: str | bytes | None) -> tuple[int, Result] | None:
+    try:
+        return None if stored is None else _attempt_and_result(stored)
+    except DamagedReplyError:
+        return None
+
+
+def _ending(entry: str | bytes) -> tuple[int, str]:
+    """(attempt, trial id) of an entry; an attempt that no trial has where it is damaged."""
+    attempt, _, rest = wire.text(entry).partition(" ")
+    return _whole(attempt), rest.partition(" ")[2]
+
+
+def _whole(number: str) -> int:
+    """A number of an attempt or a beat; -1, which none has, for what is no number."""
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < MOST_DIGITS else -1
+
+
+def _running(now_ms: int, trial_id: str, stored: str, configuration: str, heartbeat: str) -> Running | None:
+    try:
+        state, trial = wire.state_in(stored), wire.trial_in(trial_id, configuration)
+        fence = Fence(trial_id, state["a"], str(state["t"]))
+        claimed_s, worker = (now_ms - int(state["c"])) / 1000, str(state["w"])
+    except (DamagedReplyError, KeyError, TypeError, ValueError):
+        return None
     progress, still_s = None, claimed_s
     if heartbeat:
-        beat, moved, told = heartbeat.split(" ", 2)
-        progress, still_s = wire.progress_in(fence, int(beat), told), (now_ms - int(moved)) / 1000
-    return Running(wire.trial_in(trial_id, configuration), fence, state["w"], claimed_s, still_s, progress, state.get("v"))
+        beat, moved, told = [*heartbeat.split(" ", 2), "", ""][:3]
+        with suppress(DamagedReplyError):
+            progress, still_s = wire.progress_in(fence, _whole(beat), told), (now_ms - _whole(moved)) / 1000
+    return Running(trial, fence, worker, claimed_s, still_s, progress, state.get("v"))

@@ -1,4 +1,7 @@
-"""Values to and from the JSON that Redis holds. No script reads it, so numbers keep all their digits."""
+"""Values to and from the JSON that Redis holds. No script reads it, so numbers keep all their digits.
+
+What comes back may have been written by anybody who has a password: each value is checked before anything is made of it.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,18 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from common.trial import Fence, Progress, Result, Trial, TrialState
+from common.errors import DamagedReplyError
+from common.trial import ENDED, TRIAL_PATTERN, Fence, Progress, Result, Trial, TrialState, WorkerInfo, trial_id
 
 NON_FINITE = "$float"  # {"$float": "nan"}: strict JSON has no word for it, and a plain string could be the user's own
+MOST_CHARACTERS = 1 << 20  # of one value: a configuration is smaller than its search file, anything larger is not ours
+MOST_SHOWN = 60  # characters of a damaged value in a message
 MOST_POINTS = 100  # of a curve that is sent while it grows: more than a screen shows, some kilobytes
 ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 DEFAULTS = {name: field.default for name, field in Result.__dataclass_fields__.items()}
+NUMBER, TEXT = (int, float), (str,)
+KINDS: dict[str, tuple[type, ...]] = {"str": TEXT, "int": (int,), "float": NUMBER, "bool": (bool,)}  # by a field's annotation
+SCALARS = (bool, int, float, str)
 PROGRESS_FIELDS = [name for name in Progress.__dataclass_fields__ if name not in ("fence", "beat")]
 
 
@@ -25,7 +34,11 @@ def dumps(value: Any) -> str:
 
 
 def loads(stored: str | bytes) -> Any:
-    """The inverse of ``dumps``."""
+    """The inverse of ``dumps``, for what a script of ours has put together.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it is something else.
+    """
     return json.loads(stored, object_hook=_unmarked) if NON_FINITE in text(stored) else json.loads(stored)
 
 
@@ -53,9 +66,22 @@ def trial_out(trial: Trial) -> str:
     return dumps([trial.stage, trial.index, trial.seed, trial.epochs, trial.hyperparameters, trial.group])
 
 
-def trial_in(trial_id: str | bytes, configuration: str | bytes) -> Trial:
-    """The inverse of ``trial_out``."""
-    return Trial(text(trial_id), *loads(configuration))
+def trial_in(stored_id: str | bytes, configuration: str | bytes) -> Trial:
+    """The inverse of ``trial_out``.
+
+    Raises:
+        DamagedReplyError: this program has not written it.
+    """
+    found, what = _value(configuration, "trial"), text(stored_id)
+    if not isinstance(found, list) or len(found) != 6:
+        raise _damaged("trial", configuration)
+    trial = Trial(what, *found)
+    _check(trial, "trial", configuration)
+    named = TRIAL_PATTERN.fullmatch(what) and trial.id == trial_id(trial.stage, trial.index)
+    plain = isinstance(trial.hyperparameters, dict) and all(isinstance(value, SCALARS) for value in trial.hyperparameters.values())
+    if not named or not plain or not 0 < trial.epochs < math.inf:
+        raise _damaged(f"trial {what[:MOST_SHOWN]!r}", configuration)
+    return trial
 
 
 def result_out(result: Result) -> str:
@@ -64,9 +90,54 @@ def result_out(result: Result) -> str:
 
 
 def result_in(stored: str | bytes) -> Result:
-    """The inverse of ``result_out``; fields of a later version are passed over."""
-    fields = {name: value for name, value in loads(stored).items() if name in DEFAULTS}
-    return Result(**fields | {"state": TrialState(fields["state"])})
+    """The inverse of ``result_out``; fields of a later version are passed over.
+
+    Raises:
+        DamagedReplyError: this program has not written it.
+    """
+    found = _table(stored, "result")
+    if found.get("state") not in ENDED:
+        raise _damaged("result", stored)
+    result = Result(**{name: value for name, value in found.items() if name in DEFAULTS} | {"state": TrialState(found["state"])})
+    _check(result, "result", stored)
+    return result
+
+
+def state_in(stored: str | bytes) -> dict[str, Any]:
+    """Where a trial stands, as the scripts keep it; ``shared.lua`` says what its fields mean.
+
+    Raises:
+        DamagedReplyError: no script has written it.
+    """
+    found = _table(stored, "state")
+    numbers = all(isinstance(found.get(field), int) for field in ("g", "i", "a"))
+    if not numbers or not isinstance(found.get("s"), str) or found["s"] not in set(TrialState):
+        raise _damaged("state", stored)
+    return found
+
+
+def worker_in(stored: str | bytes) -> WorkerInfo:
+    """What a worker says of itself; fields of a later version are passed over.
+
+    Raises:
+        DamagedReplyError: no worker has said it.
+    """
+    found = _table(stored, "worker")
+    try:
+        info = WorkerInfo(**{name: value for name, value in found.items() if name in WorkerInfo.__dataclass_fields__})
+    except TypeError:
+        raise _damaged("worker", stored) from None
+    _check(info, "worker", stored)
+    return info
+
+
+def options_in(stored: str | bytes) -> dict[str, Any]:
+    """A stage's frozen options.
+
+    Raises:
+        DamagedReplyError: this program has not written them.
+    """
+    return _table(stored, "stage's options")
 
 
 def curves_out(curves: Mapping[str, Sequence[float | None]]) -> str:
@@ -81,8 +152,15 @@ def curves_out(curves: Mapping[str, Sequence[float | None]]) -> str:
 
 
 def curves_in(stored: str | bytes) -> dict[str, list[float | None]]:
-    """The inverse of ``curves_out``, but for what it left out."""
-    found: dict[str, list[float | None]] = loads(stored)
+    """The inverse of ``curves_out``, but for what it left out.
+
+    Raises:
+        DamagedReplyError: this program has not written them.
+    """
+    found = _table(stored, "curves")
+    for values in found.values():
+        if not isinstance(values, list) or not all(value is None or isinstance(value, NUMBER) for value in values):
+            raise _damaged("curves", stored)
     return found
 
 
@@ -96,5 +174,48 @@ def progress_out(progress: Progress) -> str:
 
 
 def progress_in(fence: Fence, beat: int, stored: str | bytes) -> Progress:
-    """The inverse of ``progress_out``."""
-    return Progress(fence, beat, **dict(zip(PROGRESS_FIELDS, loads(stored), strict=False)))
+    """The inverse of ``progress_out``.
+
+    Raises:
+        DamagedReplyError: this program has not written it.
+    """
+    found = _value(stored, "heartbeat")
+    if not isinstance(found, list):
+        raise _damaged("heartbeat", stored)
+    progress = Progress(fence, beat, **dict(zip(PROGRESS_FIELDS, found, strict=False)))
+    _check(progress, "heartbeat", stored)
+    return progress
+
+
+def _value(stored: str | bytes, what: str) -> Any:
+    if len(stored) > MOST_CHARACTERS:
+        raise _damaged(what, stored)
+    try:
+        return loads(stored)
+    except (ValueError, TypeError, RecursionError):
+        raise _damaged(what, stored) from None
+
+
+def _table(stored: str | bytes, what: str) -> dict[str, Any]:
+    found = _value(stored, what)
+    if not isinstance(found, dict):
+        raise _damaged(what, stored)
+    return found
+
+
+def _check(value: Trial | Result | Progress | WorkerInfo, what: str, stored: str | bytes) -> None:
+    """Each field is of the kind that its annotation says; those of other kinds are looked at by the caller."""
+    for name, field in value.__dataclass_fields__.items():
+        plain, _, none = str(field.type).partition(" | ")
+        found, kinds = getattr(value, name), KINDS.get(plain)
+        if kinds is None or (found is None and none == "None"):
+            continue
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
+            raise _damaged(what, stored)
+
+
+def _damaged(what: str, stored: str | bytes) -> DamagedReplyError:
+    shown = repr(stored[:MOST_SHOWN]) + (f" and {len(stored) - MOST_SHOWN} more" if len(stored) > MOST_SHOWN else "")
+    return DamagedReplyError(
+        f"Redis holds a {what} that this program has not written ({shown}); see who else uses this Redis, then run `master recover`"
+    )

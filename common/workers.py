@@ -8,6 +8,7 @@ from typing import Any
 import redis
 
 from common import scripts, wire
+from common.errors import DamagedReplyError
 from common.redis_errors import translated
 from common.trial import WorkerInfo
 
@@ -42,8 +43,8 @@ class WorkerRegistry:
         """All that were seen in the last hour, by name; "lost" and "slow" take the place of what they said last."""
         with translated(self.where):
             reply = scripts.run(self.client, "workers", KEYS, [self.forget_ms])
-        found = [self._info(*reply[first : first + 3]) for first in range(0, len(reply), 3)]
-        return sorted(found, key=lambda info: info.worker)
+        found = (self._info(*reply[first : first + 3]) for first in range(0, len(reply), 3))
+        return sorted((info for info in found if info is not None), key=lambda info: info.worker)
 
     def get(self, worker: str) -> WorkerInfo | None:
         """One of them, None if there is none of that name."""
@@ -65,9 +66,12 @@ class WorkerRegistry:
         with translated(self.where):
             (self.client.sadd if slow else self.client.srem)(KEYS[3], worker)
 
-    def _info(self, line: Any, unseen_ms: Any, slow: Any) -> WorkerInfo:
-        said = {name: value for name, value in wire.loads(line).items() if name in WorkerInfo.__dataclass_fields__}
-        info = replace(WorkerInfo(**said), last_seen_s=int(unseen_ms) / 1000)
+    def _info(self, line: Any, unseen_ms: Any, slow: Any) -> WorkerInfo | None:
+        """One of them; None where it is no worker of ours that says so."""
+        try:
+            info = replace(wire.worker_in(line), last_seen_s=int(unseen_ms) / 1000)
+        except DamagedReplyError:
+            return None
         if info.last_seen_s > self.lost_s:
             return replace(info, state="lost")
         return replace(info, state="slow") if wire.text(slow) == "1" else info
