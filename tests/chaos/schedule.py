@@ -1,0 +1,83 @@
+"""Which faults, when, and whom they hit: drawn from a seed before anything runs, so that the seed repeats them."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+Fault = Callable[["random.Random"], Iterator[float]]  # yields how long to wait before it goes on; its random choices are its own
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault. Two that need the same thing (Redis, the master) wait for each other."""
+
+    name: str
+    fault: Fault
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One fault to come."""
+
+    at_s: float  # since the begin, at the earliest
+    kind: Kind
+    seed: int
+
+
+def planned(seed: str, kinds: Sequence[Kind], n: int, every_s: float) -> list[Planned]:
+    """``n`` faults, each kind as often as any other give or take one, in random order, one every ``every_s`` on average."""
+    draw = random.Random(seed)
+    mixed: list[Kind] = []
+    while len(mixed) < n:
+        mixed += draw.sample(kinds, len(kinds))
+    at_s, plans = 0.5, []
+    for kind in mixed[:n]:
+        plans.append(Planned(at_s, kind, draw.getrandbits(32)))
+        at_s += draw.uniform(0.5, 1.5) * every_s
+    return plans
+
+
+@dataclass
+class Running:
+    """Faults as they go on, several at once, in one thread."""
+
+    plans: list[Planned]
+    made: Counter[str] = field(default_factory=Counter)
+    _began: float = field(default_factory=time.monotonic)
+    _going: list[tuple[float, int, Kind, Iterator[float]]] = field(default_factory=list)
+    _busy: set[str] = field(default_factory=set)
+    _number: int = 0
+
+    @property
+    def over(self) -> bool:
+        return not self.plans and not self._going
+
+    @property
+    def left_s(self) -> float:
+        """How long the schedule still takes, if all goes well."""
+        return max((plan.at_s for plan in self.plans), default=0.0) - (time.monotonic() - self._began) + (3.0 if self._going else 0.0)
+
+    def step(self) -> None:
+        """Goes on with what is due."""
+        now = time.monotonic()
+        due = [plan for plan in self.plans if plan.at_s <= now - self._began and (not plan.kind.needs or plan.kind.needs not in self._busy)]
+        for plan in due:
+            if plan.kind.needs and plan.kind.needs in self._busy:
+                continue
+            self.plans.remove(plan)
+            self._busy |= {plan.kind.needs} - {""}
+            self._number += 1
+            heapq.heappush(self._going, (now, self._number, plan.kind, plan.kind.fault(random.Random(plan.seed))))
+        while self._going and self._going[0][0] <= now:
+            _, number, kind, fault = heapq.heappop(self._going)
+            try:
+                heapq.heappush(self._going, (now + next(fault), number, kind, fault))
+            except StopIteration:
+                self.made[kind.name] += 1
+                self._busy.discard(kind.needs)

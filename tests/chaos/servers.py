@@ -1,0 +1,82 @@
+"""A served Redis with its append-only file, that can be killed, stopped, started again, and robbed of what it wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from tests.redis_server import program
+
+PATIENCE_S = 30.0
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    with socket.socket() as free:
+        free.bind((address, 0))
+        return int(free.getsockname()[1])
+
+
+class Server:
+    """Redis 7 on a port of ``address``, as an operator would run it: append-only file, synchronised every second."""
+
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+        self.folder = folder
+        self.address, self.port = address, free_port(address)
+        self._process: subprocess.Popen[bytes] | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{self.address}:{self.port}/0"
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(host=self.address, port=self.port, decode_responses=True, socket_timeout=5, protocol=2)
+
+    def start(self) -> None:
+        options = {
+            "bind": self.address, "port": str(self.port), "protected-mode": "no", "dir": str(self.folder), "save": "", "appendonly": "yes",
+            "appendfsync": "everysec", "aof-load-truncated": "yes", "logfile": str(self.folder.parent / "redis.log"),
+        }  # fmt: skip
+        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        self._process = subprocess.Popen([program("7"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def wait(self) -> None:
+        """Until it serves."""
+        deadline = time.monotonic() + PATIENCE_S
+        with self.client() as client:
+            while True:
+                with contextlib.suppress(redis.RedisError):
+                    client.ping()
+                    return
+                assert time.monotonic() < deadline, f"Redis does not serve after {PATIENCE_S} s; see {self.folder.parent / 'redis.log'}"
+                time.sleep(0.02)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def cut(self, share: float) -> int:
+        """Cuts the last ``share`` off the append-only file of a server that does not run; how many bytes."""
+        logs = [path for path in self.folder.rglob("*.aof") if ".incr." in path.name or path.parent == self.folder]
+        latest = max(logs, key=lambda path: path.stat().st_mtime)
+        size = latest.stat().st_size
+        os.truncate(latest, size - int(size * share))
+        return int(size * share)
+
+    def empty(self) -> None:
+        """Removes all data of a server that does not run."""
+        for path in self.folder.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
