@@ -110,7 +110,7 @@ def _described(name: str, module: nn.Module, lifted: bool) -> Hashable:
         (n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in (*module._parameters.items(), *module._buffers.items()) if t is not None
     ]
     hidden = INTERNAL | {STARTS.get(type(module), ""), ATTRIBUTES[type(module)] if lifted else ""}
-    seen = {key: value for key, value in vars(module).items() if key not in hidden and (value or key not in EMPTY)}
+    seen = {key: value for key, value in vars(module).items() if key not in hidden and (key not in EMPTY or value)}
     plain = tuple(
         (key, _plain(list(value.values()) if "_hooks" in key else value)) for key, value in seen.items()
     )  # keys are mere counters

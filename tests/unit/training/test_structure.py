@@ -1,5 +1,6 @@
 """Which models share an array, and what happens to those that cannot."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -250,3 +251,25 @@ def test_stochastic_validation_of_a_module_that_draws_its_own_noise_is_the_same_
     plain = outcomes([job(0, 1)], task=Own())
     assert {i: o.val_loss for i, o in first.items()} == {i: o.val_loss for i, o in second.items()}
     assert plain["coarse-0000"].val_loss != first["coarse-0000"].val_loss
+
+
+class Constants(nn.Module):
+    """Carries arrays as plain attributes."""
+
+    def __init__(self, chain):
+        super().__init__()
+        self.layers, self.shift, self.scale = chain, torch.full((64,), 0.5), np.ones(64)
+
+    def forward(self, inputs):
+        return self.layers((inputs - self.shift) * torch.from_numpy(self.scale))
+
+
+class ConstantDigits(SmallDigits):
+    def model(self, hp):
+        return Constants(Digits().model(hp))
+
+
+def test_arrays_as_plain_attributes_are_no_obstacle():
+    jobs = [job(i, 2) for i in range(3)]
+    found = outcomes(jobs, task=ConstantDigits(), width=3)
+    assert [(found[one.id].state, found[one.id].array_width) for one in jobs] == [(TrialState.COMPLETED, 3)] * 3
