@@ -13,7 +13,7 @@ from common.space import Scalar
 from common.trial import Claim, Fence, Trial, trial_id, trial_seed
 from worker.checks.data import rows
 from worker.checks.plan import quiet
-from worker.tasks.base import Data, Measure, Part, Task
+from worker.tasks.base import Data, Measure, Part, Task, model_of
 from worker.training.engine import Boundary, Engine, Job, Outcome
 
 STAGE = "check"  # of the trials' names
@@ -40,7 +40,7 @@ class Portion:
 
     def model(self, hp: Mapping[str, Scalar]) -> nn.Module:
         """The task's model, silenced."""
-        return silenced(self._task.model(hp))
+        return silenced(model_of(self._task, hp))
 
 
 def silenced(module: nn.Module) -> nn.Module:

@@ -116,6 +116,19 @@ def data_of(task: Task) -> Data:
     return data
 
 
+def model_of(task: Task, hp: Mapping[str, Scalar]) -> nn.Module:
+    """The task's model for one configuration.
+
+    Raises:
+        TaskError: it is no module.
+        Exception: whatever the task's ``model`` raises.
+    """
+    module = task.model(hp)
+    if not isinstance(module, nn.Module):
+        raise TaskError(f"model(hp) returned {module!r}; return a torch.nn.Module")
+    return module
+
+
 def own_loss(task: Task) -> Callable[[Tensor, Tensor, Mapping[str, Scalar | Tensor]], Tensor] | None:
     """The task's ``loss(outputs, targets, hp)``, None where the engine's losses are meant."""
     return getattr(task, "loss", None)

@@ -6,13 +6,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from common.errors import TaskError
 from common.practice import BUILT_IN_TASKS
 from common.search import Stage
 from common.space import Scalar
-from worker.tasks.base import Task, check_metric, data_of, measured_by
+from worker.tasks.base import Task, check_metric, data_of, measured_by, model_of
 from worker.training.array import Entry
 from worker.training.backends import AUTO, Backends
 from worker.training.interface import Boundary, Curves, Job, Outcome, View, Watch
@@ -181,7 +180,7 @@ class Engine:
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)
         try:
-            module: nn.Module = self._task.model(hp)
+            module = model_of(self._task, hp)
         finally:
             torch.default_generator.set_state(before)
         model = prepare(module.to(self.device, self.options.dtype), recipe, alone=False)

@@ -41,6 +41,14 @@ class Recipe:
         return str(self.kinds[name])
 
 
+class MissingHyperparameterError(TaskError, KeyError):
+    """A task reads what the search does not set. A KeyError, so that ``hp.get`` and ``in`` work as on any mapping."""
+
+    def __str__(self) -> str:
+        """The message as it is: a plain KeyError shows it in quotes."""
+        return Exception.__str__(self)
+
+
 class Recorded(Mapping[str, Scalar]):
     """A configuration that remembers which of its hyperparameters were read."""
 
@@ -50,6 +58,11 @@ class Recorded(Mapping[str, Scalar]):
 
     def __getitem__(self, name: str) -> Scalar:
         self.read.add(name)
+        if name not in self._hp:
+            known = ", ".join(self._hp) or "nothing"
+            raise MissingHyperparameterError(
+                f'hp["{name}"]: [space] has no {name} ({known}); add it, or read it with a default: hp.get("{name}", ...)'
+            )
         return self._hp[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -47,6 +47,30 @@ def test_a_model_that_cannot_be_built_fails_its_own_trial_with_the_traceback():
     assert [found[f"coarse-000{i}"].state for i in (0, 2)] == [TrialState.COMPLETED] * 2
 
 
+class NoModule(SmallDigits):
+    def model(self, hp):
+        return lambda inputs: inputs
+
+
+class Missing(SmallDigits):
+    def model(self, hp):
+        assert "width" not in hp and hp.get("width", 3) == 3
+        return nn.Linear(64, hp["width"])
+
+
+@pytest.mark.parametrize(
+    ("task", "says"),
+    [
+        (NoModule, "model(hp) returned <function NoModule.model"),
+        (Missing, 'hp["width"]: [space] has no width (hidden, depth'),
+    ],
+)
+def test_a_model_that_is_none_or_reads_what_is_not_there_is_told_with_the_remedy(task, says):
+    reason = outcomes([job(0)], task=task())["coarse-0000"].reason
+    assert reason.startswith(f"TaskError: {says}" if task is NoModule else f"MissingHyperparameterError: {says}")
+    assert ("return a torch.nn.Module" if task is NoModule else 'hp.get("width", ...)') in reason
+
+
 def test_data_that_cannot_be_loaded_fails_every_trial():
     class NoData(SmallDigits):
         def data(self):
