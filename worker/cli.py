@@ -11,7 +11,7 @@ import click
 from common.options import common_options, data_option, fail_with_message
 
 weights_option = click.option(
-    "--weights", type=click.Choice(["raw", "ema"]), default="raw", show_default=True, help="Those of the last update, or their average."
+    "--weights", type=click.Choice(["raw", "ema"]), help="Those of the last update, or their average; without it, what the metric ranks by."
 )
 
 

@@ -12,17 +12,17 @@ from common.ledger import note
 from common.options import DATA_FOLDER
 from common.records import home_of
 from common.search import Search
-from worker.tasks.base import Part, Task, own_loss, own_metrics
+from worker.tasks.base import AVERAGED, Part, Task, own_loss, own_metrics
 from worker.tasks.loader import load_class
-from worker.training.evaluate import RAW, Saved, held_out, load
+from worker.training.evaluate import Saved, held_out, load, ranked_weights
 from worker.training.metrics import Metric
 
 
-def look(checkpoint: Path, weights: str = RAW, data: Path = DATA_FOLDER) -> str:
+def look(checkpoint: Path, weights: str | None = None, data: Path = DATA_FOLDER) -> str:
     """Measures a checkpoint on the test part of its search's task, and notes that it was done.
 
     Args:
-        weights: ``raw`` or ``ema``.
+        weights: ``raw`` or ``ema``; None for those that the search ranks by.
         data: where built-in tasks have their files.
 
     Raises:
@@ -35,6 +35,7 @@ def look(checkpoint: Path, weights: str = RAW, data: Path = DATA_FOLDER) -> str:
     assert search is not None  # it was launched
     path = checkpoint.resolve()
     task = load_class(search.task_in_folder, folder.path, data)
+    weights = weights or ranked_weights(search)
     saved = load(path, task, search.task, torch.device("cpu"), weights)
     part, classes = held_out(task), saved.n_classes is not None
     outputs = saved.outputs(part.inputs)
@@ -45,7 +46,7 @@ def look(checkpoint: Path, weights: str = RAW, data: Path = DATA_FOLDER) -> str:
         low, high = wilson(correct, len(part))
         entry["correct"] = correct
         told.append(f"test accuracy {correct / len(part):.4f}, 95 % interval {low:.4f} to {high:.4f} ({correct} of {len(part)})")
-    if search.metric not in ("val_acc", "val_loss") or not classes:
+    if search.metric.removeprefix(AVERAGED) not in ("val_acc", "val_loss") or not classes:
         entry[search.metric] = value = _own(search, task, saved, outputs, part)
         told.append(f"{search.metric} {value:.4f} on the test part ({len(part)} examples)")
     looks = note(folder, [entry])
@@ -58,10 +59,10 @@ def _own(search: Search, task: Task, saved: Saved, outputs: torch.Tensor, part: 
     Raises:
         TaskError: the task has neither.
     """
-    metrics, loss = own_metrics(task), own_loss(task)
+    metrics, loss, metric = own_metrics(task), own_loss(task), search.metric.removeprefix(AVERAGED)
     targets = part.targets.to(saved.dtype) if part.targets.is_floating_point() else part.targets
-    if search.metric in metrics:
-        return float(Metric(search.metric, metrics[search.metric])(outputs.unsqueeze(0), targets)[0])
+    if metric in metrics:
+        return float(Metric(metric, metrics[metric])(outputs.unsqueeze(0), targets)[0])
     if loss is None:
         raise TaskError(f"metric = {search.metric!r}: the task no longer measures it; was it changed since the launch?")
     return float(loss(outputs, targets, saved.hyperparameters))

@@ -23,7 +23,7 @@ from worker.device import owned
 from worker.inputs import Expected, read_inputs
 from worker.tasks.base import Task
 from worker.tasks.loader import load_class
-from worker.training.evaluate import RAW, Saved, load
+from worker.training.evaluate import Saved, load, ranked_weights
 
 FORMATS = (".csv", ".npz")
 
@@ -41,7 +41,7 @@ class Request:
     ensemble: Path | None = None  # JSON of `master ensemble`
     out: Path | None = None
     device: str = "auto"
-    weights: str = RAW
+    weights: str | None = None  # None: those that the search ranks by
     data: Path = DATA_FOLDER
 
 
@@ -85,7 +85,7 @@ def predict(request: Request) -> tuple[str, str]:
     assert search is not None  # home_of and _best have seen its file
     task = load_class(search.task_in_folder, folder.path, request.data)
     with owned(request.device) as device:
-        found = mixed(paths, search, task, request.inputs, device.torch_device, request.weights)
+        found = mixed(paths, search, task, request.inputs, device.torch_device, request.weights or ranked_weights(search))
         told = f"{len(found.values)} examples, {found.n_models} {'model' if found.n_models == 1 else 'models'}, on {device.name}"
     if request.out is None:
         return found.csv().rstrip("\n"), told

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import CheckpointError, ConfigError, TaskError
+from common.search import Search
 from common.space import Hyperparameters
-from worker.tasks.base import Part, Task, data_of
+from worker.tasks.base import AVERAGED, Part, Task, data_of
 from worker.training.preprocess import NONE, Preprocessing
 
 EXAMPLES_AT_ONCE = 1024
@@ -81,6 +82,11 @@ def load(path: Path, task: Task, task_name: str, device: torch.device, weights: 
     n_classes = content["n_classes"] if "n_classes" in content else data_of(task).n_classes
     preprocessing, shape = _preprocessing(path, content), tuple(inputs["shape"])
     return Saved(path, module, preprocessing, content["hyperparameters"], device, dtype, shape, inputs["floating"], n_classes)
+
+
+def ranked_weights(search: Search) -> str:
+    """Those that the search's metric is measured of."""
+    return EMA if search.metric.startswith(AVERAGED) else RAW
 
 
 def held_out(task: Task) -> Part:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.trial import TrialState
-from worker.tasks.base import Part
+from worker.tasks.base import AVERAGED, Part
 from worker.training import portrait
 from worker.training.interface import Outcome, Snapshot
 from worker.training.networks import LoneNetwork
@@ -93,6 +93,8 @@ def _predictions(slot: Slot, row: Row, setting: Setting) -> dict[str, Any]:
     """Probabilities and targets of the validation and test parts; see ``common.predictions``."""
     recipe = slot.model.recipe
     val, test = setting.parts(recipe).val, setting.test(recipe)
+    if setting.options.metric.startswith(AVERAGED) and "ema" in row:
+        row = {**row, "flat": row["ema"]}  # what the search ranks by
     found: dict[str, Any] = {}
     for name, part in (("val", val), ("test", test)):
         found[name], found[f"{name}_targets"] = _predicted(slot, row, part, setting)

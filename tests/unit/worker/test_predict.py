@@ -165,6 +165,25 @@ def test_the_running_average_is_used_where_there_is_one(root: Path, tmp_path: Pa
     assert "holds no running average" in run(root, "test", weights(root, plain[0]), "--weights", "ema", code=2).stderr
 
 
+def test_a_search_that_ranks_by_the_average_is_judged_by_it(tmp_path: Path, test_data: Part) -> None:
+    folder = SearchFolder(tmp_path, "digits")
+    folder.path.mkdir()
+    folder.search_file.write_text(SEARCH.replace('task = "digits"', 'task = "digits"\nmetric = "ema_val_acc"'))
+    stage = folder.stage("coarse")
+    stage.make()
+    one = job(0, 1, learning_rate=0.1, batch_size=32, ema=0.97)
+    found = outcomes([one], task=Digits(), dtype=torch.float32, metric="ema_val_acc")[one.id]
+    name = CheckpointName(found.value or 0, one.id, 1, 1, "ema_val_acc")
+    keep(stage, {name: found}, print)
+    val = read(stage.path / name.predictions).val
+    assert (val.probabilities.argmax(1) == val.targets).mean() == pytest.approx(found.value) != found.val_acc
+    path, inputs = stage.path / str(name), saved(tmp_path / "new.npy", test_data.inputs.numpy())
+    told = [run(tmp_path, "predict", path, "--inputs", inputs, *more).stdout for more in ((), ("--weights", "ema"), ("--weights", "raw"))]
+    assert told[0] == told[1] != told[2]
+    right = int((table(told[0]).argmax(1) == test_data.targets.numpy()).sum())
+    assert f"test accuracy {right / 360:.4f}" in run(tmp_path, "test", path).stdout
+
+
 def test_the_test_part_is_measured_with_the_stored_preprocessing_and_counted(root: Path) -> None:
     stored = read(root / "digits" / "coarse" / names(root)[0].predictions).test
     assert stored is not None
