@@ -171,6 +171,27 @@ def ensemble(context: click.Context, /, config: Path | None, search: str | None,
 
 @cli.command()
 @common_options
+@search_options
+@click.option("--stage", metavar="NAME", help="Only this stage; without it, every stage that was launched.")
+@click.option("--format", "form", required=True, type=click.Choice(["tensorboard", "csv", "parquet", "optuna"]), help="Whose format.")
+@click.option("--out", required=True, metavar="PATH", help="A file; a folder for tensorboard; for optuna an SQLite file or a URL.")
+@click.pass_context
+@fail_with_message
+def export(context: click.Context, /, config: Path | None, search: str | None, **options: Any) -> None:
+    """Write the ended trials, with their curves, for another program. Reads the folder alone; needs no Redis.
+
+    \b
+    Example:
+        master export --format tensorboard --out runs
+        master export --format csv --stage coarse --out coarse.csv
+    """
+    from master.exporting import Request, export
+
+    _show(export(_choose(context, config, search), Request(**options), _say))
+
+
+@cli.command()
+@common_options
 @as_json
 @click.pass_context
 @fail_with_message
@@ -184,6 +205,36 @@ def workers(context: click.Context, as_json: bool) -> None:
     from master.commands import workers
 
     _show(workers(context.obj, as_json))
+
+
+@cli.command()
+@common_options
+@search_options
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="ADDRESS", help="Where to listen; elsewhere all needs the token.")
+@click.option("--port", default=8265, show_default=True, type=click.IntRange(0, 65535), help="0 takes any that is free.")
+@click.option(
+    "--token-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+    help="Holds the token [COARSEFINE_TOKEN]; without: a new one at each start.",
+)  # fmt: skip
+@click.option("--name", "names", multiple=True, metavar="HOST", help="A further name that this machine is reached by; may be repeated.")
+@click.pass_context
+@fail_with_message
+def serve(context: click.Context, /, config: Path | None, search: str | None, **options: Any) -> None:
+    """Serve the dashboard: a live page of the searches, and the same as JSON.
+
+    \b
+    Example:
+        master serve
+        master serve --host 0.0.0.0 --port 8080 --name gpu-box.local
+    """
+    import os
+
+    from master.serve.run import Request, only_search, serve
+
+    shared = context.obj
+    only = only_search(config, search)
+    request = Request(redis=shared.redis, checkpoints=shared.checkpoints, search=only, **options)
+    sys.exit(serve(request, dict(os.environ), _say, _show))
 
 
 @cli.command()

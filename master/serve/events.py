@@ -1,0 +1,63 @@
+"""Server-sent events: the state as soon as it changes. A browser opens the stream again by itself when it breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Literal
+
+from fastapi import APIRouter, HTTPException, Request
+from fastapi.responses import StreamingResponse
+
+from master.serve import models
+from master.serve.api import TheWatch
+from master.serve.watch import Watch
+
+QUIET_S = 10.0  # a comment now and then shows a proxy, and us, that the other end is still there
+MOST_LISTENERS = 200  # pages that are open at once; each holds a connection
+RETRY_MS = 1000  # how soon a browser tries again
+
+router = APIRouter(prefix="/api")
+
+
+@router.get("/events", response_class=StreamingResponse, responses={200: {"model": models.State, "content": {"text/event-stream": {}}}})
+async def events(request: Request, watch: TheWatch, search: str | None = None) -> StreamingResponse:
+    """The state, as of ``/api/state``, now and after each change, as ``event: state``."""
+    if watch.n_listeners >= MOST_LISTENERS:
+        raise HTTPException(503, f"{MOST_LISTENERS} pages are open already; close one")
+    headers = {"x-accel-buffering": "no"}  # a proxy must not hold events back
+    return StreamingResponse(_stream(request, watch, search), media_type="text/event-stream", headers=headers)
+
+
+async def _stream(request: Request, watch: Watch, search: str | None) -> AsyncIterator[str]:
+    changed, loop = asyncio.Event(), asyncio.get_running_loop()
+    closed: asyncio.Event = request.app.state.closed
+    forget = watch.listen(lambda: _wake(loop, changed))
+    closing = asyncio.create_task(closed.wait())
+    try:
+        yield f"retry: {RETRY_MS}\n\n"
+        while not closed.is_set():
+            changed.clear()
+            state = watch.state(search)
+            yield f"id: {state.sequence}\nevent: state\ndata: {state.model_dump_json()}\n\n"
+            while not await _next(changed, closing):
+                yield ": quiet\n\n"
+    finally:
+        forget()
+        closing.cancel()
+
+
+def _wake(loop: asyncio.AbstractEventLoop, changed: asyncio.Event) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop has ended between the change and the word of it
+        loop.call_soon_threadsafe(changed.set)
+
+
+async def _next(changed: asyncio.Event, closing: asyncio.Task[Literal[True]]) -> bool:
+    """Waits for a change or the end of the server; False after a while in which there was neither."""
+    waiting = asyncio.create_task(changed.wait())
+    try:
+        done, _ = await asyncio.wait({waiting, closing}, timeout=QUIET_S, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    return bool(done)
