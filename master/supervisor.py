@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ CARE_S = 1.0  # between looks at leases and stragglers
 SWEEP_S = 15.0  # between the janitor's rounds
 MAX_BACKOFF_S = 5.0
 ABSENT_S = 10.0  # local workers leave when they have heard no master for a little longer
+ENDED_WELL = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED)
 LONELY_S = 10.0  # trials wait and no worker is connected for so long: said once, or local ones started
 
 
@@ -41,6 +43,7 @@ class Watched:
     sequence: int = 0  # of the last ended trial that was read
     paces: Paces = field(default_factory=Paces)
     warned: set[str] = field(default_factory=set)
+    ended_well: bool = False  # some trial of the stage, so that training works as such
 
 
 class Supervisor:
@@ -124,6 +127,7 @@ class Supervisor:
         if counts is None:
             raise ConfigError(f"stage {self._stage!r} is no longer in Redis (replaced, or Redis was emptied); launch again")
         self._read_ended()
+        self._seen.ended_well = self._seen.ended_well or any(counts[state] for state in ENDED_WELL)
         ended = counts[TrialState.PENDING] + counts[TrialState.RUNNING] == 0
         done = sum(counts.values()) - counts[TrialState.PENDING] - counts[TrialState.RUNNING]
         live = sum(worker.state != "lost" for worker in self._workers)
@@ -136,13 +140,18 @@ class Supervisor:
 
     def _care(self) -> None:
         self._tell_reaped(reap(self._queue, self._launched.folder, master=True))
-        live = self._queue.live_workers()
-        self._workers = [worker for worker in self._registry.list() if worker.worker in live]  # of this search, not of this Redis
+        live, known = self._queue.live_workers(), self._registry.list()
+        self._workers = [worker for worker in known if worker.worker in live]  # of this search, not of this Redis
         if self.local is not None:
-            self.local.poll()
+            self.local.poll(self._blameless(known) if self._seen.ended_well else ())
         self._tell_aside()
         self._see_to_loneliness()
         self._see_to_stragglers()
+
+    def _blameless(self, known: list[WorkerInfo]) -> set[int]:
+        """Processes on this host with trials under lease: should they die, these trials are tried alone, and fail if they kill again."""
+        holders, host = {running.worker for running in self._queue.running()}, socket.gethostname()
+        return {worker.pid for worker in known if worker.worker in holders and worker.host == host}
 
     def _tell_reaped(self, reaped: Reaped) -> None:
         for trial_id in reaped.finished:

@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Self
 
+from common.bounded import open_to_append
 from common.broker import Broker
 from common.durable import explained, make_folder
 from common.options import DATA_FOLDER
@@ -161,7 +162,7 @@ class _Worker:
 
     def start(self, command: Sequence[str], environ: Mapping[str, str] | None, now: float) -> None:
         try:
-            with self.log.open("ab") as output:
+            with os.fdopen(open_to_append(self.log), "ab") as output:
                 self._log_start = output.tell()
                 self.process = subprocess.Popen(
                     command,
@@ -235,8 +236,11 @@ class LocalWorkers:
             worker.start(self._command, self._environ, self._clock())
         return self
 
-    def poll(self) -> None:
+    def poll(self, blameless: Collection[int] = ()) -> None:
         """Sees who has ended and starts again who is due; to be called about once a second.
+
+        Args:
+            blameless: processes whose end, however quick, says nothing against the next: their trials are blamed for it.
 
         Raises:
             CheckpointError: the output of a restarted one cannot be written.
@@ -244,7 +248,7 @@ class LocalWorkers:
         now = self._clock()
         for worker in self._workers:
             if worker.process and worker.process.poll() is not None:
-                self._see_to(worker, worker.process.returncode, now)
+                self._see_to(worker, worker.process, now, worker.process.pid in blameless)
             if worker.restart_at is not None and now >= worker.restart_at:
                 worker.start(self._command, self._environ, now)
 
@@ -267,9 +271,9 @@ class LocalWorkers:
                 os.killpg(process.pid, signal.SIGKILL)  # its own session, with what it has started itself
                 process.wait()
 
-    def _see_to(self, worker: _Worker, exit_code: int, now: float) -> None:
-        lived_s = now - worker.started_at
-        then = after_end(exit_code, lived_s, worker.quick_deaths)
+    def _see_to(self, worker: _Worker, process: subprocess.Popen[bytes], now: float, blameless: bool) -> None:
+        exit_code, lived_s = process.returncode, now - worker.started_at
+        then = after_end(exit_code, QUICK_S if blameless else lived_s, worker.quick_deaths)
         worker.process, worker.quick_deaths = None, then.quick_deaths
         if then.action is Action.RESTART:
             worker.restart_at = now + then.wait_s

@@ -133,6 +133,17 @@ def test_one_that_keeps_dying_is_given_up_with_the_end_of_its_output(launch: Lau
     assert workers.pids == []
 
 
+def test_deaths_that_its_trials_are_blamed_for_do_not_end_the_pool(launch: Launch) -> None:
+    workers = launch.start("import os; os._exit(9)")
+    for _ in range(8):
+        (pid,) = workers.pids
+        wait_for(lambda pid=pid: not alive(pid), f"process {pid} has ended")
+        workers.poll(blameless={pid})
+        launch.now += 1.0
+        workers.poll()
+    assert workers.pids and not workers.given_up
+
+
 def test_the_others_go_on_when_one_is_given_up(launch: Launch) -> None:
     workers = launch.start(SLEEPER, n=2)
     steady = workers.pids[1]
