@@ -1,0 +1,195 @@
+"""The metric against each hyperparameter in its sampling scale, every stage's range below it, so that the narrowing can be seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from common.space import Space
+from master.figures.scales import Scale, scales, segments, zones
+from master.figures.style import BLACK, GREY, STAGE_COLOURS, empty, framed, metric_axis, metric_title, safe, thinned
+from master.figures.table import is_min
+
+TITLE = "Hyperparameters and their ranges"
+ROW = 240  # pixels of a panel's upper part
+BAR = 18  # pixels of a stage's range below it
+GAP = 66  # pixels between rows: an axis with its title
+TOP, BOTTOM = 96, 70  # pixels for title and legend
+COLUMN_GAP = 0.09  # of the width: the metric's ticks and title
+RUG = 0.07  # of the metric's span, below its lowest value: trials that measured none
+BORDER_TINT = "rgba(213, 94, 0, 0.13)"  # vermilion: the border zones behind the points
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One hyperparameter's place: the numbers of its axes and what it covers of the figure."""
+
+    scale: Scale
+    number: int
+    x: tuple[float, float]
+    metric: tuple[float, float]
+    bars: tuple[float, float]
+
+    @property
+    def x_axis(self) -> str:
+        return _axis("x", self.number)
+
+    @property
+    def y_axis(self) -> str:
+        return _axis("y", 2 * self.number - 1)
+
+    @property
+    def bar_axis(self) -> str:
+        return _axis("y", 2 * self.number)
+
+
+def hyperparameters(trials: pd.DataFrame, ranges: Mapping[str, Space], columns: int = 2) -> go.Figure:
+    """A panel each: points coloured by stage, the best of each stage ringed, the outer 5 % of the last stage's range tinted.
+
+    Args:
+        trials: of one stage or several, see ``table``.
+        ranges: what each stage sampled, in order; one that has no trials (the next, proposed) is drawn as a range alone.
+        columns: of panels; 1 on a phone.
+    """
+    shown = scales(ranges)
+    if not len(trials) or not shown:
+        return empty(TITLE, "No trial has ended yet." if shown else "This stage samples nothing: all values are fixed.")
+    drawn, thinning = _drawn(trials)
+    colours = {stage: STAGE_COLOURS[i % len(STAGE_COLOURS)] for i, stage in enumerate(ranges)}
+    note = f"Orange: the outer 5 % of a range. Ringed: the best of a stage. {thinning}".strip()
+    columns = min(columns, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    height = TOP + BOTTOM + rows * (ROW + BAR * len(ranges)) + (rows - 1) * GAP
+    figure = framed(go.Figure(), TITLE, note, height)
+    figure.update_layout(margin={"t": TOP, "b": BOTTOM})
+    for panel in _panels(shown, columns, len(ranges), height - TOP - BOTTOM):
+        _draw(figure, panel, drawn, ranges, colours)
+    return figure
+
+
+def _drawn(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Each stage thinned for itself, so that a fine stage is not lost among a coarse one's thousands."""
+    parts = [thinned(part) for _, part in trials.groupby("stage", sort=False)]
+    return pd.concat([part for part, _ in parts]), " ".join(note for _, note in parts if note)
+
+
+def _panels(shown: Sequence[Scale], columns: int, n_bars: int, height: int) -> list[_Panel]:
+    panels = []
+    width = (1 - COLUMN_GAP * (columns - 1)) / columns
+    for number, scale in enumerate(shown):
+        row, column = divmod(number, columns)
+        left = column * (width + COLUMN_GAP)
+        top = 1 - row * (ROW + BAR * n_bars + GAP) / height
+        middle = top - ROW / height
+        bottom = max(0.0, middle - BAR * n_bars / height)
+        panels.append(_Panel(scale, number + 1, (left, left + width), (middle + 4 / height, top), (bottom, middle)))
+    return panels
+
+
+def _draw(figure: go.Figure, panel: _Panel, trials: pd.DataFrame, ranges: Mapping[str, Space], colours: Mapping[str, str]) -> None:
+    axis = metric_axis(trials)
+    bottom = _bottom(trials, axis["type"] == "log")
+    for stage, part in trials.groupby("stage", sort=False):
+        _points(figure, panel, part, str(stage), colours.get(str(stage), GREY), bottom)
+    for number, (stage, space) in enumerate(ranges.items()):
+        _bars(figure, panel, stage, space, colours[stage], len(ranges) - 1 - number)
+    sampled = [stage for stage in ranges if (trials["stage"] == stage).any()] or list(ranges)
+    _tint(figure, panel, ranges[sampled[-1]])
+    figure.update_layout(
+        {
+            _key(panel.x_axis): {**panel.scale.axis, "domain": panel.x, "anchor": panel.bar_axis},
+            _key(panel.y_axis): {**axis, "domain": panel.metric, "anchor": panel.x_axis},
+            _key(panel.bar_axis): {
+                "domain": panel.bars, "anchor": panel.x_axis, "range": [-0.5, len(ranges) - 0.5], "showgrid": False, "ticks": "",
+                "tickvals": list(range(len(ranges))), "ticktext": [safe(stage) for stage in reversed(list(ranges))],
+                "tickfont": {"size": 10},
+            },
+        }
+    )  # fmt: skip
+
+
+def _points(figure: go.Figure, panel: _Panel, part: pd.DataFrame, stage: str, colour: str, bottom: float) -> None:
+    places = panel.scale.places(part)
+    good, values = part["good"].to_numpy(dtype=bool), part["value"].to_numpy(dtype=float)
+    hover = f"%{{text}}<br>{safe(panel.scale.name)} %{{x:.4g}}<br>{metric_title(part)} %{{y:.4g}}<extra>{safe(stage)}</extra>"
+    if panel.scale.options is not None:
+        hover = f"%{{text}}<br>{metric_title(part)} %{{y:.4g}}<extra>{safe(stage)}</extra>"
+    axes = {"xaxis": panel.x_axis, "yaxis": panel.y_axis, "mode": "markers"}
+    first = panel.number == 1
+    cross = {"color": colour, "size": 5, "opacity": 0.55, "symbol": "x-thin", "line": {"width": 1, "color": colour}}
+    unknown = f"%{{text}}<br>{safe(panel.scale.name)} %{{x:.4g}}<extra>{safe(stage)}</extra>"
+    dot = {"color": colour, "size": 6, "opacity": 0.6}
+    for chosen, name, marker, template in ((good, stage, dot, hover), (~good, f"{stage}: not completed", cross, unknown)):
+        if chosen.any():
+            heights = np.where(np.isnan(values), bottom, values)[chosen]
+            text = [safe(f"{t}: {s}") for t, s in zip(part["trial"][chosen], part["state"][chosen], strict=True)]
+            figure.add_scatter(
+                x=places[chosen], y=heights, text=text, hovertemplate=template, marker=marker,
+                name=safe(name), legendgroup=safe(name), showlegend=first, **axes,
+            )  # fmt: skip
+    _ring(figure, part[part["good"]], panel, stage, axes)
+
+
+def _ring(figure: go.Figure, good: pd.DataFrame, panel: _Panel, stage: str, axes: Mapping[str, str]) -> None:
+    """The best of the stage. Its trace is named ``best of STAGE``."""
+    if not len(good):
+        return
+    best = good.sort_values(["value", "rank"], ascending=[is_min(good), True], kind="stable").head(1)
+    marker = {"size": 14, "color": "rgba(0, 0, 0, 0)", "line": {"width": 2.5, "color": BLACK}}
+    figure.add_scatter(
+        x=panel.scale.places(best), y=best["value"], name=f"best of {safe(stage)}", marker=marker, showlegend=False,
+        text=[safe(f"the best of {stage}: {best['trial'].iloc[0]}")], hovertemplate="%{text}<br>%{y:.4g}<extra></extra>", **axes,
+    )  # fmt: skip
+
+
+def _bars(figure: go.Figure, panel: _Panel, stage: str, space: Space, colour: str, height: int) -> None:
+    """A stage's range as a bar on its own line, its border zones darker at its ends."""
+    ends: dict[str, list[Any]] = {"x": [], "y": [], "text": []}
+    for start, end, words in segments(panel.scale, space):
+        ends["x"] += [start, end, None]
+        ends["y"] += [height, height, None]
+        ends["text"] += [words, words, None]
+    line = {"color": colour, "width": 9}
+    axes = {"xaxis": panel.x_axis, "yaxis": panel.bar_axis, "mode": "lines", "showlegend": False}
+    figure.add_scatter(**ends, line=line, name=f"range of {safe(stage)}", hovertemplate="%{text}<extra>%{fullData.name}</extra>", **axes)
+    if panel.scale.name in space.numeric:
+        dark = [x for start, end in zones(space.numeric[panel.scale.name]) for x in (start, end, None)]
+        heights = [None if x is None else height for x in dark]
+        figure.add_scatter(
+            x=dark, y=heights, line={"color": BLACK, "width": 9}, opacity=0.55, hoverinfo="skip", name="border zones", **axes
+        )
+
+
+def _tint(figure: go.Figure, panel: _Panel, space: Space) -> None:
+    """The border zones of the last stage that has trials, behind the points."""
+    for start, end in zones(space.numeric[panel.scale.name]) if panel.scale.name in space.numeric else []:
+        figure.add_shape(
+            type="rect", x0=start, x1=end, y0=0, y1=1, xref=panel.x_axis, yref=f"{panel.y_axis} domain",
+            fillcolor=BORDER_TINT, line_width=0, layer="below", name="border zone",
+        )  # fmt: skip
+
+
+def _bottom(trials: pd.DataFrame, log: bool) -> float:
+    """Where trials without a value are drawn: below all others, on a log axis above them, where the bad ones are."""
+    values = trials["value"].dropna()
+    if not len(values):
+        return 0.0
+    if log:
+        return float(values.max() * (values.max() / values.min()) ** RUG)
+    span = float(values.max() - values.min()) or 1.0
+    return float(values.max() + RUG * span if is_min(trials) else values.min() - RUG * span)
+
+
+def _axis(letter: str, number: int) -> str:
+    return letter if number == 1 else f"{letter}{number}"
+
+
+def _key(axis: str) -> str:
+    """``x2`` as the layout names it: ``xaxis2``."""
+    return f"{axis[0]}axis{axis[1:]}"

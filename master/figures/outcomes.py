@@ -1,0 +1,45 @@
+"""Where trials ended, over the two most telling hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from common.space import Space
+from master.figures.scales import scales
+from master.figures.style import STATE_COLOURS, STATE_SYMBOLS, empty, framed, metric_title, safe, thinned
+from master.figures.telling import telling
+
+TITLE = "Where trials ended"
+
+
+def outcomes(trials: pd.DataFrame, ranges: Mapping[str, Space], axes: Sequence[str] = ()) -> go.Figure:
+    """A point a trial, with a colour and a symbol for how it ended.
+
+    Args:
+        trials: see ``table``.
+        ranges: what each stage sampled.
+        axes: the two hyperparameters; without them those that tell most about where a trial ranks.
+    """
+    if not len(trials):
+        return empty(TITLE, "No trial has ended yet.")
+    names = list(axes) or telling(trials, ranges)
+    by_name = {scale.name: scale for scale in scales(ranges)}
+    if len(names) < 2 or any(name not in by_name for name in names):
+        return empty(TITLE, "This needs two hyperparameters that vary.")
+    x, y = (by_name[name] for name in names[:2])
+    drawn, thinning = thinned(trials)
+    figure = framed(go.Figure(), TITLE, f"Over the two hyperparameters that tell most. {thinning}".strip(), 480)
+    for state, colour in STATE_COLOURS.items():
+        part = drawn[drawn["state"] == state]
+        if len(part):
+            figure.add_scatter(
+                x=x.places(part), y=y.places(part), mode="markers", name=f"{state} ({(trials['state'] == state).sum():,})",
+                text=[safe(f"{name}: {metric_title(trials)} {v:.4g}") for name, v in zip(part["trial"], part["value"], strict=True)],
+                hovertemplate=f"%{{text}}<br>{safe(x.name)} %{{x:.4g}}<br>{safe(y.name)} %{{y:.4g}}<extra>{state}</extra>",
+                marker={"color": colour, "symbol": STATE_SYMBOLS[state], "size": 7, "opacity": 0.7},
+            )  # fmt: skip
+    figure.update_layout(xaxis=x.axis, yaxis=y.axis)
+    return figure

@@ -1,0 +1,122 @@
+"""Parallel coordinates: each trial a line through its hyperparameters, coloured by the metric."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
+
+from common.space import Space
+from master.figures.scales import Scale, scales
+from master.figures.style import GREY, SCALE, VERMILION, empty, framed, metric_title, safe, thinned
+from master.figures.table import is_min
+
+TITLE = "Parallel coordinates"
+SHADES = 12  # of colour: as many as an eye tells apart on a scale, each one path for the browser
+LOW_QUANTILE = 0.1  # of the metric: below it all have the lowest colour, so that the good ones differ in theirs
+MOST_LINES = 1000  # more are a block of colour
+HEIGHT = 460
+
+
+def parallel(trials: pd.DataFrame, ranges: Mapping[str, Space]) -> go.Figure:
+    """The better trials lie on top; the best is a thick line.
+
+    Args:
+        trials: see ``table``; those without a value of the metric are left out.
+        ranges: what each stage sampled.
+    """
+    good = trials[trials["good"]]
+    shown = scales(ranges)
+    if not len(good) or not shown:
+        return empty(TITLE, "No trial has completed yet." if shown else "This stage samples nothing: all values are fixed.")
+    drawn, thinning = thinned(good, MOST_LINES)
+    worst_first = drawn.sort_values("value", ascending=not is_min(trials), kind="stable")
+    heights = _heights(worst_first, shown)  # (n, axes + 1) in [0, 1], the metric's last
+    note = f"A line is a trial that completed; the best in orange. {thinning}".strip()
+    figure = framed(go.Figure(), TITLE, note, HEIGHT)
+    values = worst_first["value"].to_numpy(dtype=float)
+    low, high = _colour_range(values, is_min(trials))
+    shades = np.clip((values - low) / ((high - low) or 1) * SHADES, 0, SHADES - 1).astype(int)
+    names = [safe(f"{t}: {metric_title(trials)} {v:.4g}") for t, v in zip(worst_first["trial"], values, strict=True)]
+    order = range(SHADES - 1, -1, -1) if is_min(trials) else range(SHADES)
+    for shade in order:
+        _lines(figure, heights[shades == shade], [n for n, s in zip(names, shades, strict=True) if s == shade], _colour(shade))
+    _lines(figure, heights[-1:], names[-1:], VERMILION, width=3.5, opacity=1.0, name="best")
+    _axes(figure, shown, trials, values)
+    _colour_bar(figure, low, high, metric_title(trials))
+    return figure
+
+
+def _heights(trials: pd.DataFrame, shown: list[Scale]) -> np.ndarray[Any, Any]:
+    values = trials["value"].to_numpy(dtype=float)
+    metric = (values - values.min()) / ((values.max() - values.min()) or 1)
+    return np.column_stack([*(scale.unit(trials) for scale in shown), metric])
+
+
+def _colour_range(values: np.ndarray[Any, Any], small: bool) -> tuple[float, float]:
+    if small:
+        return float(values.min()), float(np.quantile(values, 1 - LOW_QUANTILE))
+    return float(np.quantile(values, LOW_QUANTILE)), float(values.max())
+
+
+def _colour(shade: int) -> str:
+    colour: str = sample_colorscale(SCALE, [(shade + 0.5) / SHADES])[0]
+    return colour
+
+
+def _lines(
+    figure: go.Figure,
+    heights: np.ndarray[Any, Any],
+    names: list[str],
+    colour: str,
+    width: float = 1.2,
+    opacity: float = 0.6,
+    name: str = "",
+) -> None:
+    """Many lines as one path, with gaps between them."""
+    n, n_axes = heights.shape
+    if not n:
+        return
+    x = np.tile(np.append(np.arange(n_axes, dtype=float), np.nan), n)
+    y = np.column_stack([heights, np.full(n, np.nan)]).ravel()
+    text = [text for name in names for text in (name,) * (n_axes + 1)]
+    figure.add_scatter(
+        x=x, y=y, text=text, mode="lines", line={"color": colour, "width": width}, opacity=opacity, connectgaps=False,
+        hovertemplate="%{text}<extra></extra>", showlegend=False, name=name,
+    )  # fmt: skip
+
+
+def _axes(figure: go.Figure, shown: list[Scale], trials: pd.DataFrame, values: np.ndarray[Any, Any]) -> None:
+    labels = [safe(scale.name) for scale in shown] + [safe(str(trials["metric"].iloc[0]))]
+    marks = [scale.ticks() for scale in shown]
+    marks.append(
+        [
+            (position, f"{value:.3g}")
+            for position, value in zip(np.linspace(0, 1, 5), np.linspace(values.min(), values.max(), 5), strict=True)
+        ]
+    )
+    for place, ticks in enumerate(marks):
+        figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": GREY, "width": 1})
+        for position, text in ticks:
+            figure.add_annotation(
+                x=place, y=position, text=text, showarrow=False, xanchor="left", xshift=2, font={"size": 10}, borderpad=0,
+                bgcolor="rgba(255, 255, 255, 0.75)",
+            )  # fmt: skip
+    figure.update_xaxes(
+        tickvals=list(range(len(labels))), ticktext=labels, range=[-0.15, len(labels) - 0.45], showgrid=False, showline=False
+    )
+    figure.update_yaxes(visible=False, range=[-0.04, 1.04])
+
+
+def _colour_bar(figure: go.Figure, low: float, high: float, title: str) -> None:
+    """Shown by a trace without points."""
+    marker = {
+        "color": [low], "cmin": low, "cmax": high, "colorscale": SCALE, "showscale": True,
+        "colorbar": {"orientation": "h", "thickness": 10, "len": 0.6, "y": -0.28, "yanchor": "top", "x": 0, "xanchor": "left",
+            "title": {"text": title, "side": "bottom", "font": {"size": 11}}},
+    }  # fmt: skip
+    figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
