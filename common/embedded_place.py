@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from common import durable
+from common import bounded, durable
 from common.errors import QueueError
 
+MAX_FILE_BYTES = 1 << 16  # of three short strings
 MAX_SOCKET_BYTES = 100  # the system's limit is 108 (104 on macOS)
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
@@ -45,12 +46,12 @@ class Place:
             QueueError: it is damaged.
         """
         try:
-            return cls(**json.loads(path.read_bytes()))
+            return cls(**json.loads(bounded.read_bytes(path, MAX_FILE_BYTES)))
         except FileNotFoundError:
             return None
         except OSError as error:
             raise durable.explained(error, path) from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise QueueError(f"{path}: it is damaged; if no search runs on this folder, delete it") from error
 
     def write(self, path: Path) -> None:

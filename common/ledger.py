@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import durable
+from common import bounded, durable
 from common.records import SearchFolder
 
 NAME = "test_looks.jsonl"
+MAX_BYTES = 64 << 20  # some hundred thousand looks
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def count(folder: SearchFolder) -> int:
     """
     path = folder.path / NAME
     try:
-        return path.read_bytes().count(b"\n")
+        return bounded.read_bytes(path, MAX_BYTES).count(b"\n")
     except FileNotFoundError:
         return 0
     except OSError as error:
@@ -72,10 +73,10 @@ def count(folder: SearchFolder) -> int:
 
 def _appended(path: Path, lines: bytes) -> int:
     """Adds whole lines at the end, one look after the other; returns how many lines there are up to them."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    descriptor = bounded.open_to_append(path)
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # gone with the descriptor
-        before = file.read()
+        before = file.read(MAX_BYTES)
         if before and not before.endswith(b"\n"):
             lines = b"\n" + lines  # a look that a power cut left half written: it was one
         file.write(lines)

@@ -20,7 +20,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from common import durable
+from common import bounded, durable
 from common.errors import CheckpointError
 
 MAX_BYTES = 1 << 30  # a million examples of 256 classes; what claims to be larger, packed or unpacked, is not ours
@@ -70,7 +70,7 @@ def read(path: Path) -> Predictions:
         CheckpointError: unreadable, damaged, or something else.
     """
     try:
-        with path.open("rb") as file:
+        with bounded.open_ordinary(path, MAX_BYTES) as file:
             return _predictions(_unpacked(file))
     except FileNotFoundError:
         raise

@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from common import durable
+from common import bounded, durable
 from common.errors import CheckpointError, ConfigError
 from common.search import NAME_PATTERN, Search, load_search
 from common.space import Scalar
@@ -213,13 +213,22 @@ class StageFolder:
         """``pictures/coarse-0042-try=1.png``."""
         return self.pictures / f"{_named_safely(trial_id)}-try={attempt}.png"
 
-    def write_records(self, records: Sequence[Record]) -> None:
+    def write_records(self, records: Sequence[Record]) -> list[Record]:
         """Makes a batch of records durable. One that exists already stays: the first word about an attempt counts.
+
+        Returns:
+            The records as the folder has them now; one that cannot be read there is as it was given.
 
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        durable.write_new({self.record_path(r.trial, r.attempt): r.model_dump_json(exclude_none=True).encode() for r in records})
+        contents = {self.record_path(r.trial, r.attempt): r.model_dump_json(exclude_none=True).encode() for r in records}
+        taken = durable.write_new(contents)
+        return [self._standing(r) if path in taken else r for path, r in zip(contents, records, strict=True)]
+
+    def _standing(self, record: Record) -> Record:
+        found = self.record(record.trial, record.attempt)
+        return found if found is not None and found.search_id == record.search_id else record
 
     def set_damaged_aside(self, trial_id: str, attempt: int, search_id: str) -> None:
         """Renames a record that cannot be read, or is another search's, so that a new one can take its name.
@@ -229,10 +238,7 @@ class StageFolder:
         """
         path, found = self.record_path(trial_id, attempt), self.record(trial_id, attempt)
         if path.exists() and (found is None or found.search_id != search_id):
-            try:
-                path.rename(path.with_name(f"{path.name}.damaged"))
-            except OSError as error:
-                raise durable.explained(error, path) from error
+            durable.set_aside(path)
 
     def record(self, trial_id: str, attempt: int) -> Record | None:
         """The record of one attempt, None if there is none or it is damaged."""
@@ -242,8 +248,16 @@ class StageFolder:
         except (CheckpointError, FileNotFoundError):
             return None
 
-    def records(self, warn: Callable[[str], None]) -> list[Record]:
-        """Each trial's highest readable ended attempt, in the order of trial numbers; damaged files are told and passed over."""
+    def records(self, warn: Callable[[str], None], set_aside: bool = False) -> list[Record]:
+        """Each trial's highest readable ended attempt, in the order of trial numbers; damaged files are told and passed over.
+
+        Args:
+            warn: told of each damaged file.
+            set_aside: whether damaged files are given another name, so that nobody stumbles over them again.
+
+        Raises:
+            CheckpointError: the folder cannot be read, or a damaged file not be renamed.
+        """
         latest: dict[str, Record] = {}
         with _without_collection():
             for file in sorted(self.attempts(self.trials), key=lambda f: f.attempt, reverse=True):
@@ -255,25 +269,27 @@ class StageFolder:
                     continue
                 except CheckpointError as error:
                     warn(str(error))
+                    if set_aside:
+                        durable.set_aside(file.path)
         return sorted(latest.values(), key=lambda r: r.index)
 
     @staticmethod
-    def attempts(folder: Path) -> list[AttemptFile]:
-        """The records (in ``trials``) or resume states (in ``resume``) of all attempts."""
-        matches = ((ATTEMPT_PATTERN.fullmatch(name), name) for name in _names(folder))
+    def attempts(folder: Path, besides: str = "") -> list[AttemptFile]:
+        """The records (in ``trials``) or resume states (in ``resume``) of all attempts; those with the ending ``besides`` as well."""
+        matches = ((ATTEMPT_PATTERN.fullmatch(name.removesuffix(besides)), name) for name in _names(folder))
         return [AttemptFile(m["trial"], int(m["attempt"]), folder / name) for m, name in matches if m]
 
     def highest_attempts(self) -> dict[str, int]:
-        """Each trial's highest attempt that left any file here."""
+        """Each trial's highest attempt that left any file here, damaged or not: no attempt number is used twice."""
         highest: dict[str, int] = {}
-        for file in [*self.attempts(self.trials), *self.attempts(self.resume)]:
+        for file in [*self.attempts(self.trials, durable.ASIDE), *self.attempts(self.resume, durable.ASIDE)]:
             highest[file.trial_id] = max(file.attempt, highest.get(file.trial_id, 0))
         return highest
 
-    def latest_resume(self, trial_id: str) -> Path | None:
-        """The latest saved state of an unfinished trial."""
+    def saved_states(self, trial_id: str) -> list[Path]:
+        """The saved states of an unfinished trial, latest first."""
         own = [f for f in self.attempts(self.resume) if f.trial_id == trial_id]
-        return max(own, key=lambda f: f.attempt).path if own else None
+        return [file.path for file in sorted(own, key=lambda f: f.attempt, reverse=True)]
 
     def checkpoints(self, mode: str = "max") -> list[CheckpointName]:
         """The weights files, best first as `ls -r` shows them; with ``mode`` "min" the smallest value first, as `ls` does."""
@@ -354,7 +370,7 @@ class SearchFolder:
         try:
             search = load_search(self.search_file)
         except ConfigError as error:
-            remedy = 'the file as launched; restore it from your own copy and add its line id = "..." back'
+            remedy = "the file as launched; `master recover --config FILE` puts your own copy of it in its place"
             raise CheckpointError(f"{error} ({remedy})") from None
         if search.id is None:
             raise CheckpointError(f"{self.search_file}: has no id, so it was not written by launch; move it out of the checkpoint folder")
@@ -398,10 +414,7 @@ def read_record(path: Path) -> Record:
     """
     match = ATTEMPT_PATTERN.fullmatch(path.name)
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size > MAX_RECORD_BYTES:
-                raise CheckpointError(f"{path}: larger than a record can be; set it aside")
-            record = Record.model_validate_json(file.read())
+        record = Record.model_validate_json(bounded.read_bytes(path, MAX_RECORD_BYTES))
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -409,7 +422,8 @@ def read_record(path: Path) -> Record:
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]["msg"]
         raise CheckpointError(f"{path}: damaged record ({problem}); set aside, its trial counts as not ended") from None
-    if not match or record.trial != match["trial"] or record.attempt != int(match["attempt"]):
+    named = (match["trial"], match["stage"], int(match["attempt"])) if match else None
+    if (record.trial, record.stage, record.attempt) != named:
         raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
     return record
 

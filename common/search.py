@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from common import bounded
 from common.errors import ConfigError
 from common.practice import BUILT_IN_TASKS
 from common.space import Space
@@ -220,14 +221,14 @@ def read_text(path: Path) -> str:
     try:
         if path.is_dir():
             raise ConfigError(f"{path}: is a folder; give the search file in it, such as {path / 'search.toml'}")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ConfigError(f"{path}: larger than a search file can be ({MAX_FILE_BYTES} bytes); is it the right file?")
-        return path.read_text(encoding="utf-8")
+        return bounded.read_bytes(path, MAX_FILE_BYTES).decode("utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `master init` writes one to start from") from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); is it the right file, and may this user read it?") from None
+    except ValueError as error:
+        if not isinstance(error, UnicodeDecodeError):
+            raise ConfigError(f"{str(path)!r}: no path that a file can have ({error}); correct it") from None
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
 
 

@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common import durable
+from common import bounded, durable, task_file
 from common.errors import SearchError
 from common.records import SearchFolder
 from common.search import Search
 from master.prepare import Examined
 
+MAX_NOTE_BYTES = 16 << 20  # a report of the checks is a page
 FORMAT = 1  # of the note; another one is not believed
 ENDED_WITH_REPORT = (0, 1)  # exit codes of `worker check` that come with one: passed, failed
 
@@ -80,7 +81,7 @@ class Checker:
 def fingerprint(search: Search, code: bytes | None, folder: SearchFolder) -> str:
     """What a check has looked at: the task's code, the space, the seed and the metric."""
     if search.task_file is not None and code is None:
-        code = (folder.path / Path(search.task_file).name).read_bytes()
+        code = task_file.read(folder.path / Path(search.task_file).name)
     looked_at = [search.task, hashlib.sha256(code or b"").hexdigest(), search.space.plain(), search.seed, search.metric]
     return hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
 
@@ -97,9 +98,9 @@ def note(folder: SearchFolder, content: bytes) -> None:
 def _noted(folder: SearchFolder, wanted: str) -> bytes | None:
     """The note of a check that passed on the same search, None if there is none that can be read."""
     try:
-        content = folder.check_file.read_bytes()
+        content = bounded.read_bytes(folder.check_file, MAX_NOTE_BYTES)
         known = json.loads(content)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None  # no note, or a damaged one: checked again
     same = isinstance(known, dict) and (known.get("format"), known.get("fingerprint")) == (FORMAT, wanted)
     return content if same else None

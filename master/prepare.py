@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import tomlkit
 
-from common import durable
+from common import durable, task_file
 from common.errors import ConfigError, TaskError
 from common.queue import TrialQueue
 from common.records import SearchFolder
@@ -171,7 +170,7 @@ def _task_code(search: Search, base: Path, folder: SearchFolder) -> bytes | None
     if target.exists() and (not source.exists() or source.resolve() == target.resolve()):
         return None
     try:
-        content = source.read_bytes()
+        content = task_file.read(source)
     except OSError as error:
         problem = f"{source} cannot be read ({error.strerror}); the path is relative to the search file"
         raise TaskError(f"task = {search.task!r}: {problem}") from None
@@ -184,7 +183,7 @@ def _copy_task(search: Search, content: bytes | None, base: Path, folder: Search
     if content is None or search.task_file is None:
         return
     target = folder.path / Path(search.task_file).name
-    if target in durable.write_new({target: content}) and target.read_bytes() != content:
+    if target in durable.write_new({target: content}) and _launched_code(target) != content:
         raise ConfigError(
             f"task = {search.task!r}: {base / search.task_file} differs from the code that was launched ({target}); `master retry` takes "
             "it for failed and killed trials, --new-name NAME launches it as another search, --replace sets the old folder aside"
@@ -200,7 +199,7 @@ def renew_task(chosen: Chosen, launched: Launched) -> bool:
     """
     content = _task_code(chosen.search, chosen.base, launched.folder)
     target = launched.folder.path / Path(launched.search.task_file or "").name
-    if content is None or target.read_bytes() == content:
+    if content is None or _launched_code(target) == content:
         return False
     durable.replace(target, content)
     return True
@@ -228,7 +227,14 @@ def task_digest(search: Search, folder: SearchFolder) -> str:
     """Names the code that is launched: what each worker compares with its own."""
     if search.task_file is None:
         return f"builtin:{search.task}"
-    return hashlib.sha256((folder.path / Path(search.task_file).name).read_bytes()).hexdigest()
+    return task_file.digest(_launched_code(folder.path / Path(search.task_file).name))
+
+
+def _launched_code(path: Path) -> bytes:
+    try:
+        return task_file.read(path)
+    except OSError as error:
+        raise durable.explained(error, path) from error
 
 
 # -- a stage -----------------------------------------------------------------------------------------------------------

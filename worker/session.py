@@ -10,15 +10,18 @@ from pathlib import Path
 import redis
 import torch
 
+from common.bounded import open_ordinary
+from common import durable
 from common.errors import CheckpointError, TaskError
 from common.options import DATA_FOLDER
 from common.queue import TrialQueue
 from common.records import SearchFolder, searches
-from common.search import Search
+from common.search import MAX_FILE_BYTES, Search
 from common.trial import Claim
 from worker.own import OwnLoop
 from worker.tasks import Loop, Task, load_task, task_digest
 from worker.tasks.loader import looks_like_loop
+from worker.training import archive
 from worker.training.engine import Engine, Job
 
 Trainer = Engine | OwnLoop
@@ -49,8 +52,8 @@ class Session:
     def in_place(self) -> bool:
         """Whether the folder still holds this search; another one may have replaced it."""
         try:
-            with self.folder.search_file.open(encoding="utf-8") as file:
-                return str(self.search.id) in file.readline()  # where launch writes the id
+            with open_ordinary(self.folder.search_file, MAX_FILE_BYTES) as file:
+                return str(self.search.id).encode() in file.readline()  # where launch writes the id
         except OSError:
             return False
 
@@ -66,8 +69,16 @@ class Session:
         if self._engine is None or grown or self.digest != launched:
             self.digest = task_digest(self.search.task_in_folder, self.folder.path)
             self._check_digest(launched)
-            self._engine = self._made(load_task(self.search.task_in_folder, self.folder.path, self._means.data), log)
+            self._engine = self._made(self._task(launched, log), log)
         return self._engine
+
+    def _task(self, launched: str | None, log: Callable[[str], None]) -> Task | Loop:
+        """The task, whose code is exactly what the digest names; said, since it runs with this user's rights."""
+        spec, folder = self.search.task_in_folder, self.folder.path
+        if self.search.task_file is None:
+            return load_task(spec, folder, self._means.data)
+        log(f"search {self.search.name!r} runs the code in {folder}: {spec}, sha256 {self.digest}{', as launched' if launched else ''}")
+        return load_task(spec, folder, self._means.data, self.digest)
 
     def _made(self, task: Task | Loop, log: Callable[[str], None]) -> Trainer:
         search, means = self.search, self._means
@@ -114,15 +125,21 @@ class Session:
         return [Job(claim, self._saved_state(claim, say)) for claim in claims]
 
     def _saved_state(self, claim: Claim, say: Callable[[str], None]) -> dict[str, object] | None:
-        path = self.folder.stage(claim.trial.stage).latest_resume(claim.trial.id) if claim.fence.attempt > 1 else None
-        if path is None:
-            return None
-        try:
-            state: dict[str, object] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises whatever a damaged file makes its readers raise
-            say(f"{path}: damaged ({type(error).__name__}); {claim.trial.id} starts from its beginning")
-            return None
-        return state
+        """The latest saved state that can be read; one that cannot is set aside."""
+        paths = self.folder.stage(claim.trial.stage).saved_states(claim.trial.id) if claim.fence.attempt > 1 else []
+        for path in paths:
+            try:
+                state: object = archive.load(path)
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # whatever a damaged file makes its readers raise
+                state = error
+            if isinstance(state, dict):
+                return state
+            problem = f"damaged ({type(state).__name__})" if isinstance(state, Exception) else "holds no state"
+            say(f"{path}: {problem}; set aside, {claim.trial.id} starts from an earlier state or its beginning")
+            durable.set_aside(path)
+        return None
 
 
 class Sessions:

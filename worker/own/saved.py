@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from common.errors import CheckpointError, TaskError
+from worker.training import archive
 
 ARRAY, BYTES = "$array", "$bytes"  # the only key of a dict that stands for one; both hold a tensor of uint8
 MARK = "$"  # a user's own keys must not begin with it
@@ -81,7 +82,7 @@ def load_state(path: Path | str) -> Any:
         CheckpointError: the file is missing, damaged, or of a task that the engine trained.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = archive.load(Path(path))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; `master rank` lists those there are") from None
     except Exception as error:  # a damaged archive raises whatever its damage leads to

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import sys
 import traceback
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 
+from common import task_file
 from common.errors import TaskError
 from common.options import DATA_FOLDER
 from worker.tasks.base import Loop, Task, check_attributes, own_metrics
@@ -26,16 +27,17 @@ BUILT_IN = {  # imported when asked for: scikit-learn takes a second
 OUR_PACKAGES = ("common", "master", "worker")  # a task folder that holds one of these would be confused with ours
 
 
-def load_task(spec: str, folder: Path, data_dir: Path = DATA_FOLDER) -> Task | Loop:
+def load_task(spec: str, folder: Path, data_dir: Path = DATA_FOLDER, launched: str | None = None) -> Task | Loop:
     """Loads what a search file names: an instance of a class, or a function that is a loop of its own.
 
     Args:
         spec: ``digits``, ``path/to/my_task.py:MyTask`` or ``path/to/my_loop.py:train``; a relative path is taken from ``folder``.
         folder: where the search file lies.
         data_dir: where built-in tasks find and download their files; nothing is read before ``data()``.
+        launched: the digest of the code that may run; None: whatever is there, as its owner asks for it.
 
     Raises:
-        TaskError: no such task, file, class or function, or importing it raised; the message says where.
+        TaskError: the code is another, no such task, file, class or function, or importing it raised; the message says where.
     """
     if spec in BUILT_IN:
         module_name, class_name = BUILT_IN[spec]
@@ -44,7 +46,7 @@ def load_task(spec: str, folder: Path, data_dir: Path = DATA_FOLDER) -> Task | L
             task.data_dir = data_dir
         return task
     path, class_name = _parts(spec, folder)
-    module = _import(path)
+    module = _import(path, launched)
     found = getattr(module, class_name, None)
     if found is None:
         own = [(name, value) for name, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
@@ -71,8 +73,8 @@ def looks_like_loop(spec: str, folder: Path) -> bool:
         return False
     try:
         path, name = _parts(spec, folder)
-        tree = ast.parse(path.read_bytes())
-    except (TaskError, SyntaxError, ValueError, OSError):
+        tree = ast.parse(task_file.read(path))
+    except (TaskError, SyntaxError, ValueError, OSError, RecursionError, MemoryError):
         return False  # told when the task is loaded
     return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
 
@@ -85,7 +87,7 @@ def task_digest(spec: str, folder: Path) -> str:
     """
     if spec in BUILT_IN:
         return f"builtin:{spec}"
-    return _digest(_parts(spec, folder)[0])
+    return task_file.digest(_content(_parts(spec, folder)[0]))
 
 
 def _parts(spec: str, folder: Path) -> tuple[Path, str]:
@@ -102,16 +104,36 @@ def _parts(spec: str, folder: Path) -> tuple[Path, str]:
     return path, class_name
 
 
-def _digest(path: Path) -> str:
+def _content(path: Path) -> bytes:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return task_file.read(path)
     except OSError as error:
         raise TaskError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
 
 
-def _import(path: Path) -> ModuleType:
-    name = f"coarsefine_task_{_digest(path)[:16]}"  # a name of its own: it hides nothing and nothing hides it
-    spec = importlib.util.spec_from_file_location(name, path)
+class _ThisSource(SourceFileLoader):
+    """Runs the bytes that were digested: neither what has taken the file's place meanwhile, nor a compiled copy beside it."""
+
+    def __init__(self, name: str, path: Path, content: bytes) -> None:
+        super().__init__(name, str(path))
+        self._content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Compiled here and now."""
+        code: CodeType = self.source_to_code(self._content, self.path)
+        return code
+
+
+def _import(path: Path, launched: str | None) -> ModuleType:
+    content = _content(path)
+    own = task_file.digest(content)
+    if launched is not None and own != launched:
+        raise TaskError(
+            f"{path}: the code here has digest {own}, the launched one {launched}; "
+            "restore the file in the search's folder, or launch under a new name with --new-name"
+        )
+    name = f"coarsefine_task_{own[:16]}"  # a name of its own: it hides nothing and nothing hides it
+    spec = importlib.util.spec_from_file_location(name, path, loader=_ThisSource(name, path, content))
     if spec is None or spec.loader is None:
         raise TaskError(f"{path}: cannot be imported as a Python file; check its name")
     module = importlib.util.module_from_spec(spec)

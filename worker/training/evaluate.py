@@ -13,6 +13,7 @@ from common.errors import CheckpointError, ConfigError, TaskError
 from common.search import Search
 from common.space import Hyperparameters
 from worker.tasks.base import AVERAGED, Part, Task, data_of
+from worker.training import archive
 from worker.training.preprocess import NONE, Preprocessing
 
 EXAMPLES_AT_ONCE = 1024
@@ -117,7 +118,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, damaged, or holds something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = archive.load(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file; `master rank` lists those there are") from None
     except Exception as error:  # a damaged archive raises whatever its damage leads to

@@ -125,7 +125,7 @@ def test_a_record_that_is_far_too_large_is_not_read(folder: StageFolder) -> None
     path = folder.record_path("coarse-0042", 1)
     with path.open("wb") as file:
         file.truncate(MAX_RECORD_BYTES + 1)
-    assert "larger than a record can be" in told(folder)[1][0]
+    assert "more than the 16,777,216 that such a file can have" in told(folder)[1][0]
 
 
 def test_a_folder_in_a_records_place_is_told(folder: StageFolder) -> None:
