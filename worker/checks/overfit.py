@@ -16,6 +16,7 @@ REPEATED = 20  # times in an epoch: between two looks at the loss
 EPOCHS = 30  # 600 steps of all twenty: what learns at all needs some fifty
 ENOUGH_STEPS = 100  # that a sound model needs at most, in all but odd cases
 NEARLY_ZERO = 0.01  # share of the first loss, or of chance
+ON_THE_WAY = 0.1  # the same, with all examples right: linear models get there slowly, and nothing is wrong with them
 NAME = "overfit"
 
 
@@ -64,6 +65,9 @@ def _judged(result: Trained, start: float, goal: float, n: int, classes: bool) -
     if result.out_of_time and loss < start:
         means = "The model is slow here; nothing is known to be wrong."
         return Finding(NAME, Status.WARNING, f"{found}, then the time for this check was up", means, figures)
+    if accuracy == 1.0 and loss <= goal * ON_THE_WAY / NEARLY_ZERO:
+        means = "All are right and the loss still falls, slowly: as it is with a linear model, or one with small outputs."
+        return Finding(NAME, Status.WARNING, found, means, figures)
     means = (
         f"A model that cannot learn {n} examples by heart has an error: in the forward pass, in its gradient, in the loss, or labels that "
         f"do not belong to their inputs. Or it is too small, starts dead, or needs another rate than {RATES[0]:g} to {RATES[-1]:g}."

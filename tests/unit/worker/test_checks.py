@@ -94,7 +94,7 @@ def test_a_sound_task_passes_every_check() -> None:
         ("UnseenClass", "data: labels", "never in training: 2"),
         ("BrokenData", "data", "no such disk (planted.py, line"),
         ("TooManyOutputs", "model", "5"),
-        ("RaisingModel", "model", "KeyError: 'width'"),
+        ("RaisingModel", "model", 'hp["width"]: [space] has no width'),
         ("Frozen", "overfit", "20 examples"),
         ("DetachedLoss", "gradient at the start", "detach()"),
         ("Nowhere", "task", "no class or function Nowhere"),
@@ -122,6 +122,7 @@ def test_what_is_unusual_and_may_be_right_is_a_warning() -> None:
         ("Unbalanced", "data: labels", "Unbalanced: an accuracy of"),
         ("Categories", "data: parts", "may be the data's own"),
         ("Single", "gradient at the start", "single precision"),
+        ("Linear", "overfit", "linear model"),
     ]:
         report = checked(task)
         finding = found(report, check)
