@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ TOP = 10  # models of the kind "top": more of them hardly change what ten agree 
 
 @dataclass(frozen=True)
 class Pool:
-    """Models, best first, and over how many these were selected: trials that have a value of the metric, or snapshots."""
+    """Models, best first, and over how many these were selected: trials that were ranked by the metric, or snapshots."""
 
     stages: str
     members: Sequence[Member]
@@ -56,7 +55,7 @@ def pool(kind: str, chosen: Chosen, named: str | None, top: int | None, warn: Ca
         )
     if kind == "snapshots":
         return Pool(names, members, len(members), "snapshots")
-    return Pool(names, members, sum(record.measured is not None and math.isfinite(record.measured) for record in records))
+    return Pool(names, members, len(ranking.best(records)) if records else 0)
 
 
 def _stages(kind: str, chosen: Chosen, named: str | None) -> list[Stage]:
@@ -133,6 +132,6 @@ def _some(members: list[Member], n_kept: int, stages: str) -> list[Member]:
             f"stage {stages}: no weights are kept, so there is nothing to put together; `master rank` shows what came out"
         )
     raise CheckpointError(
-        f"stage {stages}: none of the {n_kept} kept models has predictions beside it (the same name with .npz). Classification tasks write "
-        "them since this version; launch the search again with --new-name NAME"
+        f"stage {stages}: none of the {n_kept} kept models has predictions beside it (the same name with .npz). Tasks without classes, and "
+        "loops of your own, have none and make no ensemble; a classification gets them when it is launched again with --new-name NAME"
     )

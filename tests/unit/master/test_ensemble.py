@@ -14,7 +14,7 @@ from common.ledger import NAME
 from common.predictions import Part, Predictions, pack
 from common.records import CheckpointName, SearchFolder, StageFolder
 from common.search import parse_search
-from common.trial import trial_id
+from common.trial import TrialState, trial_id
 from master.cli import cli
 from master.ensemble import Member, gain, greedy, mixture, of_all, score
 from master.ranges import write_frozen
@@ -145,6 +145,8 @@ def run(root: Path, *options: str, code: int = 0) -> Any:
 
 
 def test_the_top_models_with_their_gain(root: Path) -> None:
+    exploded = record(9, {"learning_rate": 0.1}, state=TrialState.EXPLODED, reason="loss above 3 x its first", val_acc=0.2)
+    SearchFolder(root, "made").stage("coarse").write_records([exploded])  # nobody would have chosen it
     text = run(root)
     assert "top, stage coarse" in text and "coarse-0000" in text and "ensemble of 3" in text
     assert "on validation, selected over 3 trials: +0.0500 against the best single model, coarse-0000" in text
@@ -196,7 +198,8 @@ def test_what_cannot_be_mixed_is_one_message(root: Path) -> None:
     assert "stage 'fine' of search 'made' has not been launched" in run(root, "--stage", "fine", code=2)
     kept(folder, "fine", {0: None, 1: None})
     assert "none of the 2 kept models has predictions beside it" in run(root, code=1)
-    assert "--new-name" in run(root, "--of", "greedy", code=1)
+    told = run(root, "--of", "greedy", code=1)
+    assert "without classes" in told and "--new-name" in told
     other = arrays([0]) | {"val_targets": (TARGETS + 1) % C}
     (StageFolder(root / "made" / "fine").path / CheckpointName(0.98, "fine-0001", 4, 1).predictions).write_bytes(pack(other))
     assert "the data have changed" in run(root, "--stage", "all", code=1)
