@@ -33,8 +33,14 @@ STRONG_SIDES: dict[str, Side] = {  # where the regulariser is strongest: over on
     "l1": "high",
     "l2": "high",
     "dropout": "high",
+    "input_dropout": "high",
     "label_smoothing": "high",
-    "input_noise": "high",
+    "augment_noise": "high",
+    "augment_shift": "high",
+    "augment_flip": "high",
+    "augment_rotate": "high",
+    "augment_zoom": "high",
+    "input_noise": "high",  # this one, l2 and mixup: usual names of tasks of the user's own
     "mixup": "high",
     "max_norm": "low",
 }

@@ -22,6 +22,7 @@ from master.stages import Proposal
 
 TOP = 10  # trials in the table; `master rank` has the rest
 WIDTH = 80  # characters of a line that we break ourselves
+REASON_WIDTH = 400  # characters of a reason: with the remedy, which stands last
 INDENT = 4  # characters before a line that goes on
 
 
@@ -68,7 +69,7 @@ def counts(records: Sequence[Record]) -> Text:
     listed = ", ".join(f"{by_state[state]} {state.value}" for state in ranking.STATE_ORDER if by_state[state])
     text = Text(f"{len(records)} {'trial' if len(records) == 1 else 'trials'} ended: {listed or 'none'}")
     for state in ("failed", "killed"):
-        reasons = Counter(ranking.one_line(r.reason) for r in records if r.state == state and r.reason)
+        reasons = Counter(ranking.one_line(r.reason, REASON_WIDTH) for r in records if r.state == state and r.reason)
         for reason, n in reasons.most_common(1):
             text.append(f"\n{n} {state}: {reason}", style="yellow")
     failed = next((r for r in records if r.state == "failed"), None)

@@ -93,7 +93,7 @@ def test_the_decade_does_not_pass_the_users_limits() -> None:
     assert ends(space, "learning_rate")[0] == 4e-4
 
 
-@pytest.mark.parametrize("name", ["weight_decay", "dropout", "label_smoothing", "l2"])
+@pytest.mark.parametrize("name", ["weight_decay", "dropout", "label_smoothing", "l2", "input_dropout", "augment_noise"])
 def test_longer_training_keeps_the_strong_side_of_regularisation(name: str) -> None:
     records = ranking([*[0.1 + 0.005 * i for i in range(20)], *[i / 100 for i in range(80)]], name)
     shorter, longer = narrowed(records, {name: {"uniform": [0.0, 0.8]}})[0], narrowed(records, {name: {"uniform": [0.0, 0.8]}}, FINE)

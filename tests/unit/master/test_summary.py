@@ -65,6 +65,8 @@ def test_the_commonest_reason_of_failures_is_told() -> None:
     failures = [record(i, {}, state=TrialState.FAILED, reason="RuntimeError: [red] no\nmore") for i in range(3)]
     other = record(9, {}, state=TrialState.FAILED, reason="ValueError: x")
     assert "3 failed: RuntimeError: [red] no\n" in drawn(counts([*failures, other]))
+    long = "TaskError: the model makes (64, 5) of 64 examples; logits of shape (64, 3) are needed, so correct the last layer"
+    assert long in str(counts([record(0, {}, state=TrialState.FAILED, reason=long)]))  # with the remedy, which stands last
 
 
 def test_a_single_trial_was_not_selected() -> None:
