@@ -52,8 +52,11 @@ def launched(found: Session) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("Task", Engine), ("train", OwnLoop)])
 def test_other_code_than_the_one_launched_is_refused_until_a_retry_notes_it(tmp_path: Path, name: str, kind: type) -> None:
     found = session(tmp_path, name)
-    first = found.engine("coarse", print)
-    assert isinstance(first, kind) and found.engine("coarse", print) is first
+    said: list[str] = []
+    first = found.engine("coarse", said.append)
+    assert isinstance(first, kind) and found.engine("coarse", said.append) is first
+    runs = [line for line in said if "runs the code in" in line]
+    assert len(runs) == 1 and str(found.digest) in runs[0] and str(found.folder.path) in runs[0] and "as launched" in runs[0]
     fresh = Session(redis.Redis(), found.folder, found.search, Means(torch.device("cpu"), None, 1))
     fresh.queue = found.queue
     file = found.folder.path / "mine.py"

@@ -1,0 +1,144 @@
+"""A search's folder is shared: what somebody plants in it neither leads elsewhere, nor hangs a reader, nor runs."""
+
+from __future__ import annotations
+
+import io
+import os
+import py_compile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import ledger, predictions
+from common.bounded import open_to_append, read_bytes
+from common.errors import CheckpointError, ConfigError, SearchError, TaskError
+from common.filelock import FileLock
+from common.records import SearchFolder, read_record
+from common.search import load_search
+from common.task_file import digest
+from worker.tasks import load_task
+from worker.training import archive
+
+OUTWARD = ["../../up-0001", "/etc/coarse-0001", "coarse-0001/../../x", "coarse-0001\0", "coarse-٠٠٠١", "coarse-0001\n", "", "..", "coarse"]
+READERS: dict[str, Callable[[Path], object]] = {
+    "coarse-0001-try=1.json": read_record,
+    "search.toml": load_search,
+    "a.npz": predictions.read,
+    "a.pt": archive.load,
+    "task.py": lambda path: load_task("task.py:T", path.parent),
+    "test_looks.jsonl": lambda path: ledger.count(SearchFolder(path.parent.parent, path.parent.name)),
+}
+
+
+@pytest.mark.parametrize("name", OUTWARD)
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    folder = SearchFolder(tmp_path, "digits")
+    for path in (folder.stage("coarse").record_path, folder.stage("coarse").resume_path, folder.stage("coarse").picture_path):
+        with pytest.raises(CheckpointError, match="no trial's name"):
+            path(name, 1)
+    if name != "coarse":
+        with pytest.raises(CheckpointError, match="no stage's name"):
+            folder.stage(name)
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("plant", ["pipe", "device", "folder", "endless"])
+def test_a_reader_neither_waits_nor_fills_the_memory(tmp_path: Path, name: str, plant: str) -> None:
+    path = tmp_path / name
+    if plant == "pipe":
+        os.mkfifo(path)
+    elif plant == "device":
+        path.symlink_to("/dev/zero")
+    elif plant == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises((SearchError, OSError)):
+        READERS[name](path)
+
+
+def test_what_is_appended_to_is_never_elsewhere(tmp_path: Path) -> None:
+    target, folder = tmp_path / "profile", SearchFolder(tmp_path, "digits")
+    target.write_text("mine\n")
+    folder.path.mkdir()
+    (folder.path / ledger.NAME).symlink_to(target)
+    with pytest.raises(CheckpointError, match="is a link"):
+        ledger.note(folder, [{"correct": 1}])
+    for opens in (open_to_append, FileLock):
+        with pytest.raises((OSError, CheckpointError)):
+            opens(folder.path / ledger.NAME)
+    assert target.read_text() == "mine\n"
+
+
+def test_a_record_of_another_stage_is_none(tmp_path: Path) -> None:
+    stage = SearchFolder(tmp_path, "digits").stage("coarse")
+    stage.make()
+    content = '{"search_id":"a","trial":"coarse-0001","stage":"../../up","index":1,"seed":1,"budget_epochs":1,"hyperparameters":{},'
+    stage.record_path("coarse-0001", 1).write_text(content + '"attempt":1,"state":"completed"}')
+    told: list[str] = []
+    assert stage.records(told.append) == []
+    assert len(told) == 1
+
+
+def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
+    """Checkpoints often lie on another disk; who may plant a link may also change the task's code."""
+    (tmp_path / "big").mkdir()
+    (tmp_path / "digits").symlink_to(tmp_path / "big")
+    stage = SearchFolder(tmp_path, "digits").stage("coarse")
+    stage.make()
+    assert (tmp_path / "big" / "coarse" / "trials").is_dir()
+
+
+def test_a_compiled_copy_beside_a_task_is_not_run(tmp_path: Path) -> None:
+    task = "class T:\n    def data(self): ...\n    def model(self, hp): ...\n    name = {!r}\n"
+    file = tmp_path / "task.py"
+    file.write_text(task.format("wicked"))
+    planted = py_compile.compile(str(file), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    file.write_text(task.format("honest"))
+    assert Path(planted).exists()
+    assert load_task("task.py:T", tmp_path).name == "honest"  # type: ignore[union-attr]
+
+
+def test_other_code_than_was_launched_is_not_run(tmp_path: Path) -> None:
+    file = tmp_path / "task.py"
+    file.write_text("raise SystemExit('ran')\n")
+    with pytest.raises(TaskError, match="the launched one 0123"):
+        load_task("task.py:T", tmp_path, launched="0123")
+    assert digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+
+
+class Wicked:
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("echo ran > /tmp/never",)
+
+
+def test_weights_run_no_code_and_unpack_to_what_they_are_long(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"model": {}, "state": torch.zeros(3)}, path)
+    assert archive.load(path)["state"].tolist() == [0.0, 0.0, 0.0]
+    torch.save({"model": Wicked()}, path)
+    with pytest.raises(Exception, match=r"(?i)weights.only"):
+        archive.load(path)
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("a/data/0", bytes(1 << 20))
+    path.write_bytes(bomb.getvalue())
+    with pytest.raises(ValueError, match="compressed entry"):
+        archive.load(path)
+    path.write_bytes(b"\x80\x02cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(zipfile.BadZipFile):
+        archive.load(path)
+
+
+def test_a_file_that_grows_is_read_to_its_limit(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b"0123456789")
+    assert read_bytes(file, 10) == b"0123456789"
+    with pytest.raises(OSError, match="10 bytes, more than the 9"):
+        read_bytes(file, 9)
+    with pytest.raises(ConfigError, match="no path that a file can have"):
+        load_search(Path("a\0b"))
