@@ -26,6 +26,7 @@ from worker.training.stack import Pace, Plan, Stack, StepResult
 from worker.training.structure import Model
 
 EVALUATED_AT_ONCE = 1 << 16  # examples times slots: activations stay within tens of megabytes for small models
+SAMPLED_STEPS = 4  # that a backend is timed on
 
 
 @dataclass
@@ -157,6 +158,7 @@ class TrialArray:
             self.width,
             lambda: packed(self._state(self.slots.index(slot))),
             slot.value,
+            slot.curves,
         )
 
     def _state(self, position: int) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class TrialArray:
         """Chooses how the next steps are computed; the time that takes is nobody's."""
 
         def sample() -> Sample:
-            plan = self._plan(1)
+            plan = self._plan(min(SAMPLED_STEPS, *(slot.to_boundary for slot in self.slots)))
             rows = plan.batches[0]
             return Sample(self._parts.train.inputs[rows], self._parts.train.targets[rows], plan)
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from worker.training.compiler import Compiler, CompilerMissing
-from worker.training.graph import Graph, Untraceable, examples, trace
+from worker.training.graph import Graph, Untraceable, given, trace
 from worker.training.interface import Watch
 from worker.training.networks import ChainNetwork, LoneNetwork
-from worker.training.stack import Plan, Stack, StepResult, Whole
+from worker.training.stack import Batch, Plan, Stack, StepResult, Whole
 from worker.training.structure import signature
 
 EAGER, TRACED, COMPILED, AUTO = "eager", "traced", "compiled", "auto"
@@ -42,7 +42,7 @@ LOOSE_TOLERANCE = 3e-2  # float32: an example at a kink may fall to either side;
 
 
 class Sample(NamedTuple):
-    """One step to try things with."""
+    """Some steps on one batch to try things with."""
 
     inputs: Tensor
     targets: Tensor
@@ -68,6 +68,7 @@ class Backends:
         if wanted not in WAYS:
             raise ValueError(f"backend = {wanted!r}: use one of {', '.join(WAYS)}")
         self.told = ""
+        self.prepared_s = 0.0  # spent so far on preparing ways
         self._wanted = wanted
         self._log = log
         self._compiler = compiler or Compiler()
@@ -90,7 +91,9 @@ class Backends:
         if way is not None:
             case.tried.add(way)
             watch.beat("compiling", COMPILING_S)
+            started = time.perf_counter()
             self._try(way, stack, case, sample(), shared)
+            self.prepared_s += time.perf_counter() - started
             watch.beat()
         stack.use(case.whole)
         told = case.told or _unprepared(stack, case, self._compiles)
@@ -155,11 +158,12 @@ class Backends:
         if way == COMPILED and (why := self._compiler.missing()) is not None:
             raise CompilerMissing(why)
         inputs, columns = stack.ready(sample.inputs, sample.plan, 0)
-        graph, whole = trace(stack, shared, inputs, sample.targets, columns, gives_gradients=way == COMPILED)
+        batch, keys = Batch(inputs, sample.targets, columns), sample.plan.keys[0]
+        graph = trace(stack, shared, batch, keys, to_compile=way == COMPILED)
         if way == TRACED:
-            return whole
-        run = self._compiler.compile(graph, examples(stack, inputs, sample.targets, columns), self._name(stack, shared))
-        return Graph(run, sorted(columns), gives_gradients=True)
+            return Graph(graph, sorted(columns), compiled=False)
+        run = self._compiler.compile(graph, given(stack, batch, keys), self._name(stack, shared))
+        return Graph(run, sorted(columns), compiled=True)
 
     def _give_up(self, case: Case, way: str, why: str) -> None:
         case.told = f"{EAGER}: {why}" if case.whole is None else case.told
@@ -205,13 +209,15 @@ def _compared(stack: Stack, whole: Whole, sample: Sample) -> tuple[str | None, f
         for position in range(2 * (TIMED_ROUNDS + 1)):
             way = position % 2
             stack.use(whole if way else None)
+            if position < 2:
+                result = stack.step(sample.inputs, sample.targets, sample.plan, 0)
+                found.append((result, stack.rows["flat"] - kept["flat"]))
             started = time.perf_counter()
-            result = stack.step(sample.inputs, sample.targets, sample.plan, 0)
+            for number in range(len(sample.plan.keys)):
+                stack.step(sample.inputs, sample.targets, sample.plan, number)
             _wait(stack)
             if position >= 2:
                 seconds[way] = min(seconds[way], time.perf_counter() - started)
-            else:
-                found.append((result, stack.rows["flat"] - kept["flat"]))
             for name, tensor in kept.items():
                 stack.rows[name].copy_(tensor)
     finally:

@@ -11,8 +11,9 @@ from torch.fx import GraphModule
 
 from worker.training.losses import Objective
 from worker.training.networks import ChainNetwork, LoneNetwork, Network, network_for
+from worker.training.noise import DropoutMasks
 from worker.training.optimizers import Columns
-from worker.training.stack import Stack, Tensors
+from worker.training.stack import Batch, Stack, Tensors
 from worker.training.structure import Model
 from worker.training.update import Piece, update
 
@@ -26,13 +27,15 @@ class Untraceable(Exception):
 class Step:
     """One step as a function of nothing but tensors; it moves those of ``Tensors`` in place."""
 
-    def __init__(self, model: Model, network: Network, objective: Objective, n_decayed: int, shared: bool, gives_gradients: bool) -> None:
-        """``network`` is used up: it is bound to whatever the step is called with."""
+    def __init__(
+        self, model: Model, network: Network, objective: Objective, n_decayed: int, shared: bool, noise: DropoutMasks | None
+    ) -> None:
+        """``network`` is used up: it is bound to whatever the step is called with. With ``noise`` it gives what a compiled one does."""
         self._model, self._network, self._objective = model, network, objective
         self._n_decayed, self._shared = n_decayed, shared
-        self._gives_gradients = gives_gradients
+        self._noise = noise
 
-    def __call__(self, tensors: Tensors, inputs: Tensor, targets: Tensor, columns: Columns) -> list[Tensor]:
+    def __call__(self, tensors: Tensors, inputs: Tensor, targets: Tensor, columns: Columns, next_keys: Tensor) -> list[Tensor]:
         """See ``stack.Whole``."""
         weights = tensors.weights
         with torch.no_grad():
@@ -41,7 +44,8 @@ class Step:
             outputs = self._network.forward(inputs, self._shared, tensors.masks)
             losses = self._objective(outputs, targets, tensors.values)
             self._network.backward(losses.gradient)
-            kept = [gradient.clone() for gradient in gradients.values()] if self._gives_gradients else []
+            kept = [gradient.clone() for gradient in gradients.values()] if self._noise is not None else []
+            kept += self._noise.hashes(next_keys, tensors.tables) if self._noise is not None else []
             penalty = update(self._model.recipe.rule, self._pieces(tensors, gradients), weights, columns, tensors.limits)
         return [losses.mean, losses.correct, penalty, *kept]
 
@@ -60,56 +64,52 @@ class Step:
 class Graph:
     """A traced step, called with the list that a stack keeps."""
 
-    def __init__(self, run: Callable[..., Sequence[Tensor]], names: Sequence[str], gives_gradients: bool) -> None:
-        """``names``: of the columns, in the order that ``run`` takes them after the static tensors, inputs and targets."""
+    def __init__(self, run: Callable[..., Sequence[Tensor]], names: Sequence[str], compiled: bool) -> None:
+        """``names``: of the columns, in the order that ``run`` takes them after the static tensors, inputs, targets and keys."""
         self.run = run
-        self.gives_gradients = gives_gradients
+        self.compiled = compiled
         self._names = names
 
-    def __call__(self, static: Sequence[Tensor], inputs: Tensor, targets: Tensor, columns: Columns) -> Sequence[Tensor]:
+    def __call__(self, static: Sequence[Tensor], inputs: Tensor, targets: Tensor, columns: Columns, next_keys: Tensor) -> Sequence[Tensor]:
         """See ``stack.Whole``."""
-        return self.run(*static, inputs, targets, *(columns[name] for name in self._names))
+        return self.run(*static, inputs, targets, next_keys, *(columns[name] for name in self._names))
 
 
-def trace(
-    stack: Stack, shared: bool, inputs: Tensor, targets: Tensor, columns: Columns, gives_gradients: bool
-) -> tuple[GraphModule, Graph]:
-    """The step of a stack as a graph, and the same as the stack calls it; nothing of the stack is moved.
+def given(stack: Stack, batch: Batch, keys: Tensor) -> list[Tensor]:
+    """All that a step of the stack is called with, each tensor with memory of its own, so that a compiler sees that none overlap."""
+    names = sorted(batch.columns)
+    return [_apart(t) for t in (*stack.tensors.listed(), batch.inputs, batch.targets, keys, *(batch.columns[name] for name in names))]
+
+
+def trace(stack: Stack, shared: bool, batch: Batch, keys: Tensor, to_compile: bool) -> GraphModule:
+    """The step of a stack as a graph; nothing of the stack is moved.
 
     Args:
         stack: the array's tensors.
         shared: whether all slots see the same inputs.
-        inputs: (B, ...) or (K, B, ...), augmented.
-        targets: (B, ...) or (K, B, ...).
-        columns: (K, 1) each, of one step.
-        gives_gradients: whether the graph returns them, for steps that are looked at.
+        batch: of one step, augmented.
+        keys: (K, L, 2) of its noise.
+        to_compile: whether the graph gives what compiled steps do, which costs an uncompiled one some time.
 
     Raises:
         Untraceable: the step draws random numbers of its own, or is not the same each time.
         Exception: whatever the model does under the tracer.
     """
-    if isinstance(stack.network, LoneNetwork) and stack.model.structure.alone:
+    if stack.model.structure.alone:
         raise Untraceable("what cannot be stacked is trained as it is")
-    names = sorted(columns)
     network = LoneNetwork(stack.model) if isinstance(stack.network, LoneNetwork) else network_for(stack.model, lone=False)
-    step = Step(stack.model, network, stack.objective, stack.n_decayed, shared, gives_gradients)
-    example = stack.tensors
-    given = [*example.listed(), inputs, targets, *(columns[name] for name in names)]
+    step = Step(stack.model, network, stack.objective, stack.n_decayed, shared, stack.noise if to_compile else None)
+    example, names = stack.tensors, sorted(batch.columns)
+    n_static = len(example.listed())
 
     def flat_step(*tensors: Tensor) -> list[Tensor]:
-        n = len(given) - len(names)
-        static, (x, y), own = tensors[: n - 2], tensors[n - 2 : n], tensors[n:]
-        return step(example.relisted(static), x, y, dict(zip(names, own, strict=True)))
+        static, (x, y, next_keys), own = tensors[:n_static], tensors[n_static : n_static + 3], tensors[n_static + 3 :]
+        return step(example.relisted(static), x, y, dict(zip(names, own, strict=True)), next_keys)
 
-    apart = [_apart(tensor) for tensor in given]
+    apart = given(stack, batch, keys)
     graph = _traced(flat_step, apart)
     _check_steady(graph, flat_step, apart, again=not isinstance(network, ChainNetwork))
-    return graph, Graph(graph, names, gives_gradients)
-
-
-def examples(stack: Stack, inputs: Tensor, targets: Tensor, columns: Columns) -> list[Tensor]:
-    """Tensors like those that the graph is called with, each with memory of its own, so that a compiler sees that none overlap."""
-    return [_apart(tensor) for tensor in (*stack.tensors.listed(), inputs, targets, *(columns[name] for name in sorted(columns)))]
+    return graph
 
 
 def _traced(step: Callable[..., Any], tensors: Sequence[Tensor]) -> GraphModule:

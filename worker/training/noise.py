@@ -150,22 +150,34 @@ class DropoutMasks:
         parts = zip(self.whole, counts, shapes, self._active, strict=True)
         self.masks = [whole[:, :count].view(width, *shape) if on else whole for whole, count, shape, on in parts]
 
-    def fill(self, keys: Tensor, thresholds: Tensor, scales: Tensor) -> list[Tensor]:
+    def hashes(self, keys: Tensor, tables: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """The random numbers of one step, (K, n) a layer that is active. Pure: a compiler makes one pass of its nine.
+
+        Args:
+            keys: (K, L, 2) from ``noise_keys``.
+            tables: in place of its own, for a tracer.
+        """
+        active = [layer for layer, on in enumerate(self._active) if on]
+        return [hashed((tables or self.tables)[layer], keys[:, layer]) for layer in active]
+
+    def fill(self, keys: Tensor, thresholds: Tensor, scales: Tensor, hashes: Sequence[Tensor] | None = None) -> list[Tensor]:
         """The masks of one step.
 
         Args:
             keys: (K, L, 2) from ``noise_keys``; more layers than have masks may follow.
             thresholds: (K, L) int16.
             scales: (K, L).
+            hashes: of these keys, where somebody has them already.
 
         Returns:
             For each layer (K, B, ...), overwritten by the next call: 0 where dropped and the scale where kept, or normal numbers
             about 1; (K, 0) where the layer is not active.
         """
-        for layer, (kind, table, mask) in enumerate(zip(self.kinds, self.tables, self.whole, strict=True)):
+        found = iter(hashes if hashes is not None else self.hashes(keys))
+        for layer, (kind, mask) in enumerate(zip(self.kinds, self.whole, strict=True)):
             if not self._active[layer]:
                 continue
-            words, scale = hashed(table, keys[:, layer]), scales[:, layer : layer + 1]
+            words, scale = next(found), scales[:, layer : layer + 1]
             if kind == BERNOULLI:
                 torch.ge(words.view(torch.int16), thresholds[:, layer : layer + 1], out=mask)
                 mask.mul_(scale)

@@ -86,11 +86,12 @@ class Tensors(NamedTuple):
     masks: Sequence[Tensor]
     limits: Columns
     values: Columns  # what the objective reads
+    tables: Sequence[Tensor]  # that noise is hashed from
 
     def listed(self) -> list[Tensor]:
         """All of them, in an order of their own."""
         named = (self.weights, *self.states.values(), self.averages, self.buffers, self.limits, self.values)
-        return [*(tensor for columns in named for tensor in columns.values()), *self.masks]
+        return [*(tensor for columns in named for tensor in columns.values()), *self.masks, *self.tables]
 
     def relisted(self, tensors: Sequence[Tensor]) -> Tensors:
         """The same names for other tensors, which come in the order of ``listed``."""
@@ -100,16 +101,29 @@ class Tensors(NamedTuple):
         averages_, buffers, limits, values = (
             {name: next(rest) for name in columns} for columns in (self.averages, self.buffers, self.limits, self.values)
         )
-        return Tensors(weights, states, averages_, buffers, [next(rest) for _ in self.masks], limits, values)
+        masks, tables = [next(rest) for _ in self.masks], [next(rest) for _ in self.tables]
+        return Tensors(weights, states, averages_, buffers, masks, limits, values, tables)
+
+
+class Batch(NamedTuple):
+    """What changes from step to step."""
+
+    inputs: Tensor
+    targets: Tensor
+    columns: Columns
 
 
 class Whole(Protocol):
     """A whole step as one call, from augmented inputs to moved weights."""
 
-    gives_gradients: bool  # whether it can be looked at
+    compiled: bool  # whether it gives gradients, so that it can be looked at, and hashes
 
-    def __call__(self, static: Sequence[Tensor], inputs: Tensor, targets: Tensor, columns: Columns) -> Sequence[Tensor]:
-        """Moves what ``static`` lists (``Tensors.listed``); returns loss, correct, penalty (K,) each, and perhaps gradients (K, ...)."""
+    def __call__(self, static: Sequence[Tensor], inputs: Tensor, targets: Tensor, columns: Columns, next_keys: Tensor) -> Sequence[Tensor]:
+        """Moves what ``static`` lists (``Tensors.listed``).
+
+        Returns:
+            Loss, correct, penalty, (K,) each; if it is compiled, then the gradients (K, ...), and the hashes of ``next_keys``.
+        """
         ...
 
 
@@ -135,6 +149,7 @@ class Stack:
         self.rows = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         self._whole: Whole | None = None
         self._static: list[Tensor] | None = None
+        self._ahead: tuple[Plan | None, int, Sequence[Tensor]] = (None, 0, ())
         self._bind()
 
     @property
@@ -204,8 +219,8 @@ class Stack:
         if plan.seeds:
             seed_generators(plan.seeds[number], inputs.device)
         inputs, columns = self.ready(inputs, plan, number)
-        if self._whole is not None and (self._whole.gives_gradients or not look):
-            return self._at_once(self._whole, inputs, targets, columns, look)
+        if self._whole is not None and (self._whole.compiled or not look):
+            return self._at_once(self._whole, Batch(inputs, targets, columns), plan, number, look)
         moved = {name: tensor.clone() for name, tensor in self._buffers.items()} if self._buffers else {}
         try:
             losses = self.objective(
@@ -229,7 +244,9 @@ class Stack:
         keys = plan.keys[number]
         if self._augmentation is not None:
             inputs = self._augmentation(inputs, self._fixed, keys[:, len(self._shapes) + 1])
-        self._masks.fill(keys, self.rows["threshold"], self.rows["scale"])
+        plan_ahead, number_ahead, hashes = self._ahead
+        known = hashes if plan_ahead is plan and number_ahead == number else None
+        self._masks.fill(keys, self.rows["threshold"], self.rows["scale"], known)
         return inputs, {name: column[number] for name, column in plan.columns.items()}
 
     def shared(self, batches: bool) -> bool:
@@ -305,20 +322,31 @@ class Stack:
         views, rule = self.model.layout.views, self.model.recipe.rule
         states = {name: views(self.rows[f"state.{name}"]) for name in rule.states}
         averages_ = views(self.rows["ema"]) if self.model.recipe.averaged else {}
-        return Tensors(self._views, states, averages_, self._buffers, self._masks.masks, self.limits, self._objective_values)
+        return Tensors(
+            self._views, states, averages_, self._buffers, self._masks.masks, self.limits, self._objective_values, self._masks.tables
+        )
 
     @property
     def n_decayed(self) -> int:
         """How many columns of the parameters weight decay acts on; they come first."""
         return self._n_decayed
 
-    def _at_once(self, whole: Whole, inputs: Tensor, targets: Tensor, columns: Columns, look: bool) -> StepResult:
+    def _at_once(self, whole: Whole, batch: Batch, plan: Plan, number: int, look: bool) -> StepResult:
         before = self.rows["flat"].clone() if look else None
         if self._static is None:
             self._static = self.tensors.listed()
-        mean, correct, penalty, *gradients = whole(self._static, inputs, targets, columns)
-        looked = Looked(before, norms(gradients)) if before is not None else None
+        following = min(number + 1, len(plan.keys) - 1)
+        mean, correct, penalty, *more = whole(self._static, *batch, plan.keys[following])
+        n = len(self._views)
+        if whole.compiled:
+            self._ahead = (plan, following, more[n:])
+        looked = Looked(before, norms(more[:n])) if before is not None else None
         return StepResult(mean, correct, penalty, looked)
+
+    @property
+    def noise(self) -> DropoutMasks:
+        """What makes the masks."""
+        return self._masks
 
     def _decay_columns(self, values: Columns, steps: Tensor) -> Columns:
         """``l2`` and ``l1`` are added to the gradient, ``shrink`` multiplies the weights where decay is decoupled; those that are used."""
@@ -335,7 +363,7 @@ class Stack:
         scratch = torch.empty_like(flat) if rule.uses_scratch else flat.new_empty(0)
         states = [self.rows[f"state.{name}"] for name in rule.states]
         self._piece = Piece(flat, self._gradients, states, self.rows.get("ema"), scratch, self._n_decayed)
-        self._whole, self._static = None, None
+        self._whole, self._static, self._ahead = None, None, (None, 0, ())
         self._buffers = {name.removeprefix("buffer."): tensor for name, tensor in self.rows.items() if name.startswith("buffer.")}
         active = active_layers(self.rows["scale"], self.model.noises)
         self._masks = DropoutMasks(self.width, self._shapes, flat.device, flat.dtype, self.model.noises, active)

@@ -102,6 +102,15 @@ def test_traced_steps_are_the_eager_ones(space: str) -> None:
     agree(found, trained(jobs, engine(task(), backend="eager")), 1e-10)
 
 
+def test_what_a_compiler_is_given_is_the_eager_step_with_its_noise(tmp_path: Path) -> None:
+    """The graph also gives the gradients, and the noise of the step that follows."""
+    jobs = [job(i, epochs=2, dropout=0.3, input_dropout=0.1, depth=1, weight_decay=1e-3) for i in range(3)]
+    through = engine()
+    through.backends = Backends(CPU, lambda line: None, "compiled", Interpreter(tmp_path))
+    agree(trained(jobs, through), trained(jobs, engine(backend="eager")), 1e-10)
+    assert through.backend.startswith("compiled: ")
+
+
 def test_slots_at_different_epochs_and_refills_do_as_before() -> None:
     """Slots of unequal budgets stand at different steps when others join: their batches are their own then."""
     first, later = [job(0, epochs=1), job(1, epochs=4)], [job(i, epochs=2) for i in (2, 3)]
