@@ -1,0 +1,1 @@
+"""A search's ended trials in the formats of other programs, from the folder alone."""

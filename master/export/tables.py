@@ -1,0 +1,126 @@
+"""Two tables: one row a trial, and one row a point of a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from common.records import Record
+from common.space import Scalar
+from master.export.ended import Ended, EndedStage, evaluations
+
+Value = Scalar | datetime | None
+Kind = Literal["text", "whole", "real", "time", "hyperparameter"]
+CURVE_COLUMNS: dict[str, Kind] = {
+    "stage": "text",
+    "trial": "text",
+    "attempt": "whole",
+    "evaluation": "whole",
+    "epoch": "real",
+    "curve": "text",
+    "value": "real",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the trials' table."""
+
+    name: str
+    kind: Kind
+    of: Callable[[Ended], Value]
+
+
+def columns(trials: Sequence[Ended]) -> list[Column]:
+    """What is known of these trials: the outcome, all metrics, all hyperparameters, the diagnosis, and where they ran.
+
+    A metric or hyperparameter whose name another column has already gets the prefix ``metric_`` or ``hyperparameter_``.
+    """
+    head, tail = _outcome(), _circumstances()
+    taken = {column.name for column in head + tail}
+    metrics = _names([record.metrics for record in (t.record for t in trials)])
+    measured = [_metric(name, _free(name, "metric_", taken)) for name in metrics if name not in ("val_acc", "val_loss")]
+    hyperparameters = _names([trial.record.hyperparameters for trial in trials])
+    own = [_hyperparameter(name, _free(name, "hyperparameter_", taken)) for name in hyperparameters]
+    return [*head, *measured, *own, *tail]
+
+
+def trials_of(stages: Sequence[EndedStage]) -> list[Ended]:
+    """The rows: stage by stage, best first."""
+    return [trial for stage in stages for trial in stage.trials]
+
+
+def curve_rows(trial: Ended) -> Iterator[tuple[Value, ...]]:
+    """The rows of ``CURVE_COLUMNS``; what was not measured has none."""
+    record = trial.record
+    for evaluation in evaluations(record):
+        for name, value in evaluation.values.items():
+            yield record.stage, record.trial, record.attempt, evaluation.number, evaluation.epoch, name, value
+
+
+def _outcome() -> list[Column]:
+    return [
+        Column("rank", "whole", lambda t: t.rank),
+        _field("trial", "text"),
+        _field("stage", "text"),
+        Column("state", "text", lambda t: t.record.state.value),
+        _field("metric", "text"),
+        Column("value", "real", lambda t: t.record.measured),
+        _field("val_acc", "real"),
+        _field("val_loss", "real"),
+        _field("epochs", "real"),
+        _field("best_epoch", "real"),
+        _field("budget_epochs", "real"),
+    ]
+
+
+def _circumstances() -> list[Column]:
+    return [
+        Column("diagnosis", "text", lambda t: t.record.diagnosis.word if t.record.diagnosis else None),
+        Column("diagnosis_sentence", "text", lambda t: t.record.diagnosis.sentence if t.record.diagnosis else None),
+        _field("reason", "text"),
+        _field("first_loss", "real"),
+        _field("attempt", "whole"),
+        _field("seed", "whole"),
+        Column("checkpoint", "text", lambda t: t.checkpoint),
+        _field("worker", "text"),
+        _field("host", "text"),
+        _field("device", "text"),
+        _field("device_model", "text"),
+        _field("array_width", "whole"),
+        _field("seconds", "real"),
+        _field("epoch_s", "real"),
+        Column("ended_at", "time", lambda t: ended_at(t.record)),
+    ]
+
+
+def ended_at(record: Record) -> datetime | None:
+    """When it ended, in UTC; None of a record that does not say."""
+    return datetime.fromtimestamp(record.ended_at, UTC) if record.ended_at else None
+
+
+def _field(name: str, kind: Kind) -> Column:
+    return Column(name, kind, lambda t: getattr(t.record, name))
+
+
+def _metric(metric: str, name: str) -> Column:
+    return Column(name, "real", lambda t: t.record.metrics.get(metric))
+
+
+def _hyperparameter(hyperparameter: str, name: str) -> Column:
+    return Column(name, "hyperparameter", lambda t: t.record.hyperparameters.get(hyperparameter))
+
+
+def _free(name: str, prefix: str, taken: set[str]) -> str:
+    """``name``, with the prefix where it is taken; taken from now on."""
+    while name in taken:
+        name = prefix + name
+    taken.add(name)
+    return name
+
+
+def _names(tables: Sequence[dict[str, float]] | Sequence[dict[str, Scalar]]) -> list[str]:
+    """All names, in the order in which they first appear."""
+    return list(dict.fromkeys(name for table in tables for name in table))
