@@ -6,12 +6,13 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse, Response
 
 from common.broker import Broker
 from common.errors import QueueError
 from common.trial import TrialState
 from master import ranking
+from master.figures.names import FIGURES
 from master.serve import models
 from master.serve.filtering import select
 from master.serve.search_view import SearchView
@@ -23,6 +24,7 @@ MOST_ROWS = 1000  # a page of a table; a browser shows a few dozen
 ENDED_STATES = Literal["completed", "exploded", "stopped", "killed", "failed"]
 PROBLEMS: dict[int | str, dict[str, Any]] = {404: {"model": models.Problem, "description": "No such search, stage or trial."}}
 
+FIGURE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 MOST_TEXT = 500  # characters of a filter
 
 router = APIRouter(prefix="/api", responses=PROBLEMS)
@@ -198,3 +200,19 @@ def picture(view: TheSearch, trial: str, broker: TheBroker) -> FileResponse:
     if stage is None or detail.picture is None:
         raise HTTPException(404, f"{trial}: has no picture of its weights")
     return FileResponse(stage.folder.picture_path(trial, detail.attempt), media_type="image/png")
+
+
+@router.get("/figures")
+def figures() -> list[models.FigureName]:
+    """The figures that a stage has."""
+    return [models.FigureName(name=name, title=title) for name, title in FIGURES.items()]
+
+
+@router.get("/searches/{search}/stages/{stage}/figures/{figure}", response_class=Response, responses=FIGURE)
+def figure(request: Request, view: TheSearch, stage: TheStage, figure: str, columns: Annotated[int, Query(ge=1, le=2)] = 2) -> Response:
+    """A figure as plotly's JSON (``data`` and ``layout``)."""
+    if figure not in FIGURES:
+        raise HTTPException(404, f"{figure!r}: no such figure; there are {', '.join(FIGURES)}")
+    if not stage.ranked.rows:
+        raise HTTPException(404, f"stage {stage.stage.name!r}: no trial has ended yet")
+    return Response(request.app.state.drawings.figure(view, stage, figure, columns), media_type="application/json")

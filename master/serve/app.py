@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from common.errors import ConfigError, QueueError
 from master.serve import actions, api, events, pages
 from master.serve.access import Access
+from master.serve.drawing import Drawings
 from master.serve.guard import Guard
 from master.serve.watch import Watch
 
@@ -38,6 +39,7 @@ def create_app(watch: Watch, access: Access, first_search: str | None = None) ->
         redoc_url=None,
     )
     app.state.watch, app.state.access, app.state.first_search = watch, access, first_search
+    app.state.drawings = Drawings()
     app.state.closed = asyncio.Event()
     for router in (api.router, actions.router, events.router, pages.router):
         app.include_router(router)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, Field
 
@@ -158,7 +158,7 @@ class TrialDetail(BaseModel):
     epochs: float | None
     best_epoch: float | None
     budget_epochs: float
-    seed: int
+    seed: str = Field(description="63 bits: more than a number of JavaScript holds.")
     hyperparameters: dict[str, Scalar | None]
     toml: str = Field(description="The configuration as the [space] of a search file.")
     curves: Curves
@@ -260,6 +260,3 @@ class FigureName(BaseModel):
 
     name: str
     title: str
-
-
-Figure = dict[str, Any]

@@ -32,6 +32,8 @@ class Ranked:
     version: int
     rows: tuple[dict[str, Any], ...]  # as `master rank --format json`, best first
     borders: tuple[Border, ...]
+    records: tuple[Record, ...] = ()  # the same trials by number, without curves and the like
+    superseded: tuple[Record, ...] = ()  # attempts that are not their trial's last
 
     @cached_property
     def by_trial(self) -> dict[str, dict[str, Any]]:
@@ -67,6 +69,7 @@ class StageView:
         self.ranked = NOTHING
         self.records: dict[str, Record] = {}  # the latest ended attempt of each trial, without curves and the like
         self._warn = warn
+        self._superseded: list[Record] = []
         self._read: set[str] = set()  # file names
         self._damaged: dict[str, str] = {}  # file name -> what is wrong
         self._written: list[float] = []  # when records were written, ascending
@@ -125,14 +128,22 @@ class StageView:
         files = {file.path.name: file for file in self.folder.attempts(self.folder.trials)}
         changed = bool(self._read - files.keys())
         if changed:  # records were taken away: the search was replaced, or somebody tidied up
-            self.records, self._read, self._damaged, self._written = {}, set(), {}, []
+            self.records, self._superseded, self._read, self._damaged, self._written = {}, [], set(), {}, []
         new = sorted((file for name, file in files.items() if name not in self._read), key=lambda file: file.attempt)
         for file in new:
             if (record := self._record(file.path)) is not None:
-                self.records[file.trial_id] = record
+                self._take(record)
                 changed = True
         self._written.sort()
         return changed
+
+    def _take(self, record: Record) -> None:
+        """The highest attempt is the trial, whichever comes first."""
+        known = self.records.get(record.trial)
+        later, earlier = (record, known) if known is None or known.attempt < record.attempt else (known, record)
+        self.records[record.trial] = later
+        if earlier is not None:
+            self._superseded.append(earlier)
 
     def _record(self, path: Path) -> Record | None:
         """One record, lightened; None if it is gone or damaged, which is told once."""
@@ -156,7 +167,7 @@ class StageView:
         top = [records[place] for place in table.index[:SUPPORT_TRIALS]]  # no other trial has a say in the borders
         space = self.space()
         found = tuple(borders(top, space)) if space is not None and self.stage.kind == "search" else ()
-        self.ranked = Ranked(self.ranked.version + 1, rows, found)
+        self.ranked = Ranked(self.ranked.version + 1, rows, found, tuple(records), tuple(self._superseded))
 
 
 def _modified(path: Path) -> int:

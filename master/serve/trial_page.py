@@ -110,7 +110,7 @@ def _detail(
         epochs=_finite(record.epochs) if record else (running.epoch if running else None),
         best_epoch=_finite(record.best_epoch) if record else None,
         budget_epochs=known.budget_epochs if isinstance(known, Record) else known.epochs,
-        seed=known.seed,
+        seed=str(known.seed),
         hyperparameters=hyperparameters,
         toml=as_toml(known.hyperparameters),
         curves={name: [_finite(value) for value in values] for name, values in curves.items()},
