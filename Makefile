@@ -11,7 +11,7 @@ PROGRAM := common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes check bench compose-test clean
+.PHONY: help setup search test test-quick test-processes fault-test check bench compose-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,7 +30,10 @@ test-quick: setup
 	$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST_ARGS)
 
 test-processes: setup
-	$(BIN)/python -m pytest tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/integration -m "not faults" $(PYTEST_ARGS)
+
+fault-test: setup  ## processes are killed, stopped and cut off, one way after the other (minutes)
+	$(BIN)/python -m pytest tests/integration -m faults $(PYTEST_ARGS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check $(CODE)

@@ -14,8 +14,10 @@ import pytest
 
 from common.search import load_search
 from master.sampling import configurations
-from tests.integration.commands import Place, wait_for
+from tests.integration.commands import Place, place, wait_for
 from tests.redis_server import start_redis
+
+pytestmark = pytest.mark.faults
 
 TASKS = Path(__file__).parent / "tasks"
 LONG = {"trials": 24, "epochs": 150, "lease_s": 2, "high": 0.05}
@@ -203,20 +205,22 @@ def test_kill_of_a_worker_is_not_undone_by_the_master(here: Place) -> None:
     ended_once(here, 24)
 
 
-def test_recover_after_redis_was_lost(here: Place) -> None:
+def test_a_folder_without_its_redis_goes_on_in_another_place(here: Place) -> None:
     here.write_search(trials=10)
     assert here.run("master", "launch", "--stage", "coarse").returncode == 0
     before = here.rank()
-    gone = here.root / "digits" / "coarse" / "trials" / "coarse-0003-try=1.json"
-    gone.unlink()
-    wait_for(lambda: not list((here.root / ".redis").glob("*.sock")), "the embedded server to stop")
-    shutil.rmtree(here.root / ".redis")
-    recovered = here.run("master", "recover")
-    assert recovered.returncode == 0 and "9 trials taken over from the folder as ended, 1 queued again" in recovered.stdout
-    assert here.status()["stages"]["coarse"]["pending"] == 1
-    assert here.run("master", "launch", "--stage", "coarse").returncode == 0
-    ended_once(here, 10)
-    assert [r["trial"] for r in here.rank()] == [r["trial"] for r in before]
+    shutil.copytree(here.root, here.path / "another" / "checkpoints", ignore=shutil.ignore_patterns(".redis", "*.log"))
+    shutil.rmtree(here.root / "digits")  # nothing of it is needed there
+    with place(here.path / "another") as there:
+        (there.root / "digits" / "coarse" / "trials" / "coarse-0003-try=1.json").unlink()
+        (there.root / "digits" / "coarse" / "ranges.toml").write_text("[ran")
+        recovered = there.run("master", "recover")
+        assert recovered.returncode == 0 and "9 trials taken over from the folder as ended, 1 queued again" in recovered.stdout
+        assert "set aside as ranges.toml.damaged" in recovered.stderr
+        assert there.status()["stages"]["coarse"]["pending"] == 1
+        assert there.run("master", "launch", "--stage", "coarse").returncode == 0
+        ended_once(there, 10)
+        assert [r["trial"] for r in there.rank()] == [r["trial"] for r in before]
 
 
 def test_sigterm_of_the_master(here: Place) -> None:

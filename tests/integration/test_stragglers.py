@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from tests.integration.commands import Place, wait_for
 from tests.integration.test_faults import ended_once
+
+pytestmark = pytest.mark.faults
 
 TASKS = Path(__file__).parent / "tasks"
 MARKED = {"task": "trouble.py:Task", "space": "marker = { uniform = [0.0, 1.0] }\n", "hidden": "16"}
