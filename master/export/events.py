@@ -129,7 +129,8 @@ def _run(trial: Ended, domains: Mapping[str, hp.Domain]) -> Iterator[Event]:
     for evaluation in evaluations(record):
         done = min((evaluation.epoch or 0.0) / record.epochs, 1.0) if record.epochs else 1.0
         last = evaluation.step
-        yield Event(wall_time=start + done * (end - start), step=last, summary=_scalars(evaluation.values))
+        curves = {name.replace(".", "/", 1): value for name, value in evaluation.values.items()}  # the layers of one curve side by side
+        yield Event(wall_time=start + done * (end - start), step=last, summary=_scalars(curves))
     best_step = int(record.best_epoch) if record.best_epoch is not None and record.best_epoch.is_integer() else last
     yield Event(wall_time=end, step=best_step, summary=_scalars({BEST + name: value for name, value in _best(record).items()}))
     yield Event(wall_time=end, step=last, summary=_text(_in_words(trial)))

@@ -57,7 +57,13 @@ epochs = 0.5
 """
 OWN = {"learning_rate": 0.0123456789012345678, "dropout": 0.25, "hidden": 64, "depth": 2, "batch_size": 16, "optimizer": "sgd"}
 HYPERPARAMETERS = OWN | {"nesterov": True, "momentum": 0.9}
-CURVES = {"epoch": [1.0, 2.0, 3.0], "train_loss": [2.0, 1.0, 0.5], "val_acc": [0.5, 0.9, 0.8], "val_loss": [2.1, 0.7, 0.9]}
+CURVES = {
+    "epoch": [1.0, 2.0, 3.0],
+    "train_loss": [2.0, 1.0, 0.5],
+    "val_acc": [0.5, 0.9, 0.8],
+    "val_loss": [2.1, 0.7, 0.9],
+    "dead.1": [0.0, 0.1, 0.2],
+}
 ODD_CURVES = {"epoch": [1.0], "train_loss": [math.inf], "val_loss": [math.nan], "val_acc": [None]}
 REASON = 'said "no", then\nleft; ünïcode, =1+1'
 ENDED_AT = 1_700_000_000.25
@@ -246,6 +252,7 @@ def scalars(run: Path) -> Callable[[str], list[tuple[int, float]]]:
 def test_tensorboard_shows_the_curves(root: Path, tmp_path: Path) -> None:
     logdir = exported(root, "tensorboard", tmp_path / "tb")
     assert scalars(logdir / "coarse-0004")("val_acc") == [(1, 0.5), (2, pytest.approx(0.9)), (3, pytest.approx(0.8))]
+    assert scalars(logdir / "coarse-0004")("dead/1")[0] == (1, 0.0)  # one group of TensorBoard's for all layers
     assert scalars(logdir / "coarse-0001")("train_loss") == [(1, math.inf)]
     assert math.isnan(scalars(logdir / "coarse-0001")("val_loss")[0][1])
     assert [step for step, _ in scalars(logdir / "fine-0000")("val_acc")] == [1, 2]  # within an epoch: the evaluations' numbers
