@@ -26,7 +26,7 @@ def conclude(
     options: dict[str, str | None],
     name_next: bool = True,
 ) -> None:
-    """Writes the leaderboard and the proposal, and prints the ranking, the warnings, the next ranges and the command for them.
+    """Writes the leaderboard, the proposal and the report, and prints the ranking, the warnings, the next ranges and the command for them.
 
     Args:
         out: where the outcome goes, stdout.
@@ -49,6 +49,17 @@ def conclude(
     found = borders(records, published.space)
     note = again_line(following, top[0]) if following is not None and following.kind == "seeds" else None
     out.print(stage_end(records, found, published.space, proposal, command, out.width, stage.kind == "seeds", note))
+    say(_reported(launched, stage, records, say))
+
+
+def _reported(launched: Launched, stage: Stage, records: Sequence[Record], say: Callable[[str], None]) -> str:
+    """Writes the report; says in a line where it is, or why there is none: the stage has ended well without it, so it fails no launch."""
+    try:
+        from master.report import write_report
+
+        return f"report: {write_report(launched.search, launched.folder, stage, records, say)}"
+    except Exception as error:  # what drawing may raise is the libraries' to know; `master report` shows it whole
+        return f"no report was written ({type(error).__name__}: {ranking.one_line(str(error))}); `master report` tries again"
 
 
 def _propose(launched: Launched, stage: Stage, following: Stage, records: Sequence[Record], say: Callable[[str], None]) -> Proposal:

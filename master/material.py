@@ -28,7 +28,9 @@ class Following:
     notes: dict[str, str]
 
 
-def gather(search: Search, folder: SearchFolder, stage: Stage, records: Sequence[Record], warn: Callable[[str], None]) -> Material:
+def gather(
+    search: Search, folder: SearchFolder, stage: Stage, records: Sequence[Record], following: Following | None, warn: Callable[[str], None]
+) -> Material:
     """Reads what the figures need beside the stage's own records.
 
     Args:
@@ -36,6 +38,7 @@ def gather(search: Search, folder: SearchFolder, stage: Stage, records: Sequence
         folder: its folder.
         stage: launched.
         records: of that stage, the latest attempt of each trial.
+        following: see ``proposed``.
         warn: where damaged records are told.
 
     Raises:
@@ -44,7 +47,6 @@ def gather(search: Search, folder: SearchFolder, stage: Stage, records: Sequence
     before = [s for s in _until(search, stage) if folder.stage(s.name).ranges.exists()]
     ranges = {s.name: read_frozen(folder.stage(s.name).ranges, search.space) for s in [*before, stage]}
     earlier = [record for s in before for record in folder.stage(s.name).records(warn)]
-    following = proposed(search, folder, stage, records)
     proposal = {PROPOSED.format(stage=following.stage.name): following.space} if following else {}
     own = folder.stage(stage.name)
     drawn = {name: space for name, space in ranges.items() if space.sampled}

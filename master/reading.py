@@ -13,7 +13,6 @@ from common.errors import CheckpointError, ConfigError
 from common.records import Record, StageFolder
 from common.search import NAME_PATTERN, default_text
 from common.select import CONFIG, Chosen
-from common.space import Space
 from master import ranking
 from master.borders import borders as find_borders
 from master.ranges import read_frozen
@@ -43,7 +42,7 @@ def rank(chosen: Chosen, stage: str | None, top: int | None, form: str, warn: Ca
         ConfigError: no such stage, or it has not been launched.
         CheckpointError: nothing in it has ended.
     """
-    folder, records, _ = _read_stage(chosen, stage, warn)
+    folder, records = read_stage(chosen, stage, warn)
     table = ranking.frame(records)
     if form == "table":
         return drawn(ranking.table(table, top, Console().width))
@@ -61,16 +60,22 @@ def borders(chosen: Chosen, stage: str | None, as_json: bool, warn: Callable[[st
 
     Raises:
         ConfigError: no such stage, or it has not been launched.
-        CheckpointError: nothing in it has ended.
+        CheckpointError: nothing in it has ended, or its frozen ranges are damaged.
     """
-    _, records, space = _read_stage(chosen, stage, warn)
-    found = find_borders(records, space)
+    folder, records = read_stage(chosen, stage, warn)
+    found = find_borders(records, read_frozen(folder.ranges, chosen.search.space))
     if as_json:
         return strict_json([border.as_json for border in found])
     return "\n".join(border.text for border in found) or "no best value sits on the border of its range"
 
 
-def _read_stage(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> tuple[StageFolder, list[Record], Space]:
+def read_stage(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> tuple[StageFolder, list[Record]]:
+    """A stage's folder and the records in it; without a name, those of the last stage that was launched.
+
+    Raises:
+        ConfigError: no such stage, or it has not been launched.
+        CheckpointError: nothing in it has ended.
+    """
     search, name = chosen.search, stage or last_stage(chosen)
     folder = chosen.folder.stage(search.stage(name).name)
     if not folder.ranges.exists():
@@ -78,7 +83,7 @@ def _read_stage(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) 
     records = folder.records(warn)
     if not records:
         raise CheckpointError(f"{folder.trials}: no trial has ended yet; `master status` shows how far they are")
-    return folder, records, read_frozen(folder.ranges, search.space)
+    return folder, records
 
 
 def last_stage(chosen: Chosen) -> str:

@@ -62,7 +62,7 @@ def hyperparameters(trials: pd.DataFrame, ranges: Mapping[str, Space], columns: 
         return empty(TITLE, "No trial has ended yet." if shown else "This stage samples nothing: all values are fixed.")
     drawn, thinning = _drawn(trials)
     colours = {stage: STAGE_COLOURS[i % len(STAGE_COLOURS)] for i, stage in enumerate(ranges)}
-    note = f"Orange: the outer 5 % of a range. Ringed: the best of a stage. {thinning}".strip()
+    note = f"Orange: outer 5 % of the range. Ringed: best of a stage. {thinning}".strip()
     columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
     height = TOP + BOTTOM + rows * (ROW + BAR * len(ranges)) + (rows - 1) * GAP

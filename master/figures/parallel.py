@@ -19,7 +19,8 @@ TITLE = "Parallel coordinates"
 SHADES = 12  # of colour: as many as an eye tells apart on a scale, each one path for the browser
 LOW_QUANTILE = 0.1  # of the metric: below it all have the lowest colour, so that the good ones differ in theirs
 MOST_LINES = 1000  # more are a block of colour
-HEIGHT = 460
+METRIC_TICKS = 5
+HEIGHT = 460  # pixels
 
 
 def parallel(trials: pd.DataFrame, ranges: Mapping[str, Space]) -> go.Figure:
@@ -93,19 +94,19 @@ def _lines(
 def _axes(figure: go.Figure, shown: list[Scale], trials: pd.DataFrame, values: np.ndarray[Any, Any]) -> None:
     labels = [safe(scale.name) for scale in shown] + [safe(str(trials["metric"].iloc[0]))]
     marks = [scale.ticks() for scale in shown]
-    marks.append(
-        [
-            (position, f"{value:.3g}")
-            for position, value in zip(np.linspace(0, 1, 5), np.linspace(values.min(), values.max(), 5), strict=True)
-        ]
-    )
-    for place, ticks in enumerate(marks):
-        figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": GREY, "width": 1})
-        for position, text in ticks:
-            figure.add_annotation(
-                x=place, y=position, text=text, showarrow=False, xanchor="left", xshift=2, font={"size": 10}, borderpad=0,
-                bgcolor="rgba(255, 255, 255, 0.75)",
-            )  # fmt: skip
+    ends = np.linspace(values.min(), values.max(), METRIC_TICKS)
+    marks.append([(position, f"{value:.3g}") for position, value in zip(np.linspace(0, 1, METRIC_TICKS), ends, strict=True)])
+    style = {
+        "showarrow": False,
+        "xanchor": "left",
+        "xshift": 2,
+        "font": {"size": 10},
+        "borderpad": 0,
+        "bgcolor": "rgba(255, 255, 255, 0.75)",
+    }
+    texts = [{"x": place, "y": y, "text": text, **style} for place, ticks in enumerate(marks) for y, text in ticks]
+    lines = [{"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1}} for x in range(len(marks))]
+    figure.update_layout(annotations=texts, shapes=lines)
     figure.update_xaxes(
         tickvals=list(range(len(labels))), ticktext=labels, range=[-0.15, len(labels) - 0.45], showgrid=False, showline=False
     )

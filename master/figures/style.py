@@ -40,17 +40,19 @@ _AXIS = {
     "gridcolor": GRID, "zeroline": False, "linecolor": GREY, "showline": True, "ticks": "outside", "tickcolor": GREY, "ticklen": 4,
     "automargin": True, "title": {"standoff": 6},
 }  # fmt: skip
-_TEMPLATE = {
-    "layout": {
-        "font": {"family": FONT, "size": 12, "color": INK},
-        "paper_bgcolor": "white",
-        "plot_bgcolor": "white",
-        "colorway": list(LINE_COLOURS),
-        "hoverlabel": {"align": "left"},
-        "xaxis": _AXIS,
-        "yaxis": _AXIS,
+_TEMPLATE = go.layout.Template(
+    {
+        "layout": {
+            "font": {"family": FONT, "size": 12, "color": INK},
+            "paper_bgcolor": "white",
+            "plot_bgcolor": "white",
+            "colorway": list(LINE_COLOURS),
+            "hoverlabel": {"align": "left"},
+            "xaxis": _AXIS,
+            "yaxis": _AXIS,
+        }
     }
-}
+)
 
 
 def framed(figure: go.Figure, title: str, note: str = "", height: int = 420) -> go.Figure:
@@ -63,8 +65,8 @@ def framed(figure: go.Figure, title: str, note: str = "", height: int = 420) -> 
         height: of all, in pixels.
     """
     lines = textwrap.wrap(safe(note), NOTE_WIDTH)
+    figure.layout.template = _TEMPLATE  # not by update_layout, which would merge it into plotly's own
     figure.update_layout(
-        template=_TEMPLATE,
         title={
             "text": safe(title),
             "x": 0.012,
