@@ -46,7 +46,10 @@ class Place:
             QueueError: it is damaged.
         """
         try:
-            return cls(**json.loads(bounded.read_bytes(path, MAX_FILE_BYTES)))
+            place = cls(**json.loads(bounded.read_bytes(path, MAX_FILE_BYTES)))
+            if not all(isinstance(part, str) and part for part in (place.host, place.boot_id, place.socket)):
+                raise ValueError("a part is empty or no text")
+            return place
         except FileNotFoundError:
             return None
         except OSError as error:

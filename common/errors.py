@@ -11,11 +11,20 @@ SearchError
 Every message names the value that is wrong and the remedy; a command prints it alone, without a traceback.
 """
 
+LONGEST = 3000  # characters of a message: a screenful; whose value is longer is shown by its beginning
+TAIL = 600  # of these from its end, where the remedy stands
+
 
 class SearchError(Exception):
     """Base of all errors that are the user's to see; ``exit_code`` is what the command ends with."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        if len(message) > LONGEST:
+            left_out = len(message) - LONGEST
+            message = f"{message[: LONGEST - TAIL]}... ({left_out:,} characters left out) ...{message[-TAIL:]}"
+        super().__init__(message)
 
 
 class ConfigError(SearchError):

@@ -10,6 +10,9 @@ part the last two are empty. Tasks that are no classification have none.
 from __future__ import annotations
 
 import io
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,7 +28,10 @@ from common.errors import CheckpointError
 
 MAX_BYTES = 1 << 30  # a million examples of 256 classes; what claims to be larger, packed or unpacked, is not ours
 SUM_TOLERANCE = 1e-3  # of a row's probabilities around 1: float32 sums of thousands of classes stay far below
-DAMAGE = (ValueError, KeyError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)  # what readers of a bad archive raise
+DAMAGE = (  # what the readers of a bad archive or array raise; numpy parses headers as Python literals
+    ValueError, TypeError, KeyError, IndexError, OverflowError, EOFError, RuntimeError, MemoryError, SyntaxError, tokenize.TokenError,
+    struct.error, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 ARRAYS = ("val", "val_targets", "test", "test_targets")
 
 

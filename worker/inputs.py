@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.errors import ConfigError
+from common.predictions import DAMAGE
 
 NAME = "inputs"  # of the array in a .npz that holds several
-UNREADABLE = (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, pd.errors.ParserError)
+UNREADABLE = (*DAMAGE, pd.errors.ParserError)
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def _array(path: Path) -> NDArray[np.generic]:
     except OSError as error:
         raise ConfigError(f"--inputs {path}: cannot be read ({error.strerror or error}); check the path and its permissions") from None
     except UNREADABLE as error:
-        raise ConfigError(f"--inputs {path}: not a readable {path.suffix} file ({error})") from None
+        raise ConfigError(f"--inputs {path}: not a readable {path.suffix} file ({' '.join(str(error).split())})") from None
 
 
 def _plain(path: Path) -> NDArray[np.generic]:

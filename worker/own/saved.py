@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,10 @@ def load_state(path: Path | str) -> Any:
         raise CheckpointError(f"{path}: is damaged or no checkpoint ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict) or "state" not in content:
         raise CheckpointError(f"{path}: holds no state of a loop; `worker test` and `worker predict` read what the engine trained")
-    return thawed(content["state"])
+    try:
+        return thawed(content["state"])
+    except (ValueError, TypeError, AttributeError, SyntaxError, EOFError, tokenize.TokenError) as error:
+        raise CheckpointError(f"{path}: its state is damaged ({type(error).__name__}: {error})") from error
 
 
 def _key(key: object, place: str) -> str | int:
