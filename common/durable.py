@@ -12,6 +12,7 @@ from pathlib import Path
 from common.errors import CheckpointError
 
 TEMPORARY_PREFIX = ".tmp-"  # hidden from `ls`; whatever bears it was never finished
+ASIDE = ".damaged"  # added to the name of a file that cannot be read
 SYNC_THREADS = 8  # concurrent fsyncs share the journal's commits: 64 files cost about as much as 8
 REMEDIES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -115,6 +116,22 @@ def _write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Gives a damaged file another name, whose old bearer is lost; returns it.
+
+    Raises:
+        CheckpointError: it cannot be renamed.
+    """
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        path.replace(aside)
+    except FileNotFoundError:
+        return aside  # somebody else has done it
+    except OSError as error:
+        raise explained(error, path) from error
+    return aside
 
 
 def remove(paths: Iterable[Path]) -> None:

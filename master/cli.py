@@ -146,6 +146,46 @@ def borders(context: click.Context, config: Path | None, search: str | None, sta
 @cli.command()
 @common_options
 @search_options
+@stage_option
+@click.pass_context
+@fail_with_message
+def report(context: click.Context, config: Path | None, search: str | None, stage: str | None) -> None:
+    """Write report.html into a stage's folder: what was found in words, the ranking, the figures. Reads the folder alone.
+
+    \b
+    Example:
+        master report --stage coarse
+    """
+    from master.report import report
+
+    _show(report(_choose(context, config, search), stage, _say))
+
+
+@cli.command()
+@click.argument("name", metavar="NAME")
+@common_options
+@search_options
+@stage_option
+@click.option("--out", required=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Ends in .html, .png or .json.")
+@click.option("--trial", "trials", multiple=True, metavar="ID", help="A trial to show, such as coarse-0042; may be repeated.")
+@click.pass_context
+@fail_with_message
+def plot(context: click.Context, /, name: str, config: Path | None, search: str | None, **options: Any) -> None:
+    """Write one figure to a file; a wrong name lists them all. Reads the folder alone.
+
+    \b
+    Example:
+        master plot hyperparameters --out narrowing.png
+        master plot losses --stage fine --trial fine-0007 --trial fine-0012 --out losses.html
+    """
+    from master.plotting import plot
+
+    _show(plot(_choose(context, config, search), name, warn=_say, **options))
+
+
+@cli.command()
+@common_options
+@search_options
 @click.option("--stage", metavar="NAME|all", help="The stage; without it, the last launched one that has such models.")
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the best N; 10 for --of top, else all.")
 @click.option(
@@ -294,7 +334,7 @@ def recover(context: click.Context, config: Path | None, search: str | None) -> 
     Example:
         master recover
     """
-    from master.commands import recover
+    from master.recovery import recover
 
     _show(recover(context.obj, _choose(context, config, search), _say))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from common.search import Search
 from common.select import Chosen
 from common.trial import RETRYABLE, TrialState, WorkerInfo
 from common.workers import WorkerRegistry
-from master.prepare import Launched, publish, renew_task, task_digest
+from master.prepare import Launched, renew_task, task_digest
 from master.progress import PACE_WINDOW_S, duration
 from master.reading import drawn, not_launched, strict_json
 
@@ -123,28 +123,6 @@ def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
     hint = f"; `master launch --search {name} --stage {stages[0].name}` trains and watches a stage's" if n_retried else ""
     code = ", with the task's new code" if mended else ""
     return f"{n_retried} {state} trials are back in the queue{code}{hint}"
-
-
-def recover(shared: Shared, chosen: Chosen, warn: Callable[[str], None]) -> str:
-    """Rebuilds what Redis knew of a search from its folder.
-
-    Raises:
-        QueueError: Redis cannot be reached.
-    """
-    launched = of_folder(chosen)
-    lines = []
-    with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
-        queue = _queue(broker.client, launched)
-        for stage in launched.search.stages:
-            if not launched.folder.stage(stage.name).ranges.exists():
-                continue
-            published = publish(launched, stage, queue, None, warn)
-            done = published.reconciled
-            lines.append(
-                f"stage {stage.name}: {done.to_redis} trials taken over from the folder as ended, {published.added} queued again, "
-                f"{done.to_folder} missing records written"
-            )
-    return "\n".join(lines) or "no stage was ever launched; nothing to recover"
 
 
 def of_folder(chosen: Chosen) -> Launched:

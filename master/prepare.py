@@ -82,10 +82,15 @@ def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder]
     durable.make_folder(folder.path)
     _copy_task(search, examined.code, chosen.base, folder)
     fresh = search.model_copy(update={"id": secrets.token_hex(8)})
-    durable_text = f'id = "{fresh.id}"\n{text}'
-    if not folder.search_file.exists() and folder.search_file not in durable.write_new({folder.search_file: durable_text.encode()}):
+    content = {folder.search_file: file_text(str(fresh.id), text).encode()}
+    if not folder.search_file.exists() and folder.search_file not in durable.write_new(content):
         return Launched(fresh, folder)
     return Launched(_grown(folder, search, text), folder)
+
+
+def file_text(search_id: str, text: str) -> str:
+    """What a search's folder has as its ``search.toml``: the file as launched, with its identity."""
+    return f'id = "{search_id}"\n{_renamed(text, None)}'
 
 
 def _grown(folder: SearchFolder, search: Search, text: str) -> Search:
@@ -100,7 +105,7 @@ def _grown(folder: SearchFolder, search: Search, text: str) -> Search:
             "put them back, launch under another name with --new-name NAME, or set the old folder aside with --replace"
         )
     if now != before:
-        durable.replace(folder.search_file, f'id = "{before.id}"\n{text}'.encode())
+        durable.replace(folder.search_file, file_text(before.id, text).encode())
     return now
 
 
@@ -268,7 +273,7 @@ def publish(launched: Launched, stage: Stage, queue: TrialQueue, ranges_file: Pa
     write_frozen(folder.ranges, space, sampled.seeds_of)
     trials = configurations(search.seed, stage, space, search.sampler, range(stage.trials))
     attempts = folder.highest_attempts()
-    records = folder.records(warn) if attempts else []
+    records = folder.records(warn, set_aside=True) if attempts else []
     restored = 0 if stage.name in queue.counts() else restore(queue, trials, records)
     added = queue.publish(trials, attempts)
     done = reconcile(queue, launched.folder, trials, records) if records or added < len(trials) else Reconciled()

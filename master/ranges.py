@@ -86,7 +86,7 @@ def read_frozen(path: Path, space: Space) -> Space:
             return configuration(raw["ranges"], f"{path}: [ranges]", space)
         return checked(raw["ranges"], f"{path}: [ranges]", space)
     except ConfigError as error:
-        raise CheckpointError(f"{error} (the stage's frozen ranges; undo what was changed in {path})") from None
+        raise CheckpointError(f"{error} (the stage's frozen ranges; undo what was changed there, or let `master recover` set the file aside and write it anew)") from None
 
 
 def write_proposal(path: Path, stage: str, proposal: Proposal) -> Written:

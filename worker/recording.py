@@ -163,9 +163,9 @@ class Recorder:
         return {"host": socket.gethostname(), "device": device, "task_digest": self._session.digest, "ended_at": time.time()}
 
     def _write_records(self, stage: str, records: Sequence[tuple[Fence, Record]]) -> None:
-        self._stage(stage).write_records([record for _, record in records])
-        self._heartbeat.written(record.trial for _, record in records)
-        self._unheard += [(fence, record.result()) for fence, record in records]
+        standing = self._stage(stage).write_records([record for _, record in records])
+        self._heartbeat.written(record.trial for record in standing)
+        self._unheard += [(fence, record.result()) for (fence, _), record in zip(records, standing, strict=True)]
 
     def _answered(self, fence: Fence, result: Result, verdict: Verdict) -> None:
         folder = stage_of(self._session.folder, fence.trial_id)

@@ -10,8 +10,8 @@ from pathlib import Path
 import redis
 import torch
 
-from common.bounded import open_ordinary
 from common import durable
+from common.bounded import open_ordinary
 from common.errors import CheckpointError, TaskError
 from common.options import DATA_FOLDER
 from common.queue import TrialQueue

@@ -146,11 +146,11 @@ def test_a_folder_that_is_not_there_has_no_records(tmp_path: Path) -> None:
 
 
 def test_resume_states_are_found_by_attempt(folder: StageFolder) -> None:
-    assert folder.latest_resume("coarse-0042") is None
+    assert folder.saved_states("coarse-0042") == []
     for attempt in (9, 10, 2):
         folder.resume_path("coarse-0042", attempt).write_bytes(b"x")
     folder.resume_path("coarse-0043", 99).write_bytes(b"x")
-    assert folder.latest_resume("coarse-0042") == folder.resume_path("coarse-0042", 10)
+    assert folder.saved_states("coarse-0042")[0] == folder.resume_path("coarse-0042", 10)
     assert folder.highest_attempts() == {"coarse-0042": 10, "coarse-0043": 99}
 
 
@@ -239,7 +239,7 @@ def test_a_launched_search_is_found_with_its_id(tmp_path: Path) -> None:
     assert folder.stage("coarse").path == tmp_path / "digits" / "coarse"
 
 
-@pytest.mark.parametrize(("text", "message"), [("x", "restore it from your own copy"), (SEARCH, "was not written by launch")])
+@pytest.mark.parametrize(("text", "message"), [("x", "puts your own copy of it in its place"), (SEARCH, "was not written by launch")])
 def test_a_damaged_search_file_in_the_folder_is_told(tmp_path: Path, text: str, message: str) -> None:
     folder = SearchFolder(tmp_path, "digits")
     folder.path.mkdir()
