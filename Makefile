@@ -11,7 +11,7 @@ PROGRAM := common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes fault-test check bench compose-test clean
+.PHONY: help setup search test test-quick test-processes fault-test fuzz check bench compose-test clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test-processes: setup
 
 fault-test: setup  ## processes are killed, stopped and cut off, one way after the other (minutes)
 	$(BIN)/python -m pytest tests/integration -m faults $(PYTEST_ARGS)
+
+FUZZ_EXAMPLES ?= 1000
+fuzz: setup  ## nonsense for all that comes from outside, FUZZ_EXAMPLES=1000 a test (minutes)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz_*.py --timeout 900 $(PYTEST_ARGS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check $(CODE)
