@@ -28,6 +28,7 @@ ENGINE_METRICS: dict[str, Literal["max", "min"]] = {  # measured for every task,
     "ema_val_acc": "max",
     "ema_val_loss": "min",
 }
+AVERAGED = "ema_"  # what is measured of the running average of the parameters
 MAX_FILE_BYTES = 1 << 20  # a search file is a page; anything larger is the wrong file
 
 T = TypeVar("T", bound=BaseModel)
@@ -198,6 +199,8 @@ def _check_metric(search: Search) -> None:
     if search.task_file is None and search.metric not in ENGINE_METRICS:
         known = ", ".join(ENGINE_METRICS)
         raise ConfigError(f"metric = {search.metric!r}: the built-in task {search.task!r} measures {known}; use one of these")
+    if search.task_file is None and search.metric.startswith(AVERAGED) and "ema" not in search.space.parameters:
+        raise ConfigError(f"metric = {search.metric!r}: is of the running average of the parameters; add ema = 0.99 to [space]")
     meant = ENGINE_METRICS.get(search.metric, search.mode)
     if search.mode != meant:
         raise ConfigError(f"mode = {search.mode!r}: {search.metric} is best where it is {meant}imal; write mode = {meant!r}")

@@ -11,8 +11,8 @@ from common.intervals import wilson
 from common.ledger import note
 from common.options import DATA_FOLDER
 from common.records import home_of
-from common.search import Search
-from worker.tasks.base import AVERAGED, Part, Task, own_loss, own_metrics
+from common.search import AVERAGED, Search
+from worker.tasks.base import Part, Task, own_loss, own_metrics
 from worker.tasks.loader import load_class
 from worker.training.evaluate import Saved, held_out, load, ranked_weights
 from worker.training.metrics import Metric

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from common.errors import TaskError
 from common.practice import DATA, Kind
-from common.search import METRIC_PATTERN
+from common.search import AVERAGED, METRIC_PATTERN
 from common.space import Scalar
 
 Measure = Callable[[Tensor, Tensor], Any]  # (outputs (N, ...), targets (N, ...)) of one trial's whole validation part -> one number
-AVERAGED = "ema_"  # what the running average of the parameters gives
 CURVE_NAMES = frozenset({"epoch", "seconds", "train_loss", "train_acc", "val_loss", "val_acc", "learning_rate", "grad_norm", "wiggle"})
 
 

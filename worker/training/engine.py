@@ -9,7 +9,7 @@ import torch
 
 from common.errors import TaskError
 from common.practice import BUILT_IN_TASKS
-from common.search import Stage
+from common.search import AVERAGED, Stage
 from common.space import Scalar
 from worker.tasks.base import Task, check_metric, data_of, measured_by, model_of
 from worker.training.array import Entry
@@ -177,6 +177,8 @@ class Engine:
     def _prepared(self, hp: Recorded, seed: int) -> Model:
         own_loss = callable(getattr(self._task, "loss", None))
         recipe = read_recipe(hp, getattr(self._task, "preprocess", "none"), own_loss)
+        if self.options.metric.startswith(AVERAGED) and not recipe.averaged:
+            raise TaskError(f'metric = "{self.options.metric}": is of the running average of the parameters; add ema = 0.99 to [space]')
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)
         try:

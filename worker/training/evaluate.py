@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import CheckpointError, ConfigError, TaskError
-from common.search import Search
+from common.search import AVERAGED, Search
 from common.space import Hyperparameters
-from worker.tasks.base import AVERAGED, Part, Task, data_of
+from worker.tasks.base import Part, Task, data_of
 from worker.training import archive
 from worker.training.preprocess import NONE, Preprocessing
 

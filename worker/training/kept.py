@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.search import AVERAGED
 from common.trial import TrialState
-from worker.tasks.base import AVERAGED, Part
+from worker.tasks.base import Part
 from worker.training import portrait
 from worker.training.interface import Outcome, Snapshot
 from worker.training.networks import LoneNetwork

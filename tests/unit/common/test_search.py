@@ -80,6 +80,7 @@ def test_an_unknown_stage_lists_those_there_are() -> None:
             "metric = 'val_f1'\n" + WHOLE,
             "metric = 'val_f1': the built-in task 'digits' measures val_acc, val_loss, ema_val_acc, ema_val_loss; use one of these",
         ),
+        ("metric = 'ema_val_acc'\n" + WHOLE, "metric = 'ema_val_acc': is of the running average of the parameters; add ema = 0.99"),
         ("metric = 'val_loss'\n" + WHOLE, "mode = 'max': val_loss is best where it is minimal; write mode = 'min'"),
         ("mode = 'min'\n" + WHOLE, "mode = 'min': val_acc is best where it is maximal; write mode = 'max'"),
         (WHOLE + "[stragglers]\nstuck_s = nan\n", "stragglers stuck_s = nan: input should be"),

@@ -71,6 +71,11 @@ def test_a_model_that_is_none_or_reads_what_is_not_there_is_told_with_the_remedy
     assert ("return a torch.nn.Module" if task is NoModule else 'hp.get("width", ...)') in reason
 
 
+def test_ranking_by_an_average_that_no_trial_keeps_is_told():
+    reason = outcomes([job(0)], metric="ema_val_acc")["coarse-0000"].reason
+    assert "running average" in reason and "add ema = 0.99 to [space]" in reason
+
+
 def test_data_that_cannot_be_loaded_fails_every_trial():
     class NoData(SmallDigits):
         def data(self):

@@ -168,7 +168,7 @@ def test_the_running_average_is_used_where_there_is_one(root: Path, tmp_path: Pa
 def test_a_search_that_ranks_by_the_average_is_judged_by_it(tmp_path: Path, test_data: Part) -> None:
     folder = SearchFolder(tmp_path, "digits")
     folder.path.mkdir()
-    folder.search_file.write_text(SEARCH.replace('task = "digits"', 'task = "digits"\nmetric = "ema_val_acc"'))
+    folder.search_file.write_text(SEARCH.replace("[space]", 'metric = "ema_val_acc"\n[space]\nema = 0.97'))
     stage = folder.stage("coarse")
     stage.make()
     one = job(0, 1, learning_rate=0.1, batch_size=32, ema=0.97)
@@ -223,7 +223,8 @@ def test_inputs_that_do_not_fit_are_one_message(root: Path, tmp_path: Path, inpu
 )
 def test_files_that_cannot_be_read_are_one_message(root: Path, tmp_path: Path, name: str, content: str, told: str) -> None:
     (tmp_path / name).write_text(content)
-    assert told in run(root, "predict", weights(root), "--inputs", tmp_path / name, code=2).stderr
+    text = run(root, "predict", weights(root), "--inputs", tmp_path / name, code=2).stderr
+    assert told in text and text.count("\n") == 1
 
 
 def test_what_is_no_model_of_this_search_is_refused(root: Path, tmp_path: Path, test_data: Part) -> None:
