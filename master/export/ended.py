@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from common.errors import CheckpointError, ConfigError
@@ -83,6 +84,17 @@ def evaluations(record: Record) -> Iterator[Evaluation]:
     for i in range(n):
         values = {name: v for name, points in curves.items() if i < len(points) and (v := points[i]) is not None}
         yield Evaluation(i + 1, steps[i], epochs[i], values)
+
+
+def times(record: Record) -> tuple[datetime | None, datetime | None]:
+    """When it began and ended, in UTC; None of a record that does not say, or says what no calendar has."""
+    if not record.ended_at:
+        return None, None
+    try:
+        end = datetime.fromtimestamp(record.ended_at, UTC)
+        return end - timedelta(seconds=record.seconds), end
+    except (ValueError, OverflowError, OSError):
+        return None, None
 
 
 def _steps(epochs: Sequence[float | None]) -> list[int]:

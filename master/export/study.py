@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -23,7 +22,7 @@ from common.search import Search
 from common.space import Choice, Fixed, Parameter, Scalar
 from common.trial import TrialState
 from master import ranking
-from master.export.ended import Ended, EndedStage, evaluations
+from master.export.ended import Ended, EndedStage, evaluations, times
 from master.export.files import plain_path
 
 STATES = {  # Optuna knows three ends; the user attribute "state" has the trial's own
@@ -169,9 +168,9 @@ def _trial(trial: Ended, distributions: Mapping[str, BaseDistribution]) -> Froze
         user_attrs=_attributes(trial),
         intermediate_values={step: v for step, v in curve if v is not None},
     )
-    if record.ended_at:
-        made.datetime_start = datetime.fromtimestamp(record.ended_at - record.seconds)
-        made.datetime_complete = datetime.fromtimestamp(record.ended_at)
+    start, end = times(record)
+    if start and end:  # Optuna's times are the local clock's, without a zone
+        made.datetime_start, made.datetime_complete = (moment.astimezone().replace(tzinfo=None) for moment in (start, end))
     return made
 
 

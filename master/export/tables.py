@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
-from common.records import Record
 from common.space import Scalar
-from master.export.ended import Ended, EndedStage, evaluations
+from master.export.ended import Ended, EndedStage, evaluations, times
 
 Value = Scalar | datetime | None
 Kind = Literal["text", "whole", "real", "time", "hyperparameter"]
@@ -92,13 +91,8 @@ def _circumstances() -> list[Column]:
         _field("array_width", "whole"),
         _field("seconds", "real"),
         _field("epoch_s", "real"),
-        Column("ended_at", "time", lambda t: ended_at(t.record)),
+        Column("ended_at", "time", lambda t: times(t.record)[1]),
     ]
-
-
-def ended_at(record: Record) -> datetime | None:
-    """When it ended, in UTC; None of a record that does not say."""
-    return datetime.fromtimestamp(record.ended_at, UTC) if record.ended_at else None
 
 
 def _field(name: str, kind: Kind) -> Column:
