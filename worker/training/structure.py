@@ -115,7 +115,9 @@ def _described(name: str, module: nn.Module, lifted: bool) -> Hashable:
         (key, _plain(list(value.values()) if "_hooks" in key else value)) for key, value in seen.items()
     )  # keys are mere counters
     parametrized = hasattr(module, "parametrizations")  # torch makes a class for each such module
-    return name, type(module).__base__ if parametrized else type(module), tuple(tensors), plain
+    kind = type(module).__base__ if parametrized else type(module)
+    assert kind is not None  # only object has none
+    return name, (kind.__module__, kind.__qualname__), tuple(tensors), plain  # by name: a class within model() is made anew for each trial
 
 
 def _plain(value: object) -> Hashable:

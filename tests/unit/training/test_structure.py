@@ -273,3 +273,18 @@ def test_arrays_as_plain_attributes_are_no_obstacle():
     jobs = [job(i, 2) for i in range(3)]
     found = outcomes(jobs, task=ConstantDigits(), width=3)
     assert [(found[one.id].state, found[one.id].array_width) for one in jobs] == [(TrialState.COMPLETED, 3)] * 3
+
+
+class LocalDigits(SmallDigits):
+    """A class within ``model``, as many write it: another one for each trial."""
+
+    def model(self, hp):
+        class Local(Wrapped):
+            pass
+
+        return Local(Digits().model(hp))
+
+
+def test_a_class_that_is_made_within_model_does_not_keep_trials_apart():
+    jobs = [job(i, 2) for i in range(3)]
+    assert {outcome.array_width for outcome in outcomes(jobs, task=LocalDigits(), width=3).values()} == {3}
