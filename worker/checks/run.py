@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -53,7 +55,8 @@ class Run:
             told = "the task is a loop of its own: its data, model, loss and gradient are its own and are not looked at"
             self._findings.append(Finding("all else", Status.LEFT_OUT, told))
         elif (data := self._data(task)) is not None:
-            self._model(task, data)
+            with double_by_default():
+                self._model(task, data)
 
     def _data(self, task: Task) -> Data | None:
         try:
@@ -112,6 +115,19 @@ class Run:
 
     def _fail(self, check: str, found: str, means: str) -> None:
         self._findings.append(Finding(check, Status.FAILED, found, means))
+
+
+@contextmanager
+def double_by_default() -> Iterator[None]:
+    """Tensors that a model's forward makes, as ``torch.zeros(n)``, get the precision of the checks. Not while data() draws: it would
+    draw other numbers.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _drawn(part: Part, n: int, generator: torch.Generator) -> Part:

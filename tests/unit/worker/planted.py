@@ -179,6 +179,20 @@ class Linear(Sound):
         return _Faint(N_INPUTS, N_CLASSES)
 
 
+class Filled(Sound):
+    """Its forward makes a tensor of the default type."""
+
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return nn.Sequential(_Padded(), nn.Linear(N_INPUTS + 1, 16), nn.ReLU(), nn.Linear(16, N_CLASSES))
+
+
+class _Padded(nn.Module):
+    def forward(self, inputs: Tensor) -> Tensor:
+        wider = torch.zeros(len(inputs), N_INPUTS + 1)
+        wider[:, 1:] = inputs
+        return wider @ torch.eye(N_INPUTS + 1)
+
+
 class ZeroHead(Sound):
     """Only the last layer starts at zero: its classes get different gradients, so nothing is wrong."""
 

@@ -127,6 +127,7 @@ def test_what_is_unusual_and_may_be_right_is_a_warning() -> None:
         report = checked(task)
         finding = found(report, check)
         assert finding.status is Status.WARNING and says in finding.means, finding
+    assert checked("Filled").passed, checked("Filled").json()
     assert warned(checked("ZeroHead")) | failed(checked("ZeroHead")) == set()
 
 
