@@ -125,6 +125,32 @@ def check(context: click.Context, config: Path | None, search: str | None, as_js
     sys.exit(check(chosen, context.obj.data, as_json, table or not as_json))
 
 
+@cli.command()
+@common_options
+@data_option
+@click.option("--config", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="The search file.")
+@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@click.option("--array-width", "widths", multiple=True, type=click.IntRange(min=1), metavar="N", help="May be repeated; default: 1 8 32.")
+@click.option(
+    "--backend", type=click.Choice(["eager", "traced", "compiled"]), default="traced", show_default=True, help="Timed beside eager."
+)
+@click.pass_context
+@fail_with_message
+def profile(context: click.Context, config: Path | None, search: str | None, widths: tuple[int, ...], backend: str) -> None:
+    """Where the time of a training step goes, at several array widths, for the middle of the search's space.
+
+    \b
+    Example:
+        worker profile --config search.toml
+        worker profile --search digits --array-width 64 --backend compiled
+    """
+    from common.select import choose
+    from worker.profile import profile
+
+    chosen = choose(context.obj.checkpoints, config, search, lambda message: click.echo(message, err=True), builtin=True)
+    profile(chosen, context.obj.data, widths or (1, 8, 32), backend)
+
+
 def main() -> None:
     """The console script."""
     cli()

@@ -28,7 +28,7 @@ def check(chosen: Chosen, data_dir: Path, as_json: bool, table: bool) -> int:
     """
     torch.set_flush_denormal(True)  # before any thread starts: denormal weights slow a step tenfold
     torch.set_num_threads(1)  # tiny tensors: threads would wait for one another (measured: 6 times slower on busy cores)
-    spec, folder = _task_of(chosen)
+    spec, folder = task_of(chosen)
     with contextlib.redirect_stdout(sys.stderr):  # what the task prints is no JSON
         report = Run(chosen.search, spec, folder, data_dir).report()
     if table:
@@ -38,7 +38,7 @@ def check(chosen: Chosen, data_dir: Path, as_json: bool, table: bool) -> int:
     return 0 if report.passed else FAILED
 
 
-def _task_of(chosen: Chosen) -> tuple[str, Path]:
+def task_of(chosen: Chosen) -> tuple[str, Path]:
     """The task as ``load_task`` takes it: the user's own file, or the copy in the search's folder where that alone is there."""
     search, own = chosen.search, chosen.search.task_file
     if own is not None and not (chosen.base / own).exists() and (chosen.folder.path / Path(own).name).exists():

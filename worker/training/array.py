@@ -48,8 +48,8 @@ class TrialArray:
         model = entries[0].model
         self._setting = setting
         self._model = model
-        self._parts = setting.parts(model.recipe)
-        self._batches = setting.batches(model.recipe.batch_size)
+        self.parts = setting.parts(model.recipe)
+        self.batches = setting.batches(model.recipe.batch_size)
         self._objective = setting.objective(model.recipe)
         self._network = LoneNetwork(model) if model.structure.alone else network_for(model, lone=len(entries) == 1)
         self._rates: list[float] | None = None  # of the last step
@@ -184,13 +184,13 @@ class TrialArray:
         slot = Slot(
             entry.job,
             model,
-            self._batches.per_epoch,
-            self._batches.budget(trial.epochs),
+            self.batches.per_epoch,
+            self.batches.budget(trial.epochs),
             Pick(options.metric, options.sign),
             options.stages.get(trial.stage),
             self._objective.chance(model.recipe.values),
             self._setting.n_classes,
-            len(self._parts.val),
+            len(self.parts.val),
         )
         return slot, fresh_row(model, trial.seed, self._setting.device, self._setting.dtype)
 
@@ -204,7 +204,7 @@ class TrialArray:
 
     def _train(self, n_steps: int, watch: Watch) -> None:
         plan, looks = self._plan(n_steps), self._looks(n_steps)
-        train = self._parts.train
+        train = self.parts.train
         unsettled: list[StepResult] = []
         number, shared, started = 0, self._shared, time.perf_counter()
         try:
@@ -236,7 +236,7 @@ class TrialArray:
         def sample() -> Sample:
             plan = self._plan(min(SAMPLED_STEPS, *(slot.to_boundary for slot in self.slots)))
             rows = plan.batches[0]
-            return Sample(self._parts.train.inputs[rows], self._parts.train.targets[rows], plan)
+            return Sample(self.parts.train.inputs[rows], self.parts.train.targets[rows], plan)
 
         left = sum(slot.total - slot.steps for slot in self.slots) + self.waiting_steps
         backends.equip(self.stack, self._shared, left, sample, watch)
@@ -251,13 +251,13 @@ class TrialArray:
         off = [bool(slot.model.recipe.kinds["plateau_momentum_off"]) and slot.plateau.drops > 0 for slot in slots]
         pace = Pace(first, [slot.total for slot in slots], [slot.plateau.drops for slot in slots], off)
         if len(set(first)) == 1:
-            return self.stack.plan(self._batches.rows(first[0], n_steps), True, pace)
-        rows = torch.stack([self._batches.rows(step, n_steps) for step in first], dim=1)  # (n, K, B)
+            return self.stack.plan(self.batches.rows(first[0], n_steps), True, pace)
+        rows = torch.stack([self.batches.rows(step, n_steps) for step in first], dim=1)  # (n, K, B)
         return self.stack.plan(rows, False, pace)
 
     def _looks(self, n_steps: int) -> dict[int, Tensor | None]:
         """The steps that the monitor looks at, and (K,) for which slots it does; None for all."""
-        per_epoch = self._batches.per_epoch
+        per_epoch = self.batches.per_epoch
         offsets = [slot.steps % per_epoch for slot in self.slots]
         if not self._setting.options.watching:
             return {}
@@ -316,9 +316,9 @@ class TrialArray:
         if not due:
             return
         started = time.perf_counter()
-        metrics = self._validated(watch)
+        metrics = self.validated(watch)
         if self._setting.options.watching and not self._in_passing:
-            self.monitor.observe(self._network.observe(self._parts.val.inputs[: self._n_observed]))
+            self.monitor.observe(self._network.observe(self.parts.val.inputs[: self._n_observed]))
         passed = time.perf_counter() - started
         for slot in self.slots:
             slot.seconds += passed
@@ -331,7 +331,7 @@ class TrialArray:
     def _point(self, position: int) -> dict[str, float | None]:
         """What training leaves in the curves of one slot."""
         slot = self.slots[position]
-        point = slot.train_point(self._batches.batch_size) | {"learning_rate": self._rate(position)}
+        point = slot.train_point(self.batches.batch_size) | {"learning_rate": self._rate(position)}
         return point | (self.monitor.points(position) if self._setting.options.watching else {})
 
     def _snapshot(self, position: int) -> None:
@@ -342,7 +342,7 @@ class TrialArray:
             metric = slot.curves[slot.pick.metric][-1]
             slot.moments.append(Moment(slot.epoch, metric if metric is not None else float("nan"), row))
 
-    def _validated(self, watch: Watch) -> list[dict[str, float]]:
+    def validated(self, watch: Watch) -> list[dict[str, float]]:
         """Each slot's metrics on the validation part: val_loss, val_acc where there are classes, the task's own, and those of averages."""
         found = self._measured(watch, averaged=False)
         if self._model.recipe.averaged:
@@ -352,7 +352,7 @@ class TrialArray:
 
     def _measured(self, watch: Watch, averaged: bool) -> dict[str, Tensor]:
         """(K,) by name."""
-        inputs, targets = self._parts.val.inputs, self._parts.val.targets
+        inputs, targets = self.parts.val.inputs, self.parts.val.targets
         loss = torch.zeros(self.width, dtype=torch.float64, device=inputs.device)
         correct = torch.zeros(self.width, dtype=torch.int64, device=inputs.device)
         own, passes, chunk = self._setting.metrics, self._model.recipe.val_passes, self._val_chunk
@@ -380,12 +380,12 @@ class TrialArray:
     @property
     def _val_chunk(self) -> int:
         """Validation examples that are passed at once."""
-        return self._batches.batch_size if self._model.recipe.val_passes else max(1, EVALUATED_AT_ONCE // self.width)
+        return self.batches.batch_size if self._model.recipe.val_passes else max(1, EVALUATED_AT_ONCE // self.width)
 
     @property
     def _n_observed(self) -> int:
         """Validation examples that activations are looked at on in a pass of their own."""
-        return sample_size(self._setting.n_train, len(self._parts.val))
+        return sample_size(self._setting.n_train, len(self.parts.val))
 
     @property
     def _in_passing(self) -> bool:

@@ -232,8 +232,11 @@ class Stack:
             for name, tensor in moved.items():
                 self._buffers[name].copy_(tensor)
             raise
-        penalty = update(self.model.recipe.rule, [self._piece], self._views, columns, self.limits)
-        return StepResult(losses.mean, losses.correct, penalty, looked)
+        return StepResult(losses.mean, losses.correct, self.move(columns, self.limits), looked)
+
+    def move(self, columns: Columns, limits: Columns) -> Tensor:
+        """Updates all slots by the gradients that are there; returns the penalties before that, (K,)."""
+        return update(self.model.recipe.rule, [self._piece], self._views, columns, limits)
 
     def use(self, whole: Whole | None) -> None:
         """Takes another way to compute steps from now on, until slots come or go; None for the eager one."""
