@@ -7,7 +7,7 @@ array and never splits one.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -153,6 +153,11 @@ def refusal(name: str, value: Scalar, task: str | None) -> str | None:
     """Why a hyperparameter cannot have this value, None if it can or if nobody here knows it."""
     entry = known(task).get(name)
     return entry.refusal(value) if entry is not None else None
+
+
+def never_splits(name: str, values: Iterable[Scalar]) -> bool:
+    """Whether these values of a hyperparameter are numbers to the engine, which trials of one array may differ in."""
+    return isinstance(_NUMBERS.get(name), Number) and not any(isinstance(value, bool | str) for value in values)
 
 
 def bounds(name: str) -> tuple[float, float]:

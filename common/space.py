@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from common.errors import ConfigError
-from common.practice import bounds
+from common.practice import bounds, never_splits
 
 Scalar = bool | int | float | str
 Hyperparameters = dict[str, Scalar]
@@ -191,19 +191,23 @@ class Space:
         """Those with a range, which has borders."""
         return {name: p for name, p in self.parameters.items() if isinstance(p, _Interval)}
 
+    @property
+    def structural(self) -> dict[str, Choice | IntUniform]:
+        """Those whose values keep trials from training together: whole numbers, and choices but of what is a number to the engine."""
+        return {
+            name: p
+            for name, p in self.parameters.items()
+            if isinstance(p, IntUniform) or (isinstance(p, Choice) and not never_splits(name, p.options))
+        }
+
     def group(self, hyperparameters: Hyperparameters) -> str:
-        """Names the trials that are likely to share an array: equal whole-number and choice values, as canonical JSON."""
-        structural = {n: hyperparameters[n] for n, p in self.parameters.items() if isinstance(p, IntUniform | Choice)}
+        """Names the trials that are likely to share an array: equal values of what is structural, as canonical JSON."""
+        structural = {name: hyperparameters[name] for name in self.structural}
         return json.dumps(structural, sort_keys=True, separators=(",", ":"))
 
     def n_groups(self) -> float:
         """How many groups the space falls into: the product of its options and whole numbers."""
-        sizes = [
-            len(p.options) if isinstance(p, Choice) else p.high - p.low + 1
-            for p in self.parameters.values()
-            if isinstance(p, Choice | IntUniform)
-        ]
-        return math.prod(sizes)
+        return math.prod(len(p.options) if isinstance(p, Choice) else p.high - p.low + 1 for p in self.structural.values())
 
     def limits(self, name: str) -> tuple[float, float]:
         """What values the parameter allows: the user's ``limits``, within what its meaning allows.

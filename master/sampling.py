@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from common.errors import ConfigError
 from common.search import Stage
-from common.space import Choice, Hyperparameters, IntUniform, Scalar, Space
+from common.space import Hyperparameters, IntUniform, Scalar, Space
 from common.trial import Trial, trial_id, trial_seed
 
 UNIT_BITS = 53  # what a double holds exactly: the hash becomes a float in [0, 1) without rounding up to 1
@@ -128,4 +128,4 @@ def _spread(parameter: IntUniform) -> list[int]:
 
 
 def _structural(space: Space) -> str:
-    return ", ".join(name for name, p in space.sampled.items() if isinstance(p, IntUniform | Choice))
+    return ", ".join(space.structural)

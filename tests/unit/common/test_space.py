@@ -112,6 +112,12 @@ def test_a_group_is_made_of_whole_numbers_and_choices_in_any_order() -> None:
     assert space.n_groups() == 4 * 497 * 4
 
 
+def test_a_choice_of_numbers_that_the_engine_lifts_keeps_no_trials_apart() -> None:
+    space = Space.parse({"momentum": {"choice": [0, 0.9]}, "val_passes": {"choice": [0, 5]}, "mine": {"choice": [0, 0.5]}})
+    assert space.group({"momentum": 0.9, "val_passes": 5, "mine": 0.5}) == '{"mine":0.5,"val_passes":5}'
+    assert space.n_groups() == 4
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "limits"),
     [
