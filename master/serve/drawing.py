@@ -59,7 +59,7 @@ class Drawings:
         began, ranked = time.monotonic(), stage.ranked
         chosen: list[Record] = _chosen(stage, ranked) if name in WITH_CURVES else []
         material = _material(view, stage, ranked, chosen) if chosen else self._light(view, stage, ranked)
-        json = str(draw(name, material, [record.trial for record in chosen if _shown(name, record)], columns).to_json())
+        json = str(draw(name, material, _shown(name, chosen), columns).to_json())
         ended = time.monotonic()
         return Drawn(ranked.version, json, ended + REST * (ended - began))
 
@@ -102,9 +102,12 @@ def _chosen(stage: StageView, ranked: Ranked) -> list[Record]:
     return [record for record in found if record is not None]
 
 
-def _shown(name: str, record: Record) -> bool:
-    """Whether a chosen record has what a figure shows."""
-    return record.portrait is not None if name == "histograms" else bool(record.curves)
+def _shown(name: str, chosen: Sequence[Record]) -> list[str]:
+    """Those of the chosen trials that have what a figure shows; a figure that draws a line a layer shows the best alone."""
+    if name == "histograms":
+        return [record.trial for record in chosen if record.portrait is not None][:1]
+    with_curves = [record.trial for record in chosen if record.curves]
+    return with_curves[:1] if name == "ratios" else with_curves
 
 
 def _picture(stage: StageView, trial: str) -> bytes | None:

@@ -93,7 +93,7 @@ function stageCard(app, first) {
     bar.setAttribute("aria-valuenow", stage.ended);
     for (const [word, segment] of segments) segment.style.flexGrow = String(by[word] ?? 0);
     setText(done, stage.launched ? `${count(stage.ended)} of ${count(stage.trials)} trials` : `${count(stage.trials)} trials planned`);
-    setText(left, !stage.launched ? "not launched yet" : stage.ended >= stage.trials ? "done" : `${pace(stage.pace)}, ${stage.left_s === null ? "time left unknown" : `about ${duration(stage.left_s)} left`}`);
+    setText(left, !stage.launched ? "not launched yet" : stage.ended >= stage.trials ? "done" : stage.pace === null ? "none has ended in the last minute" : `${pace(stage.pace)}, about ${duration(stage.left_s)} left`);
     fill(counts, SHOWN.filter((word) => by[word]).map((word) => h("span", {class: "count"}, `${count(by[word])} `, state(word))));
     counts.hidden = !counts.childElementCount;
     fill(best, ...bestLine(stage, base));

@@ -3,7 +3,7 @@
 import {at, get} from "./api.js";
 import {fill, h, setText, state} from "./dom.js";
 import {askAndKill} from "./ask.js";
-import {clock, count, duration, epochs, metric} from "./format.js";
+import {clock, count, duration, epochs, metric, short} from "./format.js";
 import {draw as drawFigure, forget} from "./plot.js";
 
 const LEAST_MS = 400;
@@ -33,6 +33,7 @@ export function trialPage(main, app, wanted) {
   const reason = h("section", {hidden: true});
   const charts = h("div", {class: "figures"});
   const nowhere = h("p", {class: "quiet", hidden: true});
+  const single = h("dl", {class: "facts card", hidden: true});
   const toml = h("pre", {id: "toml", tabindex: "0"});
   const copied = h("span", {class: "quiet", role: "status"});
   const copyButton = h("button", {class: "small", onclick: () => copy(toml, copied)}, "Copy as TOML");
@@ -40,8 +41,8 @@ export function trialPage(main, app, wanted) {
   const picture = h("section", {hidden: true});
   const body = h("div", {hidden: true},
     facts, diagnosis, reason,
-    h("h2", {}, "Curves"), nowhere, charts, picture,
     h("h2", {}, "Configuration"), h("div", {class: "row"}, copyButton, copied), toml,
+    h("h2", {}, "Curves"), nowhere, single, charts, picture,
     h("h2", {}, "Attempts"), h("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Attempts"}, attempts));
   main.append(h("div", {class: "row"}, heading, button), problem, body);
 
@@ -101,8 +102,11 @@ export function trialPage(main, app, wanted) {
   }
 
   function drawCurves(detail) {
-    const wantedCharts = chartsOf(detail.curves);
-    nowhere.hidden = wantedCharts.length > 0;
+    const once = detail.curves.epoch?.length === 1; // a point is no curve
+    const wantedCharts = once ? [] : chartsOf(detail.curves);
+    nowhere.hidden = wantedCharts.length > 0 || once;
+    single.hidden = !once;
+    if (once) fill(single, h("div", {class: "whole quiet"}, `One evaluation, after epoch ${epochs(detail.curves.epoch[0])}:`), Object.entries(detail.curves).filter(([name]) => name !== "epoch").map(([name, values]) => h("div", {}, h("dt", {}, name), h("dd", {}, short(values[0])))));
     setText(nowhere, detail.state === "running" ? "No epoch has ended yet; the curves appear here by themselves." : detail.state === "pending" ? "It waits for a worker." : "It left no curves.");
     for (const [title, element] of plots) {
       if (!wantedCharts.some((chart) => chart.title === title)) {
@@ -173,12 +177,13 @@ function chart(group, names, curves) {
     type: "scatter", mode: few ? "lines+markers" : "lines", name: escapeText(name), x: curves.epoch, y: curves[name],
     line: {color: COLOURS[place % COLOURS.length], width: 2, dash: DASHES[Math.floor(place / COLOURS.length) % DASHES.length]},
   }));
-  const positive = names.some((name) => curves[name].some((value) => value > 0));
+  const positive = names.flatMap((name) => curves[name].filter((value) => value > 0));
+  const decades = positive.length ? Math.log10(Math.max(...positive) / Math.min(...positive)) : 0;
   const axis = {gridcolor: "#e4e4e4", zeroline: false, showline: true, linecolor: "#6b6b6b", ticks: "outside", automargin: true};
   const layout = {
     title: {text: escapeText(group.title), x: 0, xref: "paper", font: {size: 15}}, height: 320, margin: {l: 56, r: 12, t: 40, b: 44}, showlegend: names.length > 1,
     legend: {orientation: "h", y: -0.28, font: {size: 11}}, font: {family: "system-ui, sans-serif", size: 12, color: "#222"}, paper_bgcolor: "white", plot_bgcolor: "white",
-    xaxis: {...axis, title: {text: "epoch"}, rangemode: "tozero"}, yaxis: {...axis, title: {text: escapeText(group.unit)}, type: group.log && positive ? "log" : "linear"},
+    xaxis: {...axis, title: {text: "epoch"}, rangemode: "tozero"}, yaxis: {...axis, title: {text: escapeText(group.unit)}, ...(group.log && positive.length ? {type: "log", dtick: decades > 2 ? Math.ceil(decades / 6) : "D2", exponentformat: "power"} : {})},
     shapes: group.line ? [{type: "line", xref: "paper", x0: 0, x1: 1, y0: group.line, y1: group.line, line: {color: "#6b6b6b", dash: "dash", width: 1}}] : [],
   };
   return {data, layout};

@@ -143,7 +143,7 @@ function drawStages(pick, stages, view) {
   const names = stages.map((stage) => stage.stage);
   if (pick.dataset.names !== JSON.stringify(names)) fill(pick, names.map((name) => h("option", {value: name}, name)));
   pick.dataset.names = JSON.stringify(names);
-  if (!names.includes(view.stage)) view.stage = names.at(-1) ?? null;
+  if (!names.includes(view.stage)) view.stage = (stages.filter((stage) => stage.ended).at(-1) ?? stages.at(-1))?.stage ?? null; // the last that has something to show
   if (view.stage && document.activeElement !== pick) pick.value = view.stage;
 }
 
