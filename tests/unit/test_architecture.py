@@ -19,7 +19,9 @@ MUST_NOT_IMPORT = {
 }
 # Seen by `--help`, which has to answer at once: beyond the standard library only what is light itself.
 LIGHT = {"click", "common"}
-HEAVY = {"redis", "numpy", "pandas", "scipy", "sklearn", "torch", "pydantic", "rich", "plotly", "tomlkit"}
+HEAVY = {
+    "redis", "numpy", "pandas", "scipy", "sklearn", "torch", "pydantic", "rich", "plotly", "tomlkit", "optuna", "pyarrow", "tensorboard",
+}  # fmt: skip
 GENERATED = (
     "*.pt", "*.pyc", "*.rdb", "*.aof", "*.sock", "*.log", "*.whl", "leaderboard.csv", "ranges.toml", "report.html", "redis_password",
     "__pycache__", ".venv", "*.egg-info", "secrets", "appendonlydir", ".hypothesis", ".mypy_cache", ".ruff_cache", ".pytest_cache",

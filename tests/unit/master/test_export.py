@@ -192,12 +192,12 @@ def test_names_that_meet_and_options_of_several_kinds(tmp_path: Path) -> None:
     folder = SearchFolder(root, "made")
     others = [made(i, hyperparameters={"state": value}) for i, value in ((7, 32), (8, "auto"), (9, True))]
     folder.stage("coarse").write_records(others)
-    rows = {row["trial"]: row for row in pq.read_table(exported(root, "parquet", tmp_path / "t.parquet")).to_pylist()}
+    rows = {row["trial"]: row for row in pq.read_table(exported(root, "parquet", tmp_path / "t.parquet", "--stage", "coarse")).to_pylist()}
     assert [rows[f"coarse-000{i}"]["hyperparameter_state"] for i in (7, 8, 9)] == ["32", "auto", "True"]
     assert rows["coarse-0007"]["state"] == "completed"
     found = sessions(exported(root, "tensorboard", tmp_path / "tb"))
     assert [found[f"coarse-000{i}"].hparams["state"].string_value for i in (7, 8, 9)] == ["32", "auto", "True"]
-    exported(root, "optuna", tmp_path / "s.db")
+    exported(root, "optuna", tmp_path / "s.db", "--stage", "coarse")
     trials = {t.user_attrs["trial"]: t for t in study(tmp_path / "s.db").trials}
     assert [trials[f"coarse-000{i}"].params["state"] for i in (7, 8, 9)] == [32, "auto", True]
 
