@@ -96,3 +96,19 @@ def test_a_worker_that_claimed_an_array_s_worth_for_a_loop_gives_back_all_but_on
     assert loop._only(session, claims, own) == claims[:1]
     assert released == [claim.fence for claim in claims[1:]] and dropped == ["coarse-0001", "coarse-0002", "coarse-0003"]
     assert loop._only(session, claims, cast(Any, None)) == claims  # arrays take all
+
+
+def test_of_several_saved_states_the_latest_that_can_be_read_is_taken(tmp_path: Path) -> None:
+    found, said = session(tmp_path, "Task"), list[str]()
+    stage = found.folder.stage("coarse")
+    stage.make()
+    for attempt in (1, 2):
+        torch.save({"epoch": attempt}, stage.resume_path("coarse-0000", attempt))
+    latest = stage.resume_path("coarse-0000", 3)
+    latest.write_bytes(b"PK\x03\x04 half a file")
+    claim = Claim(Trial("coarse-0000", "coarse", 0, 1, 1.0, {}, "{}"), Fence("coarse-0000", 4, "token"))
+    (job,) = found.jobs([claim], said.append)
+    assert job.resume == {"epoch": 2}
+    assert len(said) == 1 and latest.name in said[0]
+    assert latest.with_name(latest.name + ".damaged").exists() and not latest.exists()
+    assert stage.highest_attempts() == {"coarse-0000": 3}
