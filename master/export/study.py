@@ -110,7 +110,8 @@ def _write_stage(storage: RDBStorage, stage: EndedStage, search: Search, say: Ca
             )
     missing = sorted((t for t in stage.trials if t.record.trial not in there), key=lambda t: t.record.index)
     if len(missing) >= SLOW:
-        say(f"writing {len(missing):,} trials into study {name!r}; Optuna's storage takes 40 to 100 a second; what is interrupted goes on with the same command")
+        pace = "Optuna's storage takes 40 to 100 a second; interrupted, the same command goes on"
+        say(f"writing {len(missing):,} trials into study {name!r}; {pace}")
     distributions = {n: distribution for n, p in stage.space.parameters.items() if (distribution := _distribution(p)) is not None}
     for trial in missing:
         study.add_trial(_trial(trial, distributions))
