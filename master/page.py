@@ -1,6 +1,7 @@
 """One HTML file that needs no network: text, figures as JSON, plotly.js once, and a content-security policy that lets nothing else in.
 
-Figures are drawn when they come near the window, so that a page of many opens at once; a phone gets panels below each other.
+Figures are drawn when they come near the window, and plotly.js is run with the first of them, so that the words are there at once; a phone
+gets panels below each other.
 """
 
 from __future__ import annotations
@@ -38,11 +39,18 @@ pre { overflow-x: auto; padding: 8px; } figure { margin: 16px 0 0; } .plot { wid
 """
 SCRIPT = """
 const config = CONFIG;
+function load() {
+  if (window.Plotly) return;
+  const script = document.createElement('script');
+  script.textContent = document.getElementById('plotly').textContent;
+  document.head.append(script);
+}
 function draw(place) {
+  load();
   const both = JSON.parse(document.getElementById(place.dataset.figure).textContent);
   const figure = window.innerWidth < NARROW && both.narrow ? both.narrow : both.wide;
   place.style.minHeight = '';
-  Plotly.newPlot(place, figure.data, figure.layout, config);
+  Plotly.newPlot(place, figure.data || both.wide.data, figure.layout, config);
 }
 const places = document.querySelectorAll('.plot');
 const seen = new IntersectionObserver((entries) => {
@@ -85,7 +93,7 @@ def page(title: str, body: str, figures: Sequence[Drawn]) -> str:
             f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
             body,
             *(f'<script type="application/json" id="figure-{figure.name}">{_json(figure)}</script>' for figure in figures),
-            *(f"<script>{script}</script>" for script in scripts),
+            *([f'<script type="text/plain" id="plotly">{plotly_js()}</script>', f"<script>{own}</script>"] if figures else []),
             "</body></html>\n",
         ]
     )
@@ -109,9 +117,12 @@ def plotly_js() -> str:
 
 
 def _json(figure: Drawn) -> str:
-    """The figure as JSON that cannot end the script element around it."""
-    narrow = figure.narrow.to_json() if figure.narrow is not None else "null"
-    return f'{{"wide": {figure.wide.to_json()}, "narrow": {narrow}}}'.replace("<", "\\u003c")
+    """The figure as JSON that cannot end the script element around it; the narrow one without its data where these are the same."""
+    wide = json.loads(figure.wide.to_json())
+    narrow = json.loads(figure.narrow.to_json()) if figure.narrow is not None else None
+    if narrow is not None and narrow["data"] == wide["data"]:
+        del narrow["data"]
+    return json.dumps({"wide": wide, "narrow": narrow}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _hash(script: str) -> str:

@@ -23,6 +23,8 @@ GAP = 66  # pixels between rows: an axis with its title
 TOP, BOTTOM = 96, 70  # pixels for title and legend
 COLUMN_GAP = 0.09  # of the width: the metric's ticks and title
 RUG = 0.07  # of the metric's span, below its lowest value: trials that measured none
+MOST_POINTS = 6000  # of a stage in all panels together: a browser draws so many in less than half a second
+LEAST_POINTS = 500  # in a panel, however many there are
 BORDER_TINT = "rgba(213, 94, 0, 0.13)"  # vermilion: the border zones behind the points
 
 
@@ -60,7 +62,7 @@ def hyperparameters(trials: pd.DataFrame, ranges: Mapping[str, Space], columns: 
     shown = scales(ranges)
     if not len(trials) or not shown:
         return empty(TITLE, "No trial has ended yet." if shown else "This stage samples nothing: all values are fixed.")
-    drawn, thinning = _drawn(trials)
+    drawn, thinning = _drawn(trials, max(LEAST_POINTS, MOST_POINTS // len(shown)))
     colours = {stage: STAGE_COLOURS[i % len(STAGE_COLOURS)] for i, stage in enumerate(ranges)}
     note = f"Orange: outer 5 % of the range. Ringed: best of a stage. {thinning}".strip()
     columns = min(columns, len(shown))
@@ -73,9 +75,9 @@ def hyperparameters(trials: pd.DataFrame, ranges: Mapping[str, Space], columns: 
     return figure
 
 
-def _drawn(trials: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+def _drawn(trials: pd.DataFrame, most: int) -> tuple[pd.DataFrame, str]:
     """Each stage thinned for itself, so that a fine stage is not lost among a coarse one's thousands."""
-    parts = [thinned(part) for _, part in trials.groupby("stage", sort=False)]
+    parts = [thinned(part, most) for _, part in trials.groupby("stage", sort=False)]
     return pd.concat([part for part, _ in parts]), " ".join(note for _, note in parts if note)
 
 

@@ -42,7 +42,7 @@ def parallel(trials: pd.DataFrame, ranges: Mapping[str, Space]) -> go.Figure:
     values = worst_first["value"].to_numpy(dtype=float)
     low, high = _colour_range(values, is_min(trials))
     shades = np.clip((values - low) / ((high - low) or 1) * SHADES, 0, SHADES - 1).astype(int)
-    names = [safe(f"{t}: {metric_title(trials)} {v:.4g}") for t, v in zip(worst_first["trial"], values, strict=True)]
+    names = [safe(f"{t}: {v:.4g}") for t, v in zip(worst_first["trial"], values, strict=True)]
     order = range(SHADES - 1, -1, -1) if is_min(trials) else range(SHADES)
     for shade in order:
         _lines(figure, heights[shades == shade], [n for n, s in zip(names, shades, strict=True) if s == shade], _colour(shade))

@@ -88,17 +88,19 @@ def _bars(figure: go.Figure, part: pd.DataFrame, state: str, colour: str, width:
     """All bars of a state as one path, with gaps; the middle is there to be hovered over."""
     n = len(part)
     start, end = part["start"].to_numpy(dtype=float), part["end"].to_numpy(dtype=float)
-    x = np.column_stack([start, (start + end) / 2, end, np.full(n, np.nan)]).ravel()
-    text = [told for row in part.itertuples() for told in (_told(row),) * 4]
+    x = np.column_stack([start, (start + end) / 2, end, np.full(n, np.nan)]).ravel().astype(np.float32)
+    y = np.repeat(part["y"].to_numpy(dtype=np.float32), 4)
+    text = [told for row in part.itertuples() for told in (None, _told(row), None, None)]
     figure.add_scatter(
-        x=x, y=np.repeat(part["y"].to_numpy(dtype=float), 4), text=text, mode="lines", line={"color": colour, "width": width}, opacity=0.75,
+        x=x, y=y, text=text, mode="lines", line={"color": colour, "width": width}, opacity=0.75,
         connectgaps=False, name=f"{state} ({n:,})", hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
 
 
 def _told(row: object) -> str:
     trial, attempt, worker, seconds = (getattr(row, name) for name in ("trial", "attempt", "worker", "seconds"))
-    return safe(f"{trial} try {attempt}, {seconds:.3g} s on {worker}")
+    where = f" on {worker}" if len(worker) > NAME_WIDTH else ""
+    return safe(f"{trial} try {attempt}, {seconds:.3g} s{where}")
 
 
 def _marks(figure: go.Figure, part: pd.DataFrame, place: str, name: str, symbol: str, colour: str) -> None:
