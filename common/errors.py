@@ -5,6 +5,8 @@ SearchError
 |-- TaskError         the task cannot be loaded or raised            (exit 1)
 |-- CheckpointError   the checkpoint folder cannot be used           (exit 1)
 '-- QueueError        Redis cannot be reached or refuses             (exit 4)
+    |-- DamagedReplyError   it holds what this program has not written
+    |-- NotAllowedError     its user may not do that
     |-- LeaseLost     somebody else holds the trial now
     '-- PutAside      this machine gets no more trials of the search
 
@@ -49,6 +51,13 @@ class QueueError(SearchError):
 
 class DamagedReplyError(QueueError):
     """Redis holds something that this program did not write."""
+
+
+class NotAllowedError(QueueError):
+    """Redis does not let this user do what a search needs."""
+
+
+HOPELESS = (DamagedReplyError, NotAllowedError)  # of these no waiting helps
 
 
 class LeaseLost(QueueError):

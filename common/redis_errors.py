@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from redis import exceptions
 
 from common import redis_tls
-from common.errors import QueueError
+from common.errors import DamagedReplyError, NotAllowedError, QueueError
 
 ADDRESS = "--redis or REDIS_URL"
 # The marks of refusals, looked for in the text too: Redis 6.2 wraps what a command inside a script answered in an ERR of its own.
@@ -26,6 +26,8 @@ REFUSALS = {
     "CLUSTERDOWN": "belongs to a Redis Cluster that is down; repair the cluster, or give another Redis",
     "MOVED": "is a node of a Redis Cluster that holds other keys; give the node that MOVED names, or a Redis that is no cluster",
 }
+IN_A_SCRIPT = "@user_script"
+DAMAGED = "holds what a script of this program cannot read; see who else uses it, then run `master recover`"
 DENIED_IN_A_SCRIPT = "The user executing the script can't"  # 7.0 forgets the mark there
 NO_CLIENTS_LEFT = "has no connection left; raise its maxclients, or stop clients that are not needed"
 HANGS_UP = ("closed by server", "reset by peer")
@@ -51,14 +53,18 @@ def translated(where: str) -> Iterator[None]:
     Raises:
         QueueError: Redis cannot be reached, refuses the login, or refuses to write.
             After a lost connection or a timeout the command may or may not have been carried out.
+        NotAllowedError, DamagedReplyError: the same, where no waiting helps.
     """
     try:
         yield
     except exceptions.RedisError as error:
         message = explained(error)
-        if message is None:
-            raise
-        raise QueueError(f"{where} {message}") from error
+        if message is not None:
+            kind = NotAllowedError if refusal(error) == "NOPERM" else QueueError
+            raise kind(f"{where} {message}") from error
+        if IN_A_SCRIPT in str(error):
+            raise DamagedReplyError(f"{where} {DAMAGED} (it says: {_first_line(error)})") from error
+        raise
 
 
 def explained(error: Exception) -> str | None:

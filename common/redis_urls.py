@@ -76,6 +76,8 @@ def _many_hosts(url: str) -> Address:
     if not match:
         raise ConfigError(f"{redact(url)} is not the URL of Sentinels or of a cluster; {EXAMPLE}")
     scheme, kind, login, hosts, path, query = (part or "" for part in match.groups())
+    if not login and "@" in path + query:  # cut in two by a character of the password: nothing of it may be shown
+        raise ConfigError(f"{redact(url)}: the password has a character that ends it early; {EXAMPLE}")
     places = tuple(_place(host, PORTS[kind], url) for host in hosts.split(","))
     service, _, database = path.partition("/")
     if kind == "cluster":

@@ -96,7 +96,7 @@ def result_in(stored: str | bytes) -> Result:
         DamagedReplyError: this program has not written it.
     """
     found = _table(stored, "result")
-    if found.get("state") not in ENDED:
+    if not isinstance(found.get("state"), str) or found["state"] not in ENDED:
         raise _damaged("result", stored)
     result = Result(**{name: value for name, value in found.items() if name in DEFAULTS} | {"state": TrialState(found["state"])})
     _check(result, "result", stored)

@@ -86,7 +86,9 @@ def read_frozen(path: Path, space: Space) -> Space:
             return configuration(raw["ranges"], f"{path}: [ranges]", space)
         return checked(raw["ranges"], f"{path}: [ranges]", space)
     except ConfigError as error:
-        raise CheckpointError(f"{error} (the stage's frozen ranges; undo what was changed there, or let `master recover` set the file aside and write it anew)") from None
+        raise CheckpointError(
+            f"{error} (the stage's frozen ranges; undo what was changed there, or let `master recover` set the file aside and write it anew)"
+        ) from None
 
 
 def write_proposal(path: Path, stage: str, proposal: Proposal) -> Written:
@@ -100,7 +102,8 @@ def write_proposal(path: Path, stage: str, proposal: Proposal) -> Written:
     except (TOMLKitError, ValueError, RecursionError, ConfigError):
         return _write_beside(path, stage, proposal)  # nobody but a user writes what cannot be read
     if _was_edited(document.unwrap().get("next")):
-        if _digest(document.unwrap()["next"].get("ranges")) == _digest(proposal.space.plain()):
+        following = document.unwrap()["next"]
+        if isinstance(following, Mapping) and _digest(following.get("ranges")) == _digest(proposal.space.plain()):
             return Written(path)
         return _write_beside(path, stage, proposal)
     document.pop("next", None)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from common.broker import Broker
-from common.errors import ConfigError, QueueError, SearchError
+from common.errors import HOPELESS, ConfigError, QueueError, SearchError
 from common.queue import TrialQueue
 from common.search import Search
 from common.trial import TrialState, WorkerInfo
@@ -91,6 +91,7 @@ class Supervisor:
         Raises:
             NoWorkersError: nobody is left to train.
             CheckpointError: the folder cannot be written.
+            QueueError: Redis does not let this user watch, or holds what nobody of us wrote.
         """
         backoff_s, away = LOOK_S, False
         while True:
@@ -101,6 +102,8 @@ class Supervisor:
                 backoff_s, away = LOOK_S, False
                 if counts is not None:
                     return counts
+            except HOPELESS:
+                raise
             except QueueError as error:
                 if not away:
                     self._display.say(f"{error}. Workers go on; trying again until Redis is back")

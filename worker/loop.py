@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import redis
 
-from common.errors import CheckpointError, PutAside, QueueError, TaskError
+from common.errors import HOPELESS, CheckpointError, PutAside, QueueError, TaskError
 from common.queue import searches
 from common.trial import Claim
 from common.witness import reap
@@ -59,6 +59,7 @@ class Loop:
         Raises:
             CheckpointError: the folder cannot be written; all leases have been given back.
             TaskError: a loop of the user's own does not let go of a trial that is over; all leases have been given back.
+            QueueError: Redis does not let this user work, or holds what nobody of us wrote.
         """
         pause_s = MIN_PAUSE_S
         while not self._heartbeat.stopping():
@@ -66,6 +67,8 @@ class Loop:
                 work = self._claim()
                 if work is None and self._should_leave():
                     return
+            except HOPELESS:
+                raise
             except QueueError:  # the heartbeat tells it, once, and tells when Redis is back
                 work = None
             if work is not None:

@@ -74,6 +74,15 @@ def test_searches_and_options_that_are_damaged(torn: TrialQueue, nonsense: str) 
             torn.frozen("coarse")
 
 
+@pytest.mark.parametrize("nonsense", ["", "[1,2", "9" * 5000, "\x1b[2J"])
+def test_a_state_that_no_script_can_read_is_told_in_one_line(torn: TrialQueue, nonsense: str) -> None:
+    torn.client.hset(torn.keys["states"], "coarse-0000", nonsense)
+    for word in (lambda: torn.claim("w", 4, "r"), lambda: torn.kill("coarse-0000", "by hand"), lambda: torn.state("coarse-0000")):
+        with pytest.raises(DamagedReplyError, match="see who else uses") as caught:
+            word()
+        assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_lease_of_no_trial_is_not_reaped(torn: TrialQueue) -> None:
     (claim,) = torn.claim("w", 1, "r")
     state = torn.client.hget(torn.keys["states"], claim.trial.id)
