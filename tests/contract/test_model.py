@@ -138,12 +138,15 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=PICK, state=ENDINGS)
     def finish(self, pick: int, state: TrialState) -> None:
         for fence in self._some_fence(pick):
-            known = self.known[fence.trial_id]
-            holds, again = self._holds(fence), known.state in ENDED and known.fence == fence
-            assert self.queue.finish([(fence, Result(state))]) == ["ok" if holds or again else "lost"]
-            if holds:
-                self._judge(known, state)
-                self._end(known, state, fence.attempt, fence)
+            self._finish(fence, state)
+
+    def _finish(self, fence: Fence, state: TrialState) -> None:
+        known = self.known[fence.trial_id]
+        holds, again = self._holds(fence), known.state in ENDED and known.fence == fence
+        assert self.queue.finish([(fence, Result(state))]) == ["ok" if holds or again else "lost"]
+        if holds:
+            self._judge(known, state)
+            self._end(known, state, fence.attempt, fence)
 
     @rule(pick=PICK)
     def release(self, pick: int) -> None:
@@ -159,19 +162,34 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=PICK)
     def fail(self, pick: int) -> None:
         for fence in self._some_fence(pick):
-            known = self.known[fence.trial_id]
-            (answer,) = self.queue.fail([(fence, "boom")])
-            if not self._holds(fence):
-                assert answer.ruling is (Ruling.PASSED if self._gave(known, fence, "passed") else Ruling.LOST)
-            elif self._passes(known):
-                assert answer.ruling is Ruling.PASSED
-                machine = MACHINES[known.worker]
-                known.state, known.given, known.avoid = PENDING, "passed", None
-                known.raised.append(machine)
-                doubt = self.doubts.setdefault(machine, Doubt())
-                doubt.open, doubt.row = doubt.open + 1, doubt.row + 1
-            else:
-                assert answer.ruling is Ruling.FINAL and [e.machine for e in answer.earlier] == known.raised
+            self._fail(fence)
+
+    @rule(bad=WORKERS, good=WORKERS, n=st.integers(1, 4))
+    def differ(self, bad: str, good: str, n: int) -> None:
+        """What raises with the one completes with the other."""
+        for worker in (bad, good):
+            before = len(self.fences)
+            self.claim(worker, n, True, None, False)
+            for fence in self.fences[before:]:
+                if worker == bad:
+                    self._fail(fence)
+                else:
+                    self._finish(fence, TrialState.COMPLETED)
+
+    def _fail(self, fence: Fence) -> None:
+        known = self.known[fence.trial_id]
+        (answer,) = self.queue.fail([(fence, "boom")])
+        if not self._holds(fence):
+            assert answer.ruling is (Ruling.PASSED if self._gave(known, fence, "passed") else Ruling.LOST)
+        elif self._passes(known):
+            assert answer.ruling is Ruling.PASSED
+            machine = MACHINES[known.worker]
+            known.state, known.given, known.avoid = PENDING, "passed", None
+            known.raised.append(machine)
+            doubt = self.doubts.setdefault(machine, Doubt())
+            doubt.open, doubt.row = doubt.open + 1, doubt.row + 1
+        else:
+            assert answer.ruling is Ruling.FINAL and [e.machine for e in answer.earlier] == known.raised
 
     @rule(pick=PICK)
     def renew(self, pick: int) -> None:
@@ -266,14 +284,11 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def everything_agrees(self) -> None:
-        for trial_id, known in self.known.items():
-            assert self.queue.state(trial_id) is known.state
-            assert self.queue.attempt(trial_id) == known.attempt
-            result = self.queue.result(trial_id)
-            assert (result and (result[0], result[1].state)) == known.result
+        states = {i: json.loads(state) for i, state in self.client.hgetall(self.queue.keys["states"]).items()}
+        assert {i: (s["s"], s["a"]) for i, s in states.items()} == {i: (k.state, k.attempt) for i, k in self.known.items()}
+        results = {row[0]: (row[1], row[2].state) for row in self.queue.ended()}
+        assert results == {i: known.result for i, known in self.known.items() if known.state in ENDED}
         check_consistent(self.queue)
-        ended = {i for i, known in self.known.items() if known.state in ENDED}
-        assert {row[0] for row in self.queue.ended()} == ended
         assert self.client.llen(self.queue.keys["endings"]) == self.endings
         running = {r.trial.id: r for r in self.queue.running()}
         assert {i: (r.fence, r.worker, r.avoid) for i, r in running.items()} == {
