@@ -399,5 +399,5 @@ class QueueMachine(RuleBasedStateMachine):
 
 def test_no_order_of_words_confuses_the_queue(client: redis.Redis) -> None:
     machine = type("Machine", (QueueMachine,), {"client": client})
-    profile = settings(max_examples=20, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    profile = settings(max_examples=30, stateful_step_count=40, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=profile)
