@@ -137,9 +137,7 @@ def main() -> int:
         megabytes, shown = path.stat().st_size / 1e6, opened(path)
     print(f"report of {options.trials:,} trials: {clock:.1f} s, {processor:.1f} s of the processor, {megabytes:.1f} MB")
     print(
-        f"in Chromium: {shown[0]:.2f} s to the first figure, {shown[1]:.2f} s with all scrolled to"
-        if shown
-        else "no Chromium to open it with"
+        "in Chromium: open after {:.2f} s, first figure {:.2f} s, all {:.2f} s".format(*shown) if shown else "no Chromium to open it with"
     )
     ok = clock <= options.seconds and megabytes <= options.megabytes and (shown is None or shown[0] <= options.opens)
     print(f"limits {options.seconds:g} s, {options.megabytes:g} MB, {options.opens:g} s: {'ok' if ok else 'TOO MUCH'}")

@@ -35,6 +35,7 @@ def table(records: Sequence[Record]) -> pd.DataFrame:
         made[name] = made[name].astype("int64")
     for name in ("val_acc", "val_loss", "epochs", "seconds", "ended_at"):
         made[name] = [_finite(value) for value in made[name]]
+    made["good"] = made["good"].astype(bool)
     made["value"] = [_finite(record.measured) for record in records]
     names = dict.fromkeys(name for record in records for name in record.hyperparameters)
     own = {HP + name: pd.Series([record.hyperparameters.get(name) for record in records], dtype=object) for name in names}

@@ -1,0 +1,189 @@
+"""The report of a stage and one figure to a file, as a user gets them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from common.errors import ConfigError
+from common.records import Diagnosis, Record, SearchFolder
+from common.search import parse_search
+from common.select import Chosen
+from common.trial import TrialState
+from master import browser, finish, report
+from master.figures.names import FIGURES
+from master.page import plotly_js
+from master.plotting import plot
+from master.prepare import Launched
+from master.ranges import write_frozen
+from tests.unit.master.made import peak, record, sampled
+
+EVIL = "<script>alert(1)</script><img src=http://evil/>"
+TEXT = """
+name = "look"
+task = "digits"
+[space]
+learning_rate = { log_uniform = [1e-6, 1e-3] }
+hidden = { choice = [32, 64] }
+[stages.coarse]
+trials = 40
+epochs = 1
+[stages.fine]
+trials = 10
+epochs = 5
+"""
+SEARCH = parse_search(f'id = "{"0" * 16}"\n{TEXT}')
+
+
+@pytest.fixture
+def chosen(tmp_path: Path) -> Chosen:
+    return made(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Chosen:
+    """For tests that only read: its report is written once."""
+    return made(tmp_path_factory.mktemp("checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def page(once: Chosen) -> str:
+    return written(once)
+
+
+def made(root: Path) -> Chosen:
+    """A coarse stage whose best learning rates lie at the high end; a failed trial with an evil reason."""
+    folder = SearchFolder(root, SEARCH.name)
+    folder.stage("coarse").make()
+    folder.search_file.write_text(f'id = "{"0" * 16}"\n{TEXT}')
+    write_frozen(folder.stage("coarse").ranges, SEARCH.space)
+    word = Diagnosis(word="still improving", sentence=f"It fell until the end {EVIL}.")
+    records = [
+        r.model_copy(update={"diagnosis": word, "worker": EVIL, "ended_at": 1e9 + r.index}) for r in sampled(SEARCH.space, peak(1e-3), n=40)
+    ]
+    failed = record(40, dict(records[0].hyperparameters), state=TrialState.FAILED, reason=EVIL, val_acc=None, val_loss=None)
+    folder.stage("coarse").write_records([*records, failed])
+    return Chosen(SEARCH, TEXT, root, folder)
+
+
+def written(chosen: Chosen) -> str:
+    said = report.report(chosen, None, pytest.fail)
+    path = chosen.folder.stage("coarse").path / "report.html"
+    assert said == f"wrote {path}"
+    return path.read_text(encoding="utf-8")
+
+
+def without_plotly(page: str) -> str:
+    return page.replace(plotly_js(), "")
+
+
+def best(chosen: Chosen) -> Record:
+    return max(chosen.folder.stage("coarse").records(pytest.fail), key=lambda r: r.val_acc or 0)
+
+
+def test_the_report_opens_with_what_was_found(once: Chosen, page: str) -> None:
+    top = best(once)
+    words = page[: page.index("<h2>Ranking</h2>")]
+    assert "41 trials ended: 40 completed, 1 failed" in words
+    assert f"Best: {top.trial}, val_acc {top.val_acc:.4f}, selected over 40 trials" in words
+    assert f"<td>{top.hyperparameters['learning_rate']:.3g}</td>" in words
+    assert "border: the best learning_rate" in words
+    assert "Most common diagnosis: still improving (40 of 40): train longer." in words
+    assert re.search(r"learning_rate</td><td[^>]*>log_uniform \[1e-06, 0.001\] -&gt; \[", words)
+    assert "master launch --stage fine --search look" in words
+
+
+def test_the_report_needs_no_network_and_lets_nothing_in(page: str) -> None:
+    page = without_plotly(page)
+    assert not re.search(r"""<[^>]*\s(src|href|action)\s*=|url\(|@import""", page)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
+    assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "unsafe-eval" not in policy[1]
+    own = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    for script in [plotly_js(), *own]:
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy[1]
+    assert len(own) == 1
+
+
+def test_what_comes_from_records_is_shown_letter_by_letter(page: str) -> None:
+    page = without_plotly(page)
+    assert "&lt;script&gt;alert(1)" in page and "alert(1)</script>" not in page and "<img" not in page
+
+
+def test_every_figure_is_on_the_page_for_a_screen_and_a_phone(page: str) -> None:
+    for name in FIGURES:
+        assert f'data-figure="figure-{name}"' in page
+        found = re.search(rf'<script type="application/json" id="figure-{name}">(.*?)</script>', page, re.DOTALL)
+        assert found is not None
+        both = json.loads(found[1])
+        assert both["wide"]["layout"]["title"]["text"]
+        assert (both["narrow"] is not None) == (name in report.WITH_COLUMNS)
+    assert len(page) < 15e6
+
+
+def test_an_edited_proposal_is_the_one_that_is_shown(chosen: Chosen) -> None:
+    ranges = chosen.folder.stage("coarse").ranges
+    ranges.write_text(
+        ranges.read_text()
+        + '\n[next]\nstage = "fine"\ndigest = "0"\n[next.ranges]\nlearning_rate = {log_uniform = [2e-4, 5e-4]}\nhidden = {choice = [64]}\n'
+    )
+    page = written(chosen)
+    assert "[0.0002, 0.0005]" in page and "edited by hand" in page
+
+
+def test_a_report_that_cannot_be_written_fails_no_launch(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a drawing\nwent wrong")
+
+    monkeypatch.setattr(report, "write_report", broken)
+    said: list[str] = []
+    published = SimpleNamespace(stage=SEARCH.stages[0], space=SEARCH.space)
+    out = Console(width=80, quiet=True)
+    finish.conclude(Launched(SEARCH, chosen.folder), published, out, said.append, {})  # type: ignore[arg-type]
+    assert said == ["no report was written (ZeroDivisionError: a drawing); `master report` tries again"]
+    assert chosen.folder.stage("coarse").leaderboard.exists()
+
+
+def test_the_end_of_a_launch_writes_the_report(chosen: Chosen) -> None:
+    said: list[str] = []
+    published = SimpleNamespace(stage=SEARCH.stages[0], space=SEARCH.space)
+    finish.conclude(Launched(SEARCH, chosen.folder), published, Console(width=80, quiet=True), said.append, {})  # type: ignore[arg-type]
+    path = chosen.folder.stage("coarse").path / "report.html"
+    assert said == [f"report: {path}"] and path.exists()
+
+
+def test_one_figure_to_a_page_or_json(once: Chosen, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "narrowing.json"
+    assert plot(once, "hyperparameters", out, None, [], pytest.fail) == f"wrote {out}"
+    assert json.loads(out.read_text())["layout"]["xaxis"]["type"] == "log"
+    page = tmp_path / "timeline.html"
+    plot(once, "timeline", page, "coarse", [], pytest.fail)
+    assert "newPlot" in page.read_text() and "figure-only" in page.read_text()
+
+
+def test_a_picture_without_a_browser_says_what_is_missing(once: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(browser.shutil, "which", lambda name: None)
+    monkeypatch.setattr(browser.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"kaleido .*chromium.* or write .html"):
+        plot(once, "progress", tmp_path / "x.png", None, [], pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("name", "out", "trials", "told"),
+    [
+        ("nothing", "x.html", [], "hyperparameters"),
+        ("losses", "x.pdf", [], ".html, .png, .json"),
+        ("losses", "x.json", ["coarse-9999"], "coarse-9999"),
+        ("timeline", "x.json", ["coarse-0001"], "losses, accuracies"),
+    ],
+)
+def test_what_cannot_be_plotted_says_what_can(once: Chosen, tmp_path: Path, name: str, out: str, trials: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        plot(once, name, tmp_path / out, None, trials, pytest.fail)
+    assert not (tmp_path / out).exists()
