@@ -12,7 +12,8 @@ chown -R redis:redis /data
 exec setpriv --reuid redis --regid redis --clear-groups -- redis-server - <<CONFIGURATION
 port 6379
 dir /data
-user default off
+# Off, so that nobody is it; but Redis replays its append-only file as this user, and drops what it may not do.
+user default off resetpass ~* &* +@all
 user master on >$(cat /secrets/redis_password) $(rules master)
 user worker on >$(cat /secrets/worker/redis_password) $(rules worker)
 # Every write is in the append-only file within a second; snapshots would only repeat it.

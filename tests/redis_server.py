@@ -73,13 +73,14 @@ def start_redis(folder: Path, version: str = "7", *options: str) -> Iterator[Red
     ]
     server = RedisServer(socket, subprocess.Popen(command, stdout=subprocess.DEVNULL))
     try:
-        _wait(server)
+        wait(server)
         yield server
     finally:
         server.stop()
 
 
-def _wait(server: RedisServer) -> None:
+def wait(server: RedisServer) -> None:
+    """Returns when the server answers."""
     deadline = time.monotonic() + PATIENCE_S
     with server.client() as client:
         while True:
