@@ -5,6 +5,7 @@ All three work on the rows of one parameter matrix, so that what surrounds them 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -259,6 +260,8 @@ class StackedNetwork(_Called):
 
     def observe(self, inputs: Tensor) -> list[Observed]:
         """See ``Network``."""
+        if not any(watched(module) for module in self._module.modules()):
+            return []  # vmap and vjp refuse a function that gives nothing
         self._mode(False)
         with torch.no_grad():
             found: tuple[Tensor, ...] = vmap(self._watched, in_dims=(0, None))(self._tensors(), inputs)
@@ -319,8 +322,19 @@ class RecurrentNetwork(StackedNetwork):
             moved = {name: tensors[name].clone() for name in self._buffers}  # what was made outside may not be written to
             return call({**tensors, **moved, **leaves}, inputs), moved
 
-        found: tuple[Any, Any, Buffers] = vjp(apart, {name: tensors[name] for name in self._leaves}, has_aux=True)  # type: ignore[assignment]
+        leaves = {name: tensors[name] for name in self._leaves}
+        with _without_mkldnn():
+            found: tuple[Any, Any, Buffers] = vjp(apart, leaves, has_aux=True)  # type: ignore[assignment]
         return found
+
+
+@contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """Its LSTM, of single precision on a CPU, is one piece that vmap cannot take apart."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TF32 acceleration on top of oneDNN")  # told at each setting, whatever is set
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 class LoneNetwork(_Called):

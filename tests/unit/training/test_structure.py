@@ -288,3 +288,27 @@ class LocalDigits(SmallDigits):
 def test_a_class_that_is_made_within_model_does_not_keep_trials_apart():
     jobs = [job(i, 2) for i in range(3)]
     assert {outcome.array_width for outcome in outcomes(jobs, task=LocalDigits(), width=3).values()} == {3}
+
+
+class Reader(nn.Module):
+    """Nothing in it is watched: it has no layer of activations."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.reader, self.out = kind(8, 4, batch_first=True), nn.Linear(4, 10)
+
+    def forward(self, inputs):
+        return self.out(self.reader(inputs.view(-1, 8, 8))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_net_trains_in_arrays_in_single_precision(kind):
+    class Reading(SmallDigits):
+        def model(self, hp):
+            return Reader(kind)
+
+    jobs = [job(i, 1, learning_rate=0.1 * (i + 1)) for i in range(3)]
+    together, alone = (outcomes(jobs, task=Reading(), width=width, dtype=torch.float32) for width in (3, 1))
+    assert {outcome.array_width for outcome in together.values()} == {3}
+    for one in jobs:
+        assert together[one.id].curves["val_loss"] == pytest.approx(alone[one.id].curves["val_loss"], rel=1e-4)
