@@ -2,38 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import redis
 
+from common.broker import open_broker
 from common.search import load_search
-from common.trial import Trial
 from master.sampling import configurations
 from tests.chaos import witnesses
 from tests.chaos.crew import Crew
+from tests.chaos.disks import Disk
+from tests.chaos.networks import Network
 from tests.chaos.nursery import Nursery
+from tests.chaos.proxy import Proxy
 from tests.chaos.schedule import Kind, Running, planned
 from tests.chaos.servers import Server
-from tests.chaos.tasks import numbers
 from tests.chaos.witnesses import Account
 
 LEASE_S = 2.0
 AGED_S = 7200.0  # twice what the janitor waits before it takes a temporary file for abandoned
-RESERVE = 0.2  # of the trials are left for after the last fault: what lost its worker comes last, and is not to be hit again and again
+RESERVE = 0.25  # of the trials are left for after the last fault: what lost its worker comes last, and is not to be hit again and again
 LIMIT_S = 240.0  # an episode takes a quarter of it
-PACES_S = (0.01, 0.4)  # sleep at an epoch boundary
+BEGIN_LIMIT_S = 60.0
+PACES_S = (0.01, 0.8)  # sleep at an epoch boundary
+ADAPT_S = 0.5
+TASKS = Path(__file__).parent / "tasks"
 
 SEARCH = """
 name = "chaos"
 task = "{task}"
 seed = {seed}
-keep = 20
+keep = {keep}
 [space]
 {space}
 [stages.coarse]
@@ -43,63 +52,89 @@ epochs = {epochs}
 lease_s = {lease_s}
 slow_factor = 1000.0
 """
-NUMBERS_SPACE = """learning_rate = { log_uniform = [1e-4, 1.0] }
-dropout = { uniform = [0.0, 0.5] }
-"""
-TASKS = Path(__file__).parent / "tasks"
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is searched."""
+
+    task: str = "numbers.py:train"
+    space: str = "learning_rate = { log_uniform = [1e-4, 1.0] }\ndropout = { uniform = [0.0, 0.5] }"
+    trials: int = 200
+    epochs: float = 3
+    keep: int = 20
+
+
+@dataclass
+class Command:
+    """A `master` command that was begun."""
+
+    nursery: Nursery
+    pid: int
+    log: Path
+
+    @property
+    def over(self) -> bool:
+        return not self.nursery.alive(self.pid)
+
+    @property
+    def code(self) -> int:
+        return self.nursery.codes[self.pid]
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text()
+
+
+@dataclass
 class Arena:
-    """A search of ``trials`` trials with its crew.
+    """A search with its crew; ``path`` is an empty folder, ``seed`` that of the search and of the faults.
 
-    Args:
-        nursery: forks the processes.
-        path: an empty folder.
-        seed: of the search and of the faults.
+    Attributes:
         server: the served Redis, which runs; None: the embedded one.
-        url: what the processes are told, where it is not the server's own (a proxy's).
-        checkpoints: the checkpoint root, where it is not in ``path``.
+        proxy: stands between the processes and the server.
+        root: the checkpoint root.
         plan: what every child does differently (see patches.py).
+        watch: called again and again while the search runs.
+        fixed_pace_s: sleep at an epoch boundary; None: trials take as long as the faults.
     """
 
-    def __init__(
-        self,
-        nursery: Nursery,
-        path: Path,
-        seed: int,
-        server: Server | None,
-        *,
-        url: str | None = None,
-        n_workers: int = 4,
-        trials: int = 200,
-        epochs: float = 3,
-        task: str = "numbers.py:train",
-        space: str = NUMBERS_SPACE,
-        lease_s: float = LEASE_S,
-        checkpoints: Path | None = None,
-        plan: dict[str, Any] | None = None,
-    ) -> None:
-        self.path, self.seed, self.server, self.lease_s = path, seed, server, lease_s
-        self.root = checkpoints or path / "checkpoints"
-        self.ledger, self.pace = path / "ledger.jsonl", path / "pace"
+    nursery: Nursery
+    path: Path
+    seed: int
+    server: Server | None
+    work: Work = Work()
+    n_workers: int = 4
+    lease_s: float = LEASE_S
+    proxy: Proxy | None = None
+    root: Path = Path()
+    plan: dict[str, Any] = field(default_factory=dict)
+    disks: dict[str, Disk] = field(default_factory=dict)
+    networks: list[Network] = field(default_factory=list)
+    watch: Callable[[Arena], None] = lambda arena: None
+    fixed_pace_s: float | None = None
+
+    def __post_init__(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.root = self.root if self.root.is_absolute() else self.path / "checkpoints"
+        self.ledger, self._pace = self.path / "ledger.jsonl", self.path / "pace"
         self.ledger.touch()
-        self.set_pace(PACES_S[0])
-        if ":" in task:
-            shutil.copy(TASKS / task.partition(":")[0], path)
-        (path / "search.toml").write_text(
-            SEARCH.format(task=task, seed=seed, trials=trials, epochs=epochs, space=space, lease_s=lease_s), encoding="utf-8"
-        )
-        self.search = load_search(path / "search.toml")
-        self.trials: list[Trial] = list(
-            configurations(seed, self.search.stages[0], self.search.space, self.search.sampler, range(self.search.stages[0].trials))
-        )
-        self.plan = {"ledger": str(self.ledger), "pace": str(self.pace), **(plan or {})}
-        self.crew = Crew(nursery, path, url or (server.url if server else None), n_workers, self.plan)
+        self._numbers = itertools.count()
+        self._broken: list[str] = []
+        self.last = Account()
+        self.set_pace(self.fixed_pace_s or PACES_S[0])
+        if ":" in self.work.task:
+            shutil.copy(TASKS / self.work.task.partition(":")[0], self.path)
+        file = self.path / "search.toml"
+        file.write_text(SEARCH.format(seed=self.seed, lease_s=self.lease_s, **vars(self.work)), encoding="utf-8")
+        search = load_search(file)
+        stage = search.stages[0]
+        self.trials = list(configurations(self.seed, stage, search.space, search.sampler, range(stage.trials)))
+        self.plan = {"ledger": str(self.ledger), "pace": str(self._pace), **self.plan}
+        url = self.proxy.url if self.proxy else self.server.url if self.server else None
+        self.crew = Crew(self.nursery, self.path, url, self.n_workers, self.plan)
         for slot in self.crew.slots:
             slot.environment["CHECKPOINT_DIR"] = str(self.root)
-        self.running: Running | None = None
-        self.lists_done = 0.0
-        self.n_ended = 0
 
     # -- what can be seen ----------------------------------------------------------------------------------------------
 
@@ -115,25 +150,44 @@ class Arena:
     def ended(self) -> int:
         """How many trials have a record."""
         try:
-            return len({name.partition("-try=")[0] for name in os.listdir(self.stage / "trials") if name.endswith(".json")})
+            return len({path.name.partition("-try=")[0] for path in (self.stage / "trials").iterdir() if path.suffix == ".json"})
         except FileNotFoundError:
             return 0
+
+    def embedded_pid(self) -> int | None:
+        """The embedded server's process, None while it does not serve."""
+        with contextlib.suppress(redis.RedisError), self.client() as client:
+            return int(client.info("server")["process_id"])
+        return None
+
+    # -- what faults do ------------------------------------------------------------------------------------------------
 
     def forgotten(self) -> None:
         """Notes in the ledger that Redis has lost data."""
         with self.ledger.open("a") as file:
             file.write('{"event": "forgotten"}\n')
 
+    def require(self, fine: bool, what: str) -> None:
+        if not fine:
+            self._broken.append(what)
+
+    def new_file(self, kind: str) -> Path:
+        return self.path / f"{kind}-{next(self._numbers)}"
+
+    def begin_command(self, *words: str) -> Command:
+        log = self.new_file("command")
+        return Command(self.nursery, self.nursery.start(["master", *words], log, self.plan, self.crew.master.environment), log)
+
     # -- a run ---------------------------------------------------------------------------------------------------------
 
     def set_pace(self, seconds: float) -> None:
-        new = self.pace.with_suffix(".new")
+        new = self._pace.with_suffix(".new")
         new.write_text(f"{seconds:.4f}")
-        new.replace(self.pace)
+        new.replace(self._pace)
 
     def begin(self) -> None:
         """Starts master and workers, and waits until trials end."""
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + BEGIN_LIMIT_S
         while self.ended() == 0:
             self.crew.look()
             time.sleep(0.02)
@@ -142,12 +196,13 @@ class Arena:
     def run(self, kinds: Sequence[Kind], n_faults: int, every_s: float) -> Running:
         """Makes faults until all are made and the search has ended."""
         self.begin()
-        self.running = running = Running(planned(f"{self.seed}", kinds, n_faults, every_s))
+        running = Running(planned(f"{self.seed}", kinds, n_faults, every_s))
         deadline, adapted = time.monotonic() + LIMIT_S, 0.0
         while not (running.over and self.crew.ended):
             running.step()
             self.crew.look()
-            if time.monotonic() - adapted > 0.5:
+            self.watch(self)
+            if self.fixed_pace_s is None and time.monotonic() - adapted > ADAPT_S:
                 adapted = time.monotonic()
                 self._adapt(running)
             time.sleep(0.01)
@@ -159,68 +214,56 @@ class Arena:
 
     def _adapt(self, running: Running) -> None:
         """Has the trials take as long as the faults."""
-        epochs = self.search.stages[0].epochs + 1
         left = len(self.trials) * (1 - RESERVE) - self.ended()
-        if running.over:
-            self.set_pace(PACES_S[0])
-        else:
-            pace_s = running.left_s * len(self.crew.workers) / max(left, 1.0) / epochs
-            self.set_pace(min(max(pace_s, PACES_S[0]), PACES_S[1]))
+        pace_s = running.left_s * self.n_workers / max(left, 1.0) / (self.work.epochs + 1)
+        self.set_pace(PACES_S[0] if running.over else min(max(pace_s, PACES_S[0]), PACES_S[1]))
 
-    def command(self, *words: str, seconds: float = 60.0) -> tuple[int, str]:
-        """Runs a command of the master's to its end; exit code and all that it printed."""
-        self.crew.started = getattr(self.crew, "started", 0) + 1  # type: ignore[attr-defined]
-        log = self.path / f"command-{time.monotonic_ns()}.log"
-        pid = self.crew.nursery.start(["master", *words], log, self.plan, self.crew.master.environment)
-        deadline = time.monotonic() + seconds
-        while self.crew.nursery.alive(pid):
-            assert time.monotonic() < deadline, f"master {' '.join(words)}: does not end; see {log}"
-            self.crew.look()
-            time.sleep(0.02)
-        return self.crew.nursery.codes[pid], log.read_text()
+    def close(self) -> None:
+        """Leaves no process."""
+        self.crew.kill()
+        if self.server is None and (pid := self.embedded_pid()) is not None:
+            os.kill(pid, signal.SIGKILL)
 
     # -- the verdict ---------------------------------------------------------------------------------------------------
 
-    def verdict(self) -> Account:
-        """Ends the crew, has the master tidy up once more, and asks the witnesses."""
-        account = Account()
-        with self.client() as client:
+    def verdict(self, undisturbed: Sequence[str] | None) -> Account:
+        """Ends the crew, has the master tidy up once more, and asks the witnesses.
+
+        Args:
+            undisturbed: the ranking of a run without faults, where training is the same to the last digit.
+        """
+        account = self.last = Account(other=self._broken)
+        with contextlib.ExitStack() as stack:
+            if self.server is None:
+                stack.enter_context(open_broker(None, self.root))  # as a user of the embedded server, so that it stays
+            client = stack.enter_context(self.client())
             self.crew.stop()
-            for path in self.stage.rglob(".tmp-*"):
-                os.utime(path, (time.time() - AGED_S,) * 2)
-            keep_alive = self.server is None
-            if not keep_alive:
-                self._tidy(account)
+            self._let_time_pass(client)
+            said = self._complete(*self.crew.master.command[1:], account=account)
+            account.other += ["the last launch queued trials again:\n" + said] if ", 0 new" not in said else []
             search_id = (self.root / "chaos" / "search.toml").read_text().split('"')[1]
             witnesses.look_at_redis(client, search_id, self.trials, account)
         witnesses.look_at_folder(self.stage, search_id, self.trials, account)
         witnesses.look_at_ledger(self.ledger, account)
-        self._look_at_ranking(account)
+        said = self._complete("rank", "--stage", "coarse", "--format", "json", account=account)
+        if undisturbed is not None and "[" in said:
+            witnesses.look_at_ranking(json.loads(said[said.index("[") :]), undisturbed, account)
         return account
 
-    def _tidy(self, account: Account) -> None:
-        code, said = self.command(*self.crew.master.command[1:])
-        if code not in (0, 3):
-            account.other.append(f"the last launch ended with {code}: {said[-500:]}")
+    def _let_time_pass(self, client: redis.Redis) -> None:
+        """What is gone by itself in time: the lock of a janitor that was killed (a minute), killed writers' temporary files (an hour)."""
+        for lock in client.scan_iter("*:lock:janitor"):
+            self.require(client.ttl(lock) > 0, f"{lock}: held for ever")
+            client.delete(lock)
+        for path in self.stage.rglob(".tmp-*"):
+            os.utime(path, (time.time() - AGED_S,) * 2)
 
-    def _look_at_ranking(self, account: Account) -> None:
-        _, said = self.command("rank", "--stage", "coarse", "--format", "json")
-        rows = json.loads(said[said.index("[") :])
-        found = [row["trial"] for row in rows if row["state"] in witnesses.TRAINED]
-        if found != (wanted := self.undisturbed()):
-            first = next((n for n, (a, b) in enumerate(zip(found, wanted, strict=False)) if a != b), min(len(found), len(wanted)))
-            account.other.append(
-                f"the ranking is not that of a run without faults: from rank {first + 1} on {found[first : first + 3]} instead of "
-                f"{wanted[first : first + 3]} ({len(found)} trials instead of {len(wanted)})"
-            )
-
-    def undisturbed(self) -> list[str]:
-        """The trials that train to their end without faults, best first."""
-        values = {}
-        for trial in self.trials:
-            value, best = numbers.begun(), -1.0
-            for _ in range(int(trial.epochs)):
-                value = numbers.after(value, trial.hyperparameters)
-                best = max(best, value)
-            values[trial.id] = best
-        return sorted(values, key=lambda trial_id: (-values[trial_id], trial_id))
+    def _complete(self, *words: str, account: Account) -> str:
+        command = self.begin_command(*words)
+        deadline = time.monotonic() + BEGIN_LIMIT_S
+        while not command.over:
+            assert time.monotonic() < deadline, f"master {' '.join(words)}: does not end; see {command.log}"
+            time.sleep(0.02)
+        if command.code not in (0, 3):
+            account.other.append(f"master {' '.join(words)}: ended with {command.code}: {command.said[-500:]}")
+        return command.said

@@ -11,16 +11,16 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+import sklearn.datasets
+import torch
+
 import master.cli
 import master.finish
 import master.launch
 import master.supervisor
-import sklearn.datasets
-import torch
 import worker.cli
 import worker.loop
-import worker.start  # noqa: F401 - loaded here once for all
-
+import worker.start
 from tests.chaos import patches, wrong_builds
 
 CLONE_NEWNET = 0x40000000
@@ -62,9 +62,9 @@ def _speak_into(log: str) -> None:
     os.dup2(nothing, 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdin = open(0, closefd=False)  # noqa: PTH123, SIM115
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: PTH123, SIM115
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def _enter_network(name: str) -> None:

@@ -29,6 +29,7 @@ class Slot:
         self.started = 0
         self.done = False
         self.forbidden = False  # not to be started for now
+        self.reserved = False  # a fault that takes its time has this place for itself
 
 
 class Crew:
@@ -41,7 +42,6 @@ class Crew:
         self.master = Slot(MASTER, path / "master.log", plan, environment)
         self.workers = [Slot(WORKER, path / f"worker-{n}.log", plan, dict(environment)) for n in range(n_workers)]
         self.ends: Counter[str] = Counter()  # how processes ended, by program and exit code
-        self.asked_to_stop = False
 
     @property
     def slots(self) -> list[Slot]:

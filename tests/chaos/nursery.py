@@ -36,7 +36,7 @@ class Nursery:
 
     def look(self) -> None:
         """Reads who has ended."""
-        self.codes |= {int(pid): code for pid, code in self._ask({})["ended"].items()}
+        self._ask({})
 
     def alive(self, pid: int) -> bool:
         self.look()
@@ -53,6 +53,7 @@ class Nursery:
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        self.codes |= {int(pid): code for pid, code in answer["ended"].items()}
         return answer
 
 

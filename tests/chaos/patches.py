@@ -5,7 +5,7 @@ A plan, as it travels to the child (every part may be missing):
     ledger   file that gets a line for every claim that was answered and every finish that got a verdict
     pace     file with the seconds to sleep at every epoch boundary, so that a search lasts as long as its faults
     clock_s  added to this process's clock
-    at       {"step": a name of STEPS, "nth": from the how-manieth arrival on, "do": "kill" | "stop", "marks": file that gets the step's name}
+    at       {"step": a name of STEPS, "nth": at which arrival, "do": "kill" | "stop", "marks": file that gets the step's name}
 """
 
 from __future__ import annotations

@@ -6,10 +6,15 @@ import heapq
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-Fault = Callable[["random.Random"], Iterator[float]]  # yields how long to wait before it goes on; its random choices are its own
+Made = Generator[float, None, Any]  # yields how long to wait before it goes on; False: it could not be made
+Fault = Callable[[random.Random], Made]
+
+EACH_S = 1.5  # what a fault takes that is late already, since those before it took long
+LAST_S = 4.0  # what the last ones take
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Running:
     plans: list[Planned]
     made: Counter[str] = field(default_factory=Counter)
     _began: float = field(default_factory=time.monotonic)
-    _going: list[tuple[float, int, Kind, Iterator[float]]] = field(default_factory=list)
+    _going: list[tuple[float, int, Kind, Made]] = field(default_factory=list)
     _busy: set[str] = field(default_factory=set)
     _number: int = 0
 
@@ -61,7 +66,8 @@ class Running:
     @property
     def left_s(self) -> float:
         """How long the schedule still takes, if all goes well."""
-        return max((plan.at_s for plan in self.plans), default=0.0) - (time.monotonic() - self._began) + (3.0 if self._going else 0.0)
+        last_s = max((plan.at_s for plan in self.plans), default=0.0) - (time.monotonic() - self._began)
+        return max(last_s, EACH_S * len(self.plans)) + (LAST_S if self._going else 0.0)
 
     def step(self) -> None:
         """Goes on with what is due."""
@@ -78,6 +84,6 @@ class Running:
             _, number, kind, fault = heapq.heappop(self._going)
             try:
                 heapq.heappush(self._going, (now + next(fault), number, kind, fault))
-            except StopIteration:
-                self.made[kind.name] += 1
+            except StopIteration as over:
+                self.made[kind.name] += over.value is not False
                 self._busy.discard(kind.needs)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import redis
@@ -18,34 +19,44 @@ from tests.redis_server import program
 PATIENCE_S = 30.0
 
 
-def free_port(address: str = "127.0.0.1") -> int:
+def free_port() -> int:
     with socket.socket() as free:
-        free.bind((address, 0))
+        free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 class Server:
-    """Redis 7 on a port of ``address``, as an operator would run it: append-only file, synchronised every second."""
+    """Redis 7 on a port of loopback, as an operator would run it: append-only file, synchronised every second.
 
-    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
+    Args:
+        folder: for its data.
+        addresses: of this host, on which it listens as well.
+    """
+
+    def __init__(self, folder: Path, *addresses: str) -> None:
         self.folder = folder
-        self.address, self.port = address, free_port(address)
+        self.address, self.port = "127.0.0.1", free_port()
+        self._addresses = (self.address, *addresses)
         self._process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def url(self) -> str:
-        return f"redis://{self.address}:{self.port}/0"
+        return self.url_at(self.address)
+
+    def url_at(self, address: str) -> str:
+        return f"redis://{address}:{self.port}/0"
 
     def client(self) -> redis.Redis:
         return redis.Redis(host=self.address, port=self.port, decode_responses=True, socket_timeout=5, protocol=2)
 
     def start(self) -> None:
         options = {
-            "bind": self.address, "port": str(self.port), "protected-mode": "no", "dir": str(self.folder), "save": "", "appendonly": "yes",
-            "appendfsync": "everysec", "aof-load-truncated": "yes", "logfile": str(self.folder.parent / "redis.log"),
+            "bind": " ".join(self._addresses), "port": str(self.port), "protected-mode": "no", "dir": str(self.folder),
+            "save": "", "appendonly": "yes", "appendfsync": "everysec", "aof-load-truncated": "yes",
+            "logfile": str(self.folder.parent / "redis.log"),
         }  # fmt: skip
-        words = [word for name, value in options.items() for word in (f"--{name}", value)]
+        words = [word for name, value in options.items() for word in (f"--{name}", *(value.split(" ") if name == "bind" else [value]))]
         self._process = subprocess.Popen([program("7"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def wait(self) -> None:
@@ -80,3 +91,15 @@ class Server:
         """Removes all data of a server that does not run."""
         for path in self.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextlib.contextmanager
+def served(folder: Path, *addresses: str) -> Iterator[Server]:
+    """A server that runs when the block begins, and not when it has ended."""
+    server = Server(folder, *addresses)
+    try:
+        server.start()
+        server.wait()
+        yield server
+    finally:
+        server.kill()

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import redis
 import torch
 
 from common.trial import Trial
@@ -52,7 +51,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def look_at_redis(client: redis.Redis, search_id: str, trials: Sequence[Trial], account: Account) -> None:
+def look_at_redis(client: Any, search_id: str, trials: Sequence[Trial], account: Account) -> None:
     """Every trial is there with its configuration and has ended once; nothing waits, runs, or lies about."""
     key = f"cf:{{{search_id}}}:"
     states = {k: json.loads(v) for k, v in client.hgetall(key + "states").items()}
@@ -78,19 +77,17 @@ def look_at_redis(client: redis.Redis, search_id: str, trials: Sequence[Trial], 
     _look_at_keys(client, key, account)
 
 
-def _look_at_counts(client: redis.Redis, key: str, states: Mapping[str, Any], account: Account) -> None:
+def _look_at_counts(client: Any, key: str, states: Mapping[str, Any], account: Account) -> None:
     counted = Counter(state["s"] for state in states.values())
     told = {field.partition(":")[2]: int(n) for field, n in client.hgetall(key + "counts").items() if int(n)}
     if told != counted:
         account.other.append(f"Redis counts {told}, but has {dict(counted)}")
 
 
-def _look_at_keys(client: redis.Redis, key: str, account: Account) -> None:
+def _look_at_keys(client: Any, key: str, account: Account) -> None:
     for name in client.scan_iter():
         if name in SHARED_KEYS or (name.startswith(key) and name.removeprefix(key) in KEYS):
             continue
-        if name == f"{key}lock:janitor" and client.ttl(name) > 0:
-            continue  # of a master that was killed in its round; gone by itself after a minute
         account.other.append(f"key left over in Redis: {name}")
 
 
@@ -189,3 +186,14 @@ def look_at_ledger(ledger: Path, account: Account, fresh_attempts: bool = True) 
             tokens.add(note["token"])
             if len(tokens) == 2:
                 account.double.append(f"{note['trial']}: attempt {note['attempt']} was handed out twice")
+
+
+def look_at_ranking(rows: Sequence[Mapping[str, Any]], undisturbed: Sequence[str], account: Account) -> None:
+    """The trials that trained stand in the order of a run without faults."""
+    found = [row["trial"] for row in rows if row["state"] in TRAINED]
+    if found != list(undisturbed):
+        at = next((n for n, (a, b) in enumerate(zip(found, undisturbed, strict=False)) if a != b), min(len(found), len(undisturbed)))
+        account.other.append(
+            f"the ranking is not that of a run without faults: from rank {at + 1} on {found[at : at + 3]} instead of "
+            f"{list(undisturbed[at : at + 3])} ({len(found)} trials instead of {len(undisturbed)})"
+        )

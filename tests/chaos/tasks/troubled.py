@@ -1,0 +1,40 @@
+"""The loop of numbers.py, with some trials that raise, end their process, hang, or leak memory until they are killed."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from tests.chaos.tasks import numbers
+
+CHUNK_BYTES = 8 << 20
+TROUBLE = {7: "raise", 20: "exit", 33: "hang", 46: "leak", 59: "raise", 72: "leak", 85: "hang", 98: "exit"}  # by trial number
+
+
+def train(trial: Any) -> None:
+    trouble = TROUBLE.get(int(trial.id.rpartition("-")[2]))
+    if trouble is not None:
+        make(trouble, trial)
+    numbers.train(trial)
+
+
+def make(trouble: str, trial: Any) -> None:
+    if trouble == "raise":
+        raise ValueError("planted: this trial raises")
+    if trouble == "exit":
+        os._exit(9)
+    if trouble == "hang":
+        trial.beat(limit_s=1.0)
+        time.sleep(10_000)
+    if trouble == "leak":
+        leak(trial)
+
+
+def leak(trial: Any) -> None:
+    """Takes memory until somebody puts an end to it."""
+    taken = []
+    while True:
+        taken.append(b"x" * CHUNK_BYTES)
+        trial.beat()
+        time.sleep(0.01)

@@ -1,0 +1,116 @@
+"""Whatever is killed, stopped, cut off, filled up or lost: every trial ends exactly once, and both witnesses say so.
+
+Each test is a search of some hundred short trials under one family of faults; ``CHAOS_FAULTS`` and ``CHAOS_SEED`` make it another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import faults
+from tests.chaos.arena import Arena, Work
+from tests.chaos.conftest import A_ROUND, FAULTS, RunsEpisode
+from tests.chaos.disks import mounted
+from tests.chaos.networks import network
+from tests.chaos.nursery import Nursery
+from tests.chaos.proxy import Proxy
+from tests.chaos.servers import served
+from tests.chaos.tally import TALLY
+from tests.chaos.tasks import numbers, troubled
+
+pytestmark = pytest.mark.timeout(420)
+KILLS = ("worker killed", "worker stopped past its lease", "master killed")
+FOLDER_BYTES, REDIS_BYTES = 8 << 20, 32 << 20
+MEMORY_BYTES = 600 << 20  # beyond what a worker has from the nursery; it is then killed, as the kernel would
+
+
+def test_processes_killed_stopped_and_slowed(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with served(path / "redis") as server:
+        arena = Arena(nursery, path, seed + 1, server)
+        episode(arena, faults.PROCESSES, 42, 0.7, numbers.ranking(arena.trials))
+
+
+def test_redis_killed_and_stopped(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with served(path / "redis") as server:
+        arena = Arena(nursery, path, seed + 2, server)
+        episode(arena, ("Redis killed", "Redis stopped past a lease", "worker killed"), 18, 1.3, numbers.ranking(arena.trials))
+
+
+def test_redis_loses_its_last_writes_or_everything(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with served(path / "redis") as server:
+        arena = Arena(nursery, path, seed + 3, server)
+        names = ("Redis's last writes lost", "Redis emptied, recovered", "worker killed")
+        episode(arena, names, 18, 1.5, numbers.ranking(arena.trials))
+
+
+def test_the_embedded_redis_killed_and_stopped(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    arena = Arena(nursery, path, seed + 4, None)
+    names = ("embedded Redis killed", "embedded Redis stopped past a lease", *KILLS)
+    episode(arena, names, 20, 1.2, numbers.ranking(arena.trials))
+
+
+def test_answers_lost_after_redis_ran_the_script(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with served(path / "redis") as server, contextlib.closing(Proxy(server)) as proxy:
+        arena = Arena(nursery, path, seed + 5, server, proxy=proxy)
+        episode(arena, faults.ANSWERS, 30, 0.5, numbers.ranking(arena.trials))
+
+
+def test_workers_killed_or_stopped_at_each_step_of_writing(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with served(path / "redis") as server:
+        arena = Arena(nursery, path, seed + 6, server, Work(trials=320, keep=1000))
+        made = episode(arena, faults.STEPWISE, 2 * len(faults.STEPWISE), 1.0, numbers.ranking(arena.trials))
+        assert set(made) >= set(faults.STEPWISE), f"never made: {set(faults.STEPWISE) - set(made)}"
+
+
+def test_full_disks(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with (
+        mounted(path / "small", FOLDER_BYTES) as folder,
+        mounted(path / "redis", REDIS_BYTES) as redis_disk,
+        served(path / "redis" / "data") as server,
+    ):
+        disks = {"folder": folder, "redis": redis_disk}
+        arena = Arena(nursery, path / "here", seed + 7, server, root=folder.path / "checkpoints", disks=disks)
+        names = ("disk full under the folder", "disk full under Redis", "worker killed")
+        episode(arena, names, 18, 1.5, numbers.ranking(arena.trials))
+
+
+def test_workers_cut_off_the_network(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with network(1) as one, network(2) as two, served(path / "redis", one.host_address, two.host_address) as server:
+        arena = Arena(nursery, path, seed + 8, server, networks=[one, two])
+        for slot, own in zip(arena.crew.workers, (one, two), strict=False):
+            slot.plan = {**slot.plan, "network": own.name}
+            slot.environment["REDIS_URL"] = server.url_at(own.host_address)
+        episode(arena, ("worker cut off the network",) * 2 + ("worker killed",), 12, 2.5, numbers.ranking(arena.trials))
+
+
+def test_tasks_that_raise_hang_leak_or_exit(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    def out_of_memory(arena: Arena) -> None:
+        for slot in arena.crew.workers:
+            if arena.crew.memory_bytes(slot) > MEMORY_BYTES:
+                arena.crew.signal(slot, signal.SIGKILL)
+
+    with served(path / "redis") as server:
+        arena = Arena(nursery, path, seed + 9, server, Work("troubled.py:train", trials=150), watch=out_of_memory)
+        healthy = [trial for trial in arena.trials if trial.index not in troubled.TROUBLE]
+        ends = {"worker 9": "task called os._exit", "worker 70": "task hung", "worker -9": "task leaked until killed"}
+        episode(arena, (), 0, 1.0, numbers.ranking(healthy), ends)
+        for index, trouble in troubled.TROUBLE.items():
+            reason = next(iter(arena.last.records[f"coarse-{index:04d}"].values()))["reason"]
+            assert "planted" in reason if trouble == "raise" else "lost 3 attempts while alone: try" in reason, (trouble, reason)
+
+
+def test_clocks_moved(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    with served(path / "redis") as server:
+        arena = Arena(nursery, path, seed + 10, server)
+        episode(arena, ("clock moved", "worker stopped past its lease"), 16, 1.2, numbers.ranking(arena.trials))
+
+
+def test_enough_faults_were_made() -> None:
+    total = TALLY.made.total()
+    if len(TALLY.episodes) < 10:
+        pytest.skip("counted where all episodes run")
+    assert total >= max(FAULTS, A_ROUND), f"only {total} faults were made"

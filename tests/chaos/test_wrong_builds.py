@@ -1,0 +1,142 @@
+"""The harness can see: builds that are wrong on purpose fail it, and the right build passes the same faults.
+
+The faults are those that hit the weak spot, so that each takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.arena import Arena, Work
+from tests.chaos.nursery import Nursery
+from tests.chaos.schedule import Kind, Made
+from tests.chaos.servers import Server, served
+from tests.chaos.tasks import numbers
+from tests.chaos.wrong_builds import WRONG
+
+pytestmark = pytest.mark.timeout(120)
+SHORT = Work(trials=12)
+LEASE_S = 1.0
+PACE_S = 0.1  # an epoch
+SLOW_PACE_S = 1.0  # an epoch: a trial then takes far longer than a late worker needs to come back
+PATIENCE_S = 20.0
+LOOK_S = 0.05
+RIGHT = "right"
+MARKS = "marks"
+
+
+def a_late_word(arena: Arena, draw: random.Random) -> Made:
+    """A worker stands still with its record half written until another trains the same trial; then it goes on and says finish."""
+    end = time.monotonic() + PATIENCE_S
+    while not _claimed_twice(arena) and time.monotonic() < end:
+        if arena.ended() >= SHORT.trials - 3:  # one stands still, the others train one each
+            arena.set_pace(SLOW_PACE_S)  # what was lost comes last: now it lasts
+        yield LOOK_S
+    arena.crew.go_on(arena.crew.workers[0].pid)
+    yield SLOW_PACE_S
+    arena.set_pace(PACE_S)
+    return _claimed_twice(arena)
+
+
+def _claimed_twice(arena: Arena) -> bool:
+    tokens: dict[str, set[str]] = {}
+    for line in arena.ledger.read_text().splitlines():
+        note = json.loads(line)
+        if note["event"] == "claim":
+            tokens.setdefault(note["trial"], set()).add(note["token"])
+    return any(len(found) > 1 for found in tokens.values())
+
+
+def a_death_after_finish(arena: Arena, draw: random.Random) -> Made:
+    """A worker dies the moment Redis has taken its finish."""
+    marks = arena.path / MARKS
+    end = time.monotonic() + PATIENCE_S
+    while not marks.exists() and time.monotonic() < end:
+        yield LOOK_S
+    return marks.exists()
+
+
+def an_outage(arena: Arena, draw: random.Random) -> Made:
+    """Redis and all workers stand still for longer than a lease; the master is the first to be served again."""
+    assert arena.server
+    pids = [arena.crew.signal(slot, signal.SIGSTOP) for slot in arena.crew.workers]
+    arena.server.signal(signal.SIGSTOP)
+    yield 1.6 * LEASE_S
+    arena.server.signal(signal.SIGCONT)
+    before, end = _tick(arena), time.monotonic() + 0.4 * LEASE_S
+    while _tick(arena) == before and time.monotonic() < end:
+        yield 0.01
+    for pid in pids:
+        arena.crew.go_on(pid)
+    yield LEASE_S
+
+
+def _tick(arena: Arena) -> str | None:
+    with arena.client() as client:
+        return next((str(client.hget(key, "tick")) for key in client.scan_iter("*:meta")), None)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Faults aimed at one weak spot. ``at``: the step at which the first worker stands still or dies."""
+
+    fault: Callable[[Arena, random.Random], Made]
+    at: tuple[str, str] | None = None
+    n: int = 1
+    every_s: float = 0.2
+
+
+LATE_WORD = Scenario(a_late_word, ("record_temporary", "stop"))
+DEATH = Scenario(a_death_after_finish, ("after_finish", "kill"))
+OUTAGE = Scenario(an_outage, None, 2, 3.0)
+SCENARIOS = {
+    "fences not compared": LATE_WORD,
+    "fences checked at renew only": LATE_WORD,
+    "attempt numbers used again": LATE_WORD,
+    "finish said before the record is written": DEATH,
+    "reaping right after an outage": OUTAGE,
+}
+
+
+def findings(nursery: Nursery, path: Path, server: Server, build: str, scenario: Scenario) -> list[str]:
+    """What the witnesses say of a build after these faults."""
+    arena = Arena(nursery, path, 1, server, SHORT, 3, LEASE_S, plan={} if build == RIGHT else {"wrong": build}, fixed_pace_s=PACE_S)
+    if scenario.at is not None:
+        step, do = scenario.at
+        arena.crew.workers[0].next_plan = {"at": {"step": step, "nth": 1, "do": do, "marks": str(path / MARKS)}}
+    with contextlib.closing(arena):
+        made = arena.run([Kind("aimed", partial(scenario.fault, arena), "redis")], scenario.n, scenario.every_s).made
+        account = arena.verdict(numbers.ranking(arena.trials))
+    assert made["aimed"] == scenario.n, "the fault did not hit"
+    if scenario is OUTAGE:
+        lost = [trial for trial, (attempt, _) in account.accepted.items() if attempt > 1]
+        account.other += [f"{trial} was taken from a worker that lives, for an outage" for trial in lost]
+    return account.findings
+
+
+@pytest.mark.parametrize("scenario", [LATE_WORD, DEATH, OUTAGE], ids=["late word", "death after finish", "outage"])
+def test_the_right_build_passes(nursery: Nursery, path: Path, scenario: Scenario) -> None:
+    with served(path / "redis") as server:
+        assert findings(nursery, path, server, RIGHT, scenario) == []
+
+
+@pytest.mark.parametrize("build", SCENARIOS)
+def test_the_harness_sees_wrong_builds(nursery: Nursery, path: Path, build: str) -> None:
+    with served(path / "redis") as server:
+        found = findings(nursery, path, server, build, SCENARIOS[build])
+    assert found, f"nothing was seen of a build with {build}"
+    print(f"{build}: {found[0]}")
+
+
+def test_every_wrong_build_has_its_faults() -> None:
+    assert WRONG.keys() == SCENARIOS.keys()
