@@ -7,10 +7,10 @@ from fastapi import APIRouter, HTTPException
 from common.errors import ConfigError, QueueError
 from master.killing import describe_kill, kill_stage, kill_trial, kill_worker
 from master.serve import models
-from master.serve.api import TheWatch
+from master.serve.api import PROBLEMS, TheWatch
 from master.serve.watch import Watch
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", responses=PROBLEMS)
 
 
 @router.post("/kill", responses={401: {"model": models.Problem, "description": "The token is missing."}})

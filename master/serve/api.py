@@ -22,7 +22,10 @@ from master.serve.watch import Watch
 
 MOST_ROWS = 1000  # a page of a table; a browser shows a few dozen
 ENDED_STATES = Literal["completed", "exploded", "stopped", "killed", "failed"]
-PROBLEMS: dict[int | str, dict[str, Any]] = {404: {"model": models.Problem, "description": "No such search, stage or trial."}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    404: {"model": models.Problem, "description": "No such search, stage or trial."},
+    422: {"model": models.Problem, "description": "The question is not one that can be answered."},
+}
 
 FIGURE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
 MOST_TEXT = 500  # characters of a filter

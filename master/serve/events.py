@@ -11,14 +11,14 @@ from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 from master.serve import models
-from master.serve.api import TheWatch
+from master.serve.api import PROBLEMS, TheWatch
 from master.serve.watch import Watch
 
 QUIET_S = 10.0  # a comment now and then shows a proxy, and us, that the other end is still there
 MOST_LISTENERS = 200  # pages that are open at once; each holds a connection
 RETRY_MS = 1000  # how soon a browser tries again
 
-router = APIRouter(prefix="/api")
+router = APIRouter(prefix="/api", responses=PROBLEMS)
 
 
 @router.get("/events", response_class=StreamingResponse, responses={200: {"model": models.State, "content": {"text/event-stream": {}}}})

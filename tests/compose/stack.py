@@ -39,17 +39,21 @@ def compose_command() -> list[str]:
     return ["docker-compose"]
 
 
+SERVICES = ("redis", "worker", "master", "dashboard")  # that stay up
+
+
 class Stack:
     """The clone, and what Docker runs for it under a project name of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "checkout"
         self.owner = FOREIGN_ID if os.geteuid() == 0 else os.geteuid()
-        self.redis_port = _free_port()
+        self.redis_port, self.dashboard_port = _free_port(), _free_port()
         self._compose = compose_command()
         self._environ = os.environ | {
             "COMPOSE_PROJECT_NAME": f"coarsefine-test-{secrets.token_hex(4)}",
             "REDIS_PORT": str(self.redis_port),
+            "DASHBOARD_PORT": str(self.dashboard_port),
         }
 
     def clone(self) -> None:
@@ -103,7 +107,7 @@ class Stack:
 
     def unhealthy(self) -> list[str]:
         """The containers that should be up and do not call themselves healthy."""
-        expected = [container for service in ("redis", "worker", "master") for container in self.containers(service)]
+        expected = [container for service in SERVICES for container in self.containers(service)]
         for container in expected:
             assert container["RestartCount"] < MAX_RESTARTS, f"{container['Name']} keeps ending:\n{self.logs()}"
         return [container["Name"] for container in expected if container["State"].get("Health", {}).get("Status") != "healthy"]

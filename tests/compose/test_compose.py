@@ -1,9 +1,12 @@
 """`docker compose up` on an unmodified checkout, from build to stop. The tests follow one another, as a user's day would."""
 
 import json
+import re
 import stat
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import redis
 
 from common.errors import QueueError
 from common.queue import TrialQueue
-from tests.compose.stack import Stack
+from tests.compose.stack import SERVICES, Stack
 
 TRIALS = 200  # of the built-in digits search's coarse stage
 STOP_WITHIN_S = 20.0  # the grace period of the compose file; a worker promises ten
@@ -34,9 +37,9 @@ def stack() -> Iterator[Stack]:
             stack.down()
 
 
-def test_two_workers_and_a_master_are_up(stack: Stack) -> None:
+def test_two_workers_a_master_and_a_dashboard_are_up(stack: Stack) -> None:
     assert stack.unhealthy() == []
-    assert [len(stack.containers(service)) for service in ("redis", "worker", "master")] == [1, 2, 1]
+    assert {service: len(stack.containers(service)) for service in SERVICES} == {"redis": 1, "worker": 2, "master": 1, "dashboard": 1}
     assert [container["State"]["ExitCode"] for container in stack.containers("password")] == [0]
 
 
@@ -47,7 +50,7 @@ def test_the_passwords_are_the_owners_alone(stack: Stack) -> None:
         assert (file.parent.stat().st_uid, stat.S_IMODE(file.parent.stat().st_mode)) == (stack.owner, 0o700)
         password = file.read_text()
         assert len(password) >= 32
-        for service in ("redis", "worker", "master"):
+        for service in SERVICES:
             for container in stack.containers(service):
                 assert password not in json.dumps(container)
                 assert password not in " ".join(arguments for _, arguments in stack.processes(container))
@@ -79,12 +82,15 @@ def test_redis_answers_this_machine_only_and_its_two_users_only(stack: Stack) ->
 
 def test_a_worker_cannot_add_a_search(stack: Stack) -> None:
     password = _password_file(stack, "worker").read_text()
-    with redis.Redis(port=stack.redis_port, username="worker", password=password) as client, pytest.raises(QueueError, match=r"security\.md"):
+    with (
+        redis.Redis(port=stack.redis_port, username="worker", password=password) as client,
+        pytest.raises(QueueError, match=r"security\.md"),
+    ):
         TrialQueue(client, "0123456789abcdef").register("mine")
 
 
 def test_programs_in_the_containers_run_as_the_owner(stack: Stack) -> None:
-    for service in ("worker", "master"):
+    for service in ("worker", "master", "dashboard"):
         for container in stack.containers(service):
             users = {user for user, arguments in stack.processes(container) if "docker-init" not in arguments}
             assert users == {stack.owner}
@@ -96,6 +102,19 @@ def test_a_stage_runs_through_the_master_service(stack: Stack) -> None:
     records = _records(stack)
     assert len({record["trial"] for record in records}) == len(records) == TRIALS
     assert len({record["host"] for record in records}) == 2, "both worker containers took part"
+
+
+def test_the_dashboard_prints_its_address_and_opens_with_its_token_only(stack: Stack) -> None:
+    (dashboard,) = stack.containers("dashboard")
+    port = f"{stack.dashboard_port}/tcp"
+    assert [binding["HostIp"] for binding in dashboard["NetworkSettings"]["Ports"][port]] == ["127.0.0.1"]
+    found = re.search(r"dashboard: (http://127\.0\.0\.1:(\d+)/)\?token=(\S+)", stack.compose("logs", "--no-color", "dashboard").stdout)
+    assert found and int(found[2]) == stack.dashboard_port
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{found[1]}api/searches")
+    asked = urllib.request.Request(f"{found[1]}api/searches", headers={"authorization": f"Bearer {found[3]}"})
+    with urllib.request.urlopen(asked) as answer:
+        assert json.load(answer) == [{"search": "digits", "ended": TRIALS, "running": 0, "trials": TRIALS + 50}]
 
 
 def test_the_best_checkpoint_is_listed_first(stack: Stack) -> None:
@@ -122,8 +141,8 @@ def test_stop_is_clean_and_the_search_is_there_afterwards(stack: Stack) -> None:
     started = time.monotonic()
     assert stack.compose("stop").returncode == 0
     assert time.monotonic() - started < STOP_WITHIN_S
-    codes = {service: [one["State"]["ExitCode"] for one in stack.containers(service)] for service in ("redis", "worker", "master")}
-    assert codes == {"redis": [0], "worker": [TERMINATED, TERMINATED], "master": [TERMINATED]}
+    codes = {service: [one["State"]["ExitCode"] for one in stack.containers(service)] for service in SERVICES}
+    assert codes == {"redis": [0], "worker": [TERMINATED, TERMINATED], "master": [TERMINATED], "dashboard": [TERMINATED]}
     stack.up(workers=2)
     counts = json.loads(stack.on_host("master", "status", "--json").stdout)["stages"]["coarse"]
     assert sum(counts.values()) == TRIALS

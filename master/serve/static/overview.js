@@ -57,7 +57,7 @@ export function overviewPage(main, app) {
 
 function nothing(app, health) {
   if (app.search && health.folder.state === "ok") return `There is no search "${app.search}" in ${health.folder.where}. It appears here by itself once it is launched.`;
-  return health.folder.message;
+  return health.folder.message.charAt(0).toUpperCase() + health.folder.message.slice(1) + ".";
 }
 
 function aboutText(overview, workers) {
