@@ -11,7 +11,7 @@ PROGRAM := common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes fault-test fuzz check bench compose-test clean
+.PHONY: help setup search test test-quick test-processes fault-test fuzz check bench compose-test pictures clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ bench: $(VENV)/.bench  ## the benchmarks of benchmarks/, one after the other
 
 compose-test: setup  ## docker compose on a fresh clone, from build to stop (needs Docker)
 	$(BIN)/python -m pytest tests/compose $(PYTEST_ARGS)
+
+pictures: setup  ## the README's pictures, from a real run of the built-in search (needs Chromium)
+	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && $(BIN)/master --checkpoints $$folder launch --stage all && \
+	$(BIN)/master --checkpoints $$folder plot hyperparameters --stage fine --out docs/pictures/narrowing.png
 
 clean:  ## remove what was installed and cached; checkpoints stay
 	rm -rf $(VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
