@@ -15,7 +15,7 @@ from master.figures.style import BLUE, empty, framed, safe
 
 TITLE = "Which hyperparameter matters"
 BINS = 8  # of equal numbers of trials: enough to see a peak
-LEAST_TRIALS = 20  # for a forest to say anything
+LEAST_TRIALS = 30  # for a forest to say anything
 FEW_TRIALS = 100  # below: a word of caution
 WEAK_FIT = 0.3  # out-of-bag R squared below which the forest explains too little to lean on
 MOST_TRIALS = 2000  # that a forest is grown on: more change nothing that is seen, and take seconds
