@@ -32,7 +32,7 @@ NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNO
 WAITS = "where the URL says rediss://, see whether this port speaks TLS"  # a Redis without TLS takes its first words for half a command
 HUNG_UP = (
     "it hung up at once: where its port is for TLS, write rediss:// in the URL, "
-    f"and where it asks for a client certificate, name one in {FILES[CERTIFICATE]} and {FILES[KEY]}"
+    f"and where it asks for a client certificate, name one that it accepts in {FILES[CERTIFICATE]} and {FILES[KEY]}"
 )
 
 
@@ -123,8 +123,8 @@ def _refused(error: ssl.SSLError) -> str:
             return message
     if any(part in reason for part in NO_TLS):
         return "does not speak TLS on this port; write redis:// in the URL, or give its port for TLS"
-    if "EOF" in reason:
-        return f"hung up while the connection was made; where it asks for a client certificate, {GIVE_CERTIFICATE}"
+    if "EOF" in reason:  # its own words were lost with the connection
+        return f"hung up while the connection was made; where it asks for a client certificate, {GIVE_CERTIFICATE} that it accepts"
     return f"does not agree on TLS with this client; compare versions and ciphers ({reason})"
 
 
