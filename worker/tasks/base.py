@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from common.practice import DATA, Kind
 from common.search import AVERAGED, METRIC_PATTERN
 from common.space import Scalar
 
+T = TypeVar("T")
 Measure = Callable[[Tensor, Tensor], Any]  # (outputs (N, ...), targets (N, ...)) of one trial's whole validation part -> one number
 CURVE_NAMES = frozenset({"epoch", "seconds", "train_loss", "train_acc", "val_loss", "val_acc", "learning_rate", "grad_norm", "wiggle"})
 
@@ -105,7 +106,7 @@ def data_of(task: Task) -> Data:
         TaskError: it is no ``Data``, or has no classes although the task has no loss of its own.
         Exception: whatever the task's ``data`` raises.
     """
-    data = task.data()
+    data = _without_exit(task.data, "data()")
     if not isinstance(data, Data):
         raise TaskError(f"data() returned a {type(data).__name__}; return Data(train=Part(...), val=Part(...), test=None, n_classes=10)")
     if data.n_classes is None and own_loss(task) is None:
@@ -122,10 +123,20 @@ def model_of(task: Task, hp: Mapping[str, Scalar]) -> nn.Module:
         TaskError: it is no module.
         Exception: whatever the task's ``model`` raises.
     """
-    module = task.model(hp)
+    module = _without_exit(lambda: task.model(hp), "model(hp)")
     if not isinstance(module, nn.Module):
         raise TaskError(f"model(hp) returned {module!r}; return a torch.nn.Module")
     return module
+
+
+def _without_exit(call: Callable[[], T], name: str) -> T:
+    """What ``call`` gives; a task that exits ends its trial, not the process that trains others beside it."""
+    try:
+        return call()
+    except SystemExit as error:
+        raise TaskError(
+            f"{name} called exit({'' if error.code is None else error.code!r}); raise an exception that says why instead"
+        ) from error
 
 
 def own_loss(task: Task) -> Callable[[Tensor, Tensor, Mapping[str, Scalar | Tensor]], Tensor] | None:

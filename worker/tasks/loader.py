@@ -143,7 +143,7 @@ def _import(path: Path, launched: str | None) -> ModuleType:
         sys.path.append(beside)  # at the end: its neighbours can be imported, but hide nothing
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise TaskError(f"{path}: importing it raised {_told(error, path)}; correct the file") from error
     return module
@@ -174,7 +174,7 @@ def _loop(found: object, spec: str) -> Loop:
     return Loop(found, spec)
 
 
-def _told(error: Exception, path: Path | None) -> str:
+def _told(error: BaseException, path: Path | None) -> str:
     """The error and the line of the user's file that raised it."""
     line = error.lineno if isinstance(error, SyntaxError) else None
     for frame in traceback.extract_tb(error.__traceback__):

@@ -1,11 +1,12 @@
 import math
+import re
 
 import pytest
 import torch
 
 from common.errors import TaskError
 from worker.tasks import Data, Part
-from worker.tasks.base import check_metric, data_of, measured_by, own_loss, own_metrics
+from worker.tasks.base import check_metric, data_of, measured_by, model_of, own_loss, own_metrics
 
 
 def part(targets, inputs=None):
@@ -106,3 +107,16 @@ def test_a_metric_that_is_not_measured_is_told_with_those_that_are():
     check_metric("val_mae", measured_by(Regression(), None))
     with pytest.raises(TaskError, match=r'metric = "val_acc": the task does not measure it; it measures val_loss, val_mae\. Name one'):
         check_metric("val_acc", measured_by(Regression(), None))
+
+
+@pytest.mark.parametrize(("method", "told"), [(data_of, "data()"), (lambda task: model_of(task, {}), "model(hp)")])
+def test_a_task_that_exits_does_not_end_the_process(method, told):
+    class Leaving:
+        def data(self):
+            raise SystemExit("no data today")
+
+        def model(self, hp):
+            raise SystemExit(3)
+
+    with pytest.raises(TaskError, match=rf"{re.escape(told)} called exit\(.*; raise an exception that says why"):
+        method(Leaving())
