@@ -35,7 +35,7 @@ p { margin: 6px 0; max-width: 75ch; }
 th, td { text-align: left; padding: 4px 12px 4px 0; border-bottom: 1px solid #e4e4e4; vertical-align: top; white-space: nowrap; }
 td.wrap { white-space: normal; min-width: 16ch; } code, pre { font-size: .85rem; background: #f4f4f4; padding: 1px 4px; }
 pre { overflow-x: auto; padding: 8px; } figure { margin: 16px 0 0; } .plot { width: 100%; }
-@media (max-width: 700px) { body { padding: 0 8px 32px; } }
+@media (max-width: 700px) { body { padding: 0 8px 32px; } .words td { white-space: normal; padding-right: 8px; min-width: 0; } }
 """
 SCRIPT = """
 const config = CONFIG;

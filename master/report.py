@@ -24,7 +24,6 @@ from master.summary import best_line, border_lines, change, counts, diagnosis_li
 NAME = "report.html"
 TOP = 20  # trials in its table; leaderboard.csv beside it has all
 WITH_COLUMNS = ("hyperparameters", "histograms", "progress")  # figures of several panels, which a phone gets below each other
-RANK_HEADER = ("#", "trial", "state", "epochs", "diagnosis")
 
 
 def report(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> str:
@@ -112,7 +111,7 @@ def _next_ranges(search: Search, ranges: Space, following: Following) -> str:
     command = next_command(following.stage.name, {"--search": search.name})
     return (
         f"<h2>Ranges of the next stage, {html.escape(following.stage.name)}</h2>{edited}"
-        f'<div class="table"><table>{cells(["hyperparameter", "range", "why"], "th")}{rows}</table></div>'
+        f'<div class="table words"><table>{cells(["hyperparameter", "range", "why"], "th")}{rows}</table></div>'
         f"<p>It runs with:</p><pre>{html.escape(command)}</pre>"
     )
 
@@ -123,13 +122,13 @@ def _ranking(records: Sequence[Record]) -> str:
     metric = ranking.metric_of(records)[0]
     lines = [cells([*_outcome(row), *(ranking.cell(row["hyperparameters"].get(name)) for name in names)]) for row in rows]
     more = f'<p class="small">The best {len(rows)} of {len(records):,}; leaderboard.csv has all.</p>' if len(records) > len(rows) else ""
-    header = cells([*RANK_HEADER, metric, *names], "th")
+    header = cells(["#", "trial", metric, "state", "epochs", "diagnosis", *names], "th")
     return f'<h2>Ranking</h2><div class="table"><table>{header}{"".join(lines)}</table></div>{more}'
 
 
 def _outcome(row: Mapping[str, Any]) -> list[object]:
     epochs, value = ranking.cell(row["epochs"]), ranking.shown_metric(row["value"])
-    return [row["rank"], row["trial"], row["state"], epochs, ranking.word_of(row), value]
+    return [row["rank"], row["trial"], value, row["state"], epochs, ranking.word_of(row)]
 
 
 def _paragraphs(text: str, kind: str = "") -> str:

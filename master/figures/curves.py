@@ -82,7 +82,7 @@ def ratios(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
 
 def _pairs(trials: pd.DataFrame, names: Sequence[str], title: str, axis: str, curves: tuple[str, str], log: bool = False) -> go.Figure:
     found = _rows(trials, names or chosen(trials))
-    figure = framed(go.Figure(), title, "Solid: validation. Dotted: training.")
+    figure = framed(go.Figure(), title, "Solid, full: validation. Dotted, open: training.")
     n_drawn = 0
     for number, row in enumerate(found):
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
@@ -126,7 +126,8 @@ def _line(
 ) -> None:  # fmt: skip
     mode = "lines+markers" if marked and len(x) <= MOST_MARKED else "lines"
     told = f"{safe(hover or name)}<br>epoch %{{x:.4g}}: %{{y:.4g}}<extra>{safe(name)}</extra>"
+    symbol = "circle-open" if dash == "dot" else "circle"  # told apart where a trial has a single evaluation
     figure.add_scatter(
-        x=x, y=y, name=safe(name), mode=mode, line={"color": colour, "dash": dash, "width": 2}, marker={"size": 5},
+        x=x, y=y, name=safe(name), mode=mode, line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6, "symbol": symbol},
         legendgroup=safe(group) if group else None, showlegend=legend, hovertemplate=told,
     )  # fmt: skip

@@ -25,6 +25,7 @@ GREY, GRID, INK = "#6b6b6b", "#e4e4e4", "#222222"
 SCALE = "Cividis"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 NOTE_WIDTH = 60  # characters of a line below a title: what 400 pixels hold
+REASON_WIDTH = 44  # characters of a line in the middle of an empty figure
 MOST_POINTS = 2000  # drawn in a panel: a browser draws so many in a tenth of a second, and more hide each other
 BEST_SHARE = 4  # one in so many of the points that are kept belongs to the best
 METRIC_TITLES = {"val_acc": "validation accuracy (share)", "val_loss": "validation loss (nats)"}
@@ -91,7 +92,7 @@ def empty(title: str, reason: str) -> go.Figure:
     figure = framed(go.Figure(), title, height=180)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
-    text = "<br>".join(textwrap.wrap(safe(reason), NOTE_WIDTH))
+    text = "<br>".join(textwrap.wrap(safe(reason), REASON_WIDTH))
     figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"color": GREY})
     return figure
 
