@@ -134,7 +134,8 @@ def _without_exit(call: Callable[[], T], name: str) -> T:
     try:
         return call()
     except SystemExit as error:
-        raise TaskError(
+        code = "" if error.code is None else repr(error.code)
+        raise TaskError(f"{name} called exit({code}); raise an exception that says why instead") from error
             f"{name} called exit({'' if error.code is None else error.code!r}); raise an exception that says why instead"
         ) from error
 
