@@ -11,7 +11,7 @@ PROGRAM := common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes fault-test fuzz check bench browser-test compose-test pictures clean
+.PHONY: help setup search test test-quick test-processes fault-test fuzz check bench browser-test chaos compose-test pictures clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ bench: $(VENV)/.bench  ## the benchmarks of benchmarks/, one after the other
 
 browser-test: setup  ## the dashboard in a real browser, beside a real search (needs Debian's chromium; BROWSER_PICTURES=DIR keeps the pictures)
 	$(BIN)/python -m pytest tests/browser $(PYTEST_ARGS)
+
+chaos: setup  ## kill, stop, cut off and fill up whatever there is, and count what was lost (CHAOS_FAULTS=2000, CHAOS_SEED=7)
+	$(BIN)/python -m pytest tests/chaos $(PYTEST_ARGS)
 
 compose-test: setup  ## docker compose on a fresh clone, from build to stop (needs Docker)
 	$(BIN)/python -m pytest tests/compose $(PYTEST_ARGS)

@@ -154,6 +154,10 @@ class Arena:
         except FileNotFoundError:
             return 0
 
+    def said(self, text: str) -> int:
+        """How often the processes have said so."""
+        return sum(slot.log.read_text().count(text) for slot in self.crew.slots)
+
     def embedded_pid(self) -> int | None:
         """The embedded server's process, None while it does not serve."""
         with contextlib.suppress(redis.RedisError), self.client() as client:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.chaos.crew import Slot
 
 BEYOND = 1.6  # leases: long enough that whoever stands still has lost his
-PATIENCE_S = 15.0  # for a process to come to a certain step
+PATIENCE_S = 10.0  # for a process to come to a certain step
 LOOK_S = 0.1
 TAIL = (0.02, 0.25)  # of the append-only file: from about its last second to its last quarter
 CLOCKS_S = (-86400.0, -5.0, 30.0, 7200.0, 40 * 86400.0)

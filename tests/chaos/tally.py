@@ -24,6 +24,7 @@ class Tally:
     """The episodes so far."""
 
     episodes: list[Episode] = field(default_factory=list)
+    seen: dict[str, str] = field(default_factory=dict)  # a wrong build, and the first that was found of it
 
     def add(self, episode: Episode) -> None:
         self.episodes.append(episode)
@@ -45,6 +46,7 @@ class Tally:
             f"seed {seed}; {len(self.episodes)} searches, {sum(account.trials for account in accounts)} trials in "
             f"{sum(episode.seconds for episode in self.episodes):.0f} s",
             f"lost: {lost}   counted double: {double}   anything else that should not be: {other}",
+            *(f"wrong build seen: {build}: {finding}" for build, finding in self.seen.items()),
             "longer: CHAOS_FAULTS=2000 make chaos; others: CHAOS_SEED=7 make chaos",
         ]  # fmt: skip
 

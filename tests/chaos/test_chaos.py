@@ -24,6 +24,10 @@ from tests.chaos.tasks import numbers, troubled
 
 pytestmark = pytest.mark.timeout(420)
 KILLS = ("worker killed", "worker stopped past its lease", "master killed")
+ARRAYS = Work(
+    "spiral", "learning_rate = { log_uniform = [1e-2, 1.0] }\ndropout = { uniform = [0.0, 0.3] }\nhidden = 16\nbatch_size = 50", 240, 3
+)
+TOLERANCE = 0.01  # three of 300 validation points: arrays of other widths and other backends round otherwise
 FOLDER_BYTES, REDIS_BYTES = 8 << 20, 32 << 20
 MEMORY_BYTES = 600 << 20  # beyond what a worker has from the nursery; it is then killed, as the kernel would
 
@@ -37,7 +41,7 @@ def test_processes_killed_stopped_and_slowed(nursery: Nursery, path: Path, seed:
 def test_redis_killed_and_stopped(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
     with served(path / "redis") as server:
         arena = Arena(nursery, path, seed + 2, server)
-        episode(arena, ("Redis killed", "Redis stopped past a lease", "worker killed"), 18, 1.3, numbers.ranking(arena.trials))
+        episode(arena, ("Redis killed", "Redis stopped past a lease", "worker killed"), 15, 1.3, numbers.ranking(arena.trials))
 
 
 def test_redis_loses_its_last_writes_or_everything(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
@@ -61,7 +65,7 @@ def test_answers_lost_after_redis_ran_the_script(nursery: Nursery, path: Path, s
 
 def test_workers_killed_or_stopped_at_each_step_of_writing(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
     with served(path / "redis") as server:
-        arena = Arena(nursery, path, seed + 6, server, Work(trials=320, keep=1000))
+        arena = Arena(nursery, path, seed + 6, server, Work(trials=400, keep=1000))
         made = episode(arena, faults.STEPWISE, 2 * len(faults.STEPWISE), 1.0, numbers.ranking(arena.trials))
         assert set(made) >= set(faults.STEPWISE), f"never made: {set(faults.STEPWISE) - set(made)}"
 
@@ -76,6 +80,7 @@ def test_full_disks(nursery: Nursery, path: Path, seed: int, episode: RunsEpisod
         arena = Arena(nursery, path / "here", seed + 7, server, root=folder.path / "checkpoints", disks=disks)
         names = ("disk full under the folder", "disk full under Redis", "worker killed")
         episode(arena, names, 18, 1.5, numbers.ranking(arena.trials))
+        assert arena.said("the disk is full") and arena.said("cannot write to its disk"), "the disks were never felt to be full"
 
 
 def test_workers_cut_off_the_network(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
@@ -84,7 +89,8 @@ def test_workers_cut_off_the_network(nursery: Nursery, path: Path, seed: int, ep
         for slot, own in zip(arena.crew.workers, (one, two), strict=False):
             slot.plan = {**slot.plan, "network": own.name}
             slot.environment["REDIS_URL"] = server.url_at(own.host_address)
-        episode(arena, ("worker cut off the network",) * 2 + ("worker killed",), 12, 2.5, numbers.ranking(arena.trials))
+        episode(arena, ("worker cut off the network",) * 2 + ("worker killed",), 12, 2.0, numbers.ranking(arena.trials))
+        assert arena.said("the lease is gone (expired)"), "no worker was ever cut off for longer than its lease"
 
 
 def test_tasks_that_raise_hang_leak_or_exit(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
@@ -97,10 +103,32 @@ def test_tasks_that_raise_hang_leak_or_exit(nursery: Nursery, path: Path, seed: 
         arena = Arena(nursery, path, seed + 9, server, Work("troubled.py:train", trials=150), watch=out_of_memory)
         healthy = [trial for trial in arena.trials if trial.index not in troubled.TROUBLE]
         ends = {"worker 9": "task called os._exit", "worker 70": "task hung", "worker -9": "task leaked until killed"}
-        episode(arena, (), 0, 1.0, numbers.ranking(healthy), ends)
+        made = episode(arena, (), 0, 1.0, numbers.ranking(healthy), ends)
         for index, trouble in troubled.TROUBLE.items():
             reason = next(iter(arena.last.records[f"coarse-{index:04d}"].values()))["reason"]
             assert "planted" in reason if trouble == "raise" else "lost 3 attempts while alone: try" in reason, (trouble, reason)
+            made["task raised"] += trouble == "raise"
+
+
+def test_arrays_of_trials_under_mixed_faults(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
+    """The engine itself: several trials in one array, refilled, resumed; each comes to what it comes to without faults."""
+    with served(path / "redis") as server:
+        calm = Arena(nursery, path / "calm", seed + 11, server, ARRAYS)
+        episode(_narrow(calm), (), 0, 1.0, None)
+    with served(path / "redis-2") as server, contextlib.closing(Proxy(server)) as proxy:
+        storm = Arena(nursery, path / "storm", seed + 11, server, ARRAYS, proxy=proxy)
+        episode(_narrow(storm), (*KILLS, "Redis killed", "answer lost: claim", "answer lost: finish"), 24, 1.2, None)
+    for trial in calm.trials:
+        one, other = (arena.last.records[trial.id][arena.last.accepted[trial.id][0]] for arena in (calm, storm))
+        assert one["state"] == other["state"], trial.id
+        assert other["val_acc"] == pytest.approx(one["val_acc"], abs=TOLERANCE), trial.id
+        assert other["val_loss"] == pytest.approx(one["val_loss"], rel=TOLERANCE), trial.id
+
+
+def _narrow(arena: Arena) -> Arena:
+    for slot in arena.crew.workers:
+        slot.command = (*slot.command, "--array-width", "4")
+    return arena
 
 
 def test_clocks_moved(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
