@@ -16,7 +16,8 @@ function plotly() {
   return loading;
 }
 
-const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], showTips: false};
+const CONFIG = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"], showTips: false,
+  showSendToCloud: false, plotlyServerURL: ""};  // by default plotly.js offers to send a chart to its makers
 
 /** Draws or redraws a figure into an element; keeps the reader's zoom while the data grow. */
 export async function draw(element, figure) {
