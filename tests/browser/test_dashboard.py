@@ -28,7 +28,7 @@ def test_a_search_from_its_launch_to_a_kill(tmp_path: Path, browser: Browser, pi
         file.write_text(file.read_text().replace("epochs = 3", "epochs = 20000"))  # the second stage is there to be killed
         address = serve(here)
         with visit(browser, address) as page:
-            expect(page.locator("main")).to_contain_text("no search has been launched")  # an empty folder: the page says so
+            expect(page.locator("main")).to_contain_text("No search has been launched")  # an empty folder: the page says so
             picture(page, pictures, "nothing-yet")
             here.start("master", "launch", "--stage", "all", "--workers", "0", log="launch.log")
             card = page.locator('.card[data-stage="coarse"]')  # and goes on by itself
@@ -110,7 +110,8 @@ def _kills_a_running_trial(here: Place, page: Page, pictures: Path) -> str:
     expect(page.get_by_label("Stage").locator("option")).to_have_count(2)  # the second stage has begun
     page.get_by_label("Stage").select_option("fine")
     page.get_by_label("Which").select_option("running")
-    page.locator("#ranking tbody th a").last.click()
+    expect(page.locator("#summary")).to_contain_text("running")
+    page.locator('#ranking tr[data-trial^="fine-"] th a').last.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("running")
     trial = page.get_by_role("heading", level=1).inner_text().split()[0]
     curves = page.locator('figure[aria-label="Accuracy"] .scatterlayer .trace').first

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.integration.commands import Place, wait_for
 
-PATIENCE_MS = 90_000  # only there to stop a hang
+PATIENCE_MS = 40_000  # only there to stop a hang
 expect.set_options(timeout=PATIENCE_MS)
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 
