@@ -136,6 +136,8 @@ def _without_exit(call: Callable[[], T], name: str) -> T:
     except SystemExit as error:
         code = "" if error.code is None else repr(error.code)
         raise TaskError(f"{name} called exit({code}); raise an exception that says why instead") from error
+
+
 def own_loss(task: Task) -> Callable[[Tensor, Tensor, Mapping[str, Scalar | Tensor]], Tensor] | None:
     """The task's ``loss(outputs, targets, hp)``, None where the engine's losses are meant."""
     return getattr(task, "loss", None)
