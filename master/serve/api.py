@@ -14,7 +14,7 @@ from common.trial import TrialState
 from master import ranking
 from master.figures.names import FIGURES
 from master.serve import models
-from master.serve.filtering import select
+from master.serve.filtering import FilterError, select
 from master.serve.search_view import SearchView
 from master.serve.stage_view import StageView
 from master.serve.trial_page import pending_row, stage_of_trial, trial_detail, unfinished_row
@@ -128,12 +128,15 @@ def ranked(
     filter: Annotated[str, Query(max_length=MOST_TEXT, description="Words that must all hold: `learning_rate>0.01 noisy`.")] = "",
 ) -> models.RankingPage:
     """The ended trials, as `master rank` ranks them; sorted, filtered, some at a time."""
-    now = stage.ranked
-    found = select(now.rows, filter, state, sort, order == "desc")
+    now, problem = stage.ranked, None
+    try:
+        found = select(now.rows, filter, state, sort, order == "desc")
+    except FilterError as error:
+        found, problem = [], str(error)
     rows = [models.RankedTrial.model_validate(row) for row in found[offset : offset + limit]]
     return models.RankingPage(
         stage=stage.stage.name, version=now.version, total=len(now.rows), matching=len(found), offset=offset,
-        varied=now.varied, states=now.counts, rows=rows,
+        varied=now.varied, states=now.counts, problem=problem, rows=rows,
     )  # fmt: skip
 
 

@@ -19,6 +19,10 @@ Row = Mapping[str, Any]
 Test = Callable[[Row], bool]
 
 
+class FilterError(ConfigError):
+    """A filter that cannot be read; often one that is being typed."""
+
+
 def select(rows: Sequence[Row], text: str = "", state: str | None = None, sort: str = "rank", descending: bool = False) -> list[Row]:
     """The rows that pass, in order; what is not known comes last either way.
 
@@ -30,7 +34,8 @@ def select(rows: Sequence[Row], text: str = "", state: str | None = None, sort: 
         descending: the largest first.
 
     Raises:
-        ConfigError: a comparison or ``sort`` names what no row has, or compares a number with a word.
+        FilterError: a comparison names what no row has, or compares a number with a word.
+        ConfigError: ``sort`` names what no row has.
     """
     tests = [_test(word, rows) for word in text.split()[:MOST_WORDS]]
     if state is not None:
@@ -38,7 +43,8 @@ def select(rows: Sequence[Row], text: str = "", state: str | None = None, sort: 
     found = [row for row in rows if all(test(row) for test in tests)]
     if sort == "rank" and not descending:
         return found
-    _known(sort, rows)
+    if problem := _unknown(sort, rows):
+        raise ConfigError(problem)
     have = [row for row in found if value_of(row, sort) is not None]
     have.sort(key=lambda row: _order(value_of(row, sort)), reverse=descending)
     return have + [row for row in found if value_of(row, sort) is None]
@@ -56,10 +62,12 @@ def _order(value: Any) -> tuple[int, Any]:
     return (0, value) if isinstance(value, int | float) else (1, str(value))
 
 
-def _known(name: str, rows: Sequence[Row]) -> None:
+def _unknown(name: str, rows: Sequence[Row]) -> str | None:
+    """What is wrong with a name; None if rows have it."""
     if name not in COLUMNS and rows and not any(name in row["hyperparameters"] for row in rows):
         own = list(dict.fromkeys(key for row in rows for key in row["hyperparameters"]))
-        raise ConfigError(f"{name}: no such column or hyperparameter; use one of {', '.join([*COLUMNS, *own])}")
+        return f"{name}: no such column or hyperparameter; use one of {', '.join([*COLUMNS, *own])}"
+    return None
 
 
 def _test(word: str, rows: Sequence[Row]) -> Test:
@@ -68,13 +76,14 @@ def _test(word: str, rows: Sequence[Row]) -> Test:
         lower = word.lower()
         return lambda row: lower in _told(row)
     name, operator, wanted = match.groups()
-    _known(name, rows)
+    if problem := _unknown(name, rows):
+        raise FilterError(problem)
     if operator in ("=", "!="):
         return lambda row: (_same(value_of(row, name), wanted)) == (operator == "=")
     try:
         bound = float(wanted)
     except ValueError:
-        raise ConfigError(f"{word}: {wanted!r} is not a number; {name}={wanted} looks for the word") from None
+        raise FilterError(f"{word}: {wanted!r} is not a number; {name}={wanted} looks for the word") from None
     return lambda row: _compares(value_of(row, name), operator, bound)
 
 

@@ -96,6 +96,7 @@ class RankingPage(BaseModel):
     offset: int
     varied: list[str] = Field(description="The hyperparameters whose values differ between trials.")
     states: dict[str, int] = Field(description="Ended trials by state.")
+    problem: str | None = Field(default=None, description="What is wrong with the filter, as it is while one is typed; no row passes then.")
     rows: list[RankedTrial]
 
 

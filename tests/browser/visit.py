@@ -39,7 +39,7 @@ def visit(browser: Browser, address: str, size: dict[str, int] = DESK, silent: b
         yield page
         assert page.evaluate("window.sinceTheStart") is True, "the page was loaded again"
     if silent:
-        assert complaints == []
+        assert complaints == [], complaints
 
 
 def _elsewhere(url: str, address: str) -> bool:

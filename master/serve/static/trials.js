@@ -68,7 +68,8 @@ export function trialsPage(main, app, wanted) {
     const query = {offset: view.offset, limit: PER_PAGE, state: view.state, ...(live ? {} : {filter: view.filter, sort: view.sort, order: view.order})};
     try {
       const page = await get(path, query, asked.signal);
-      problem.hidden = true;
+      problem.hidden = !page.problem;
+      setText(problem, page.problem ?? "");
       shown = key;
       draw(page, live);
     } catch (error) {
