@@ -67,6 +67,7 @@ class Heartbeat:
         self._exit_hard = exit_hard
         self._queue: TrialQueue | None = None
         self._interval_s = BEAT_S
+        self._lease_s = 2 * MAX_BACKOFF_S  # none yet: nothing hurries
         self._held: dict[str, tuple[Fence, Position]] = {}
         self._written: set[str] = set()  # held, but their record is there: not to be given back
         self._told: dict[str, int] = {}  # trial id to the number of points of its curves that Redis has
@@ -129,6 +130,7 @@ class Heartbeat:
     def serve(self, queue: TrialQueue, lease_s: float) -> None:
         """Which search the leases belong to; nothing is held at this moment."""
         self._queue, self._interval_s = queue, min(BEAT_S, lease_s / LEASE_SHARE)
+        self._lease_s = lease_s
 
     def hold(self, claims: Iterable[Claim]) -> None:
         """Keeps these leases alive from now on."""
@@ -198,7 +200,8 @@ class Heartbeat:
                 backoff_s, wait_s = 0.1, self._interval_s
             except Exception as error:  # without this thread every lease would run out: it outlives even its own faults
                 self._tell_away(error)
-                backoff_s = min(backoff_s * 2, BEAT_S if self.stopping() else MAX_BACKOFF_S)
+                # After an outage every lease is extended once: within it, this worker must have been heard again.
+                backoff_s = min(backoff_s * 2, BEAT_S if self.stopping() else MAX_BACKOFF_S, self._lease_s / 2)
                 wait_s = backoff_s * random.uniform(0.5, 1.0)
             self._check_deadlines()
 

@@ -138,6 +138,23 @@ def test_an_outage_is_said_once_and_its_end_once(heart: Heartbeat, redis: Redis,
     assert seen == 1 and len(said) == 2 and "Training goes on" in said[0] and "back" in said[1]
 
 
+class Waits(list[float]):
+    """Stands for the event that ends the thread: notes how long it waits, and ends after some rounds."""
+
+    def wait(self, seconds: float) -> bool:
+        self.append(seconds)
+        return len(self) > 12
+
+
+@pytest.mark.parametrize("lease_s", [1.0, 3600.0])
+def test_in_an_outage_it_tries_again_within_half_a_lease(heart: Heartbeat, redis: Redis, lease_s: float) -> None:
+    heart.serve(redis, lease_s)  # type: ignore[arg-type]
+    heart._closed = waits = Waits()  # type: ignore[assignment]
+    redis.away = True
+    heart._run()
+    assert max(waits) <= min(lease_s / 2, module.MAX_BACKOFF_S)
+
+
 def test_a_stuck_worker_that_cannot_move_exits_hard(
     heart: Heartbeat, redis: Redis, exits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
