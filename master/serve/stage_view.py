@@ -100,10 +100,10 @@ class StageView:
             self._stamp, self._looked = stamp, now
         if not self._changed or time.monotonic() < self._rank_at:
             return False
-        began = time.monotonic()
+        began = time.thread_time()
         self._rank()
         self._changed = False
-        self._rank_at = time.monotonic() + (MAX_SHARE - 1) * (time.monotonic() - began)
+        self._rank_at = time.monotonic() + (MAX_SHARE - 1) * (time.thread_time() - began)
         return True
 
     def pace(self, now_s: float) -> float | None:

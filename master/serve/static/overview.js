@@ -42,7 +42,8 @@ export function overviewPage(main, app) {
   }
 
   function drawFigures(overview) {
-    const last = overview.stages.filter((stage) => stage.launched && stage.version > 0 && stage.ended).at(-1);
+    const begun = overview.stages.filter((stage) => stage.launched && stage.version > 0 && stage.ended);
+    const last = begun.filter((stage) => stage.best).at(-1) ?? begun.at(-1); // the last that has something to show
     if (!last) return;
     if (boxes?.stage !== last.stage) {
       boxes?.all.forEach((box) => box.close());
