@@ -87,7 +87,7 @@ def read_frozen(path: Path, space: Space) -> Space:
         return checked(raw["ranges"], f"{path}: [ranges]", space)
     except ConfigError as error:
         raise CheckpointError(
-            f"{error} (the stage's frozen ranges; undo what was changed there, or let `master recover` set the file aside and write it anew)"
+            f"{error} (the stage's frozen ranges; undo what was changed, or let `master recover` set the file aside and write it anew)"
         ) from None
 
 
