@@ -28,6 +28,7 @@ SWEEP_S = 15.0  # between the janitor's rounds
 MAX_BACKOFF_S = 5.0
 ABSENT_S = 10.0  # local workers leave when they have heard no master for a little longer
 ENDED_WELL = (TrialState.COMPLETED, TrialState.EXPLODED, TrialState.STOPPED)
+LACKING_S = 10.0  # Redis knows fewer trials than were queued, and none is left to run: somebody may be recovering it
 LONELY_S = 10.0  # trials wait and no worker is connected for so long: said once, or local ones started
 
 
@@ -71,6 +72,7 @@ class Supervisor:
         self._pace = Pace()
         self._seen = Watched()
         self._lonely_since: float | None = None
+        self._lacking_since: float | None = None
         self._care_at = 0.0
         self._cared_at = time.monotonic()
         self._was_absent = False  # suspended, or cut off from Redis, for longer than local workers wait
@@ -131,7 +133,7 @@ class Supervisor:
             raise ConfigError(f"stage {self._stage!r} is no longer in Redis (replaced, or Redis was emptied); launch again")
         self._read_ended()
         self._seen.ended_well = self._seen.ended_well or any(counts[state] for state in ENDED_WELL)
-        ended = counts[TrialState.PENDING] + counts[TrialState.RUNNING] == 0
+        ended = counts[TrialState.PENDING] + counts[TrialState.RUNNING] == 0 and self._all_there(now, sum(counts.values()))
         done = sum(counts.values()) - counts[TrialState.PENDING] - counts[TrialState.RUNNING]
         live = sum(worker.state != "lost" for worker in self._workers)
         snapshot = Snapshot(self._stage, counts, self._seen.best, self._pace.update(now, done), live, self._search.metric)
@@ -140,6 +142,20 @@ class Supervisor:
             self._sweep_at = now + SWEEP_S
             sweep(self._queue, self._launched.folder.stage(self._stage), self._search.keep, mode=self._search.mode)
         return counts if ended else None
+
+    def _all_there(self, now: float, n_known: int) -> bool:
+        """Whether Redis knows as many trials as were queued; while `master recover` rebuilds it, it knows those that have ended first.
+
+        Raises:
+            ConfigError: it has lost some, and nobody brings them back.
+        """
+        n_missing = len(self._published.trials) - n_known
+        self._lacking_since = (self._lacking_since or now) if n_missing > 0 else None
+        if self._lacking_since is not None and now - self._lacking_since > LACKING_S:
+            raise ConfigError(
+                f"stage {self._stage!r}: Redis has lost {n_missing} of its trials; launch again, which queues them anew"
+            )
+        return n_missing <= 0
 
     def _care(self) -> None:
         self._tell_reaped(reap(self._queue, self._launched.folder, master=True))
