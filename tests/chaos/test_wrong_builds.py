@@ -70,6 +70,9 @@ def a_death_after_finish(arena: Arena, draw: random.Random) -> Made:
 def an_outage(arena: Arena, draw: random.Random) -> Made:
     """Redis and all workers stand still for longer than a lease; the master is the first to be served again."""
     assert arena.server
+    arena.set_pace(SLOW_PACE_S)
+    while _held(arena) < len(arena.crew.workers) and not arena.crew.ended:
+        yield LOOK_S
     pids = [arena.crew.signal(slot, signal.SIGSTOP) for slot in arena.crew.workers]
     arena.server.signal(signal.SIGSTOP)
     yield 1.6 * LEASE_S
@@ -80,6 +83,14 @@ def an_outage(arena: Arena, draw: random.Random) -> Made:
     for pid in pids:
         arena.crew.go_on(pid)
     yield LEASE_S
+    arena.set_pace(PACE_S)
+    return not arena.crew.ended
+
+
+def _held(arena: Arena) -> int:
+    """How many trials are under lease."""
+    with arena.client() as client:
+        return sum(int(client.zcard(key)) for key in client.scan_iter("*:leases"))
 
 
 def _tick(arena: Arena) -> str | None:
@@ -99,7 +110,7 @@ class Scenario:
 
 LATE_WORD = Scenario(a_late_word, ("record_temporary", "stop"))
 DEATH = Scenario(a_death_after_finish, ("after_finish", "kill"))
-OUTAGE = Scenario(an_outage, None, 2, 3.0)
+OUTAGE = Scenario(an_outage)
 SCENARIOS = {
     "fences not compared": LATE_WORD,
     "fences checked at renew only": LATE_WORD,
