@@ -187,6 +187,7 @@ class WorkerRow(BaseModel):
     trials_done: int
     last_seen_s: float
     backend: str
+    reason: str = Field(description="Why it is put aside; else empty.")
     pace: float | None = Field(description="Trials done a second in the last minute.")
 
 
