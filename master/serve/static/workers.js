@@ -5,7 +5,7 @@ import {fill, h, setText} from "./dom.js";
 import {count, duration, pace} from "./format.js";
 
 const MEANING = {
-  idle: "waits for trials", training: "trains", slow: "slower than the others of its kind", lost: "not heard of for half a minute; its trials go to others", quitting: "saves and leaves",
+  idle: "waits for trials", training: "trains", slow: "slower than the others of its kind", lost: "not heard of for half a minute; its trials go to others", quitting: "saves and leaves", aside: "put aside",
 };
 
 export function workersPage(main, app) {
@@ -49,7 +49,7 @@ function workerCard(app, name) {
     if (badge.textContent !== worker.state) fill(badge, h("span", {class: `state ${worker.state}`}, worker.state));
     const [steps, why] = [worker.backend.split(":")[0], worker.backend.split(":").slice(1).join(":").trim()];
     const rows = [
-      ["Health", MEANING[worker.state] ?? worker.state],
+      ["Health", worker.reason ? `${MEANING[worker.state] ?? worker.state}: ${worker.reason}` : (MEANING[worker.state] ?? worker.state)],
       ["Host", worker.host],
       ["Device", worker.device_model && worker.device_model !== worker.device ? `${worker.device}, ${worker.device_model}` : worker.device],
       ["Pace", pace(worker.pace)],
