@@ -55,7 +55,7 @@ def test_kill_9_of_a_worker(here: Place) -> None:
 
 
 def test_kill_9_of_the_master_and_the_same_launch_again(here: Place) -> None:
-    here.write_search(**{**LONG, "epochs": 60})
+    here.write_search(**{**LONG, "epochs": 200})
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
     wait_for(lambda: half_way(here), "running trials")
     workers = here.worker_pids()
@@ -69,7 +69,7 @@ def test_kill_9_of_the_master_and_the_same_launch_again(here: Place) -> None:
 
 
 def test_ctrl_c_leaves_the_trials_running_and_says_so(here: Place) -> None:
-    here.write_search(**{**LONG, "epochs": 60})
+    here.write_search(**{**LONG, "epochs": 200})
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "1", log="master.log")
     wait_for(lambda: half_way(here), "running trials")
     os.killpg(master.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
