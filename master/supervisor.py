@@ -152,9 +152,7 @@ class Supervisor:
         n_missing = len(self._published.trials) - n_known
         self._lacking_since = (self._lacking_since or now) if n_missing > 0 else None
         if self._lacking_since is not None and now - self._lacking_since > LACKING_S:
-            raise ConfigError(
-                f"stage {self._stage!r}: Redis has lost {n_missing} of its trials; launch again, which queues them anew"
-            )
+            raise ConfigError(f"stage {self._stage!r}: Redis has lost {n_missing} of its trials; launch again, which queues them anew")
         return n_missing <= 0
 
     def _care(self) -> None:
