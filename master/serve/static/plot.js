@@ -18,7 +18,6 @@ function plotly() {
 
 // The button that would send a chart to the makers of plotly.js is off, as in master/figures/style.py.
 const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"]};
-  showSendToCloud: false, plotlyServerURL: ""};  // by default plotly.js offers to send a chart to its makers
 
 /** Draws or redraws a figure into an element; keeps the reader's zoom while the data grow. */
 export async function draw(element, figure) {
