@@ -56,9 +56,11 @@ chaos: setup  ## kill, stop, cut off and fill up whatever there is, and count wh
 compose-test: setup  ## docker compose on a fresh clone, from build to stop (needs Docker)
 	$(BIN)/python -m pytest tests/compose $(PYTEST_ARGS)
 
-pictures: setup  ## the README's pictures, from a real run of the built-in search (needs Chromium)
+pictures: setup  ## the README's pictures, from real runs (needs Chromium)
 	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && $(BIN)/master --checkpoints $$folder launch --stage all && \
-	$(BIN)/master --checkpoints $$folder plot hyperparameters --stage fine --out docs/pictures/narrowing.png
+	$(BIN)/master --checkpoints $$folder plot hyperparameters --stage fine --out docs/pictures/narrowing.png && \
+	ls -r $$folder/digits/fine/*.pt | head -3 && \
+	BROWSER_PICTURES=$$folder/pictures $(BIN)/python -m pytest tests/browser && cp $$folder/pictures/overview.png docs/pictures/dashboard.png
 
 clean:  ## remove what was installed and cached; checkpoints stay
 	rm -rf $(VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
