@@ -90,7 +90,12 @@ def test_workers_cut_off_the_network(nursery: Nursery, path: Path, seed: int, ep
             slot.plan = {**slot.plan, "network": own.name}
             slot.environment["REDIS_URL"] = server.url_at(own.host_address)
         episode(arena, ("worker cut off the network",) * 2 + ("worker killed",), 12, 2.0, numbers.ranking(arena.trials))
-        assert arena.said("the lease is gone (expired)"), "no worker was ever cut off for longer than its lease"
+        felt = (
+            "the lease is gone (expired)",
+            "no heartbeat for a lease; back to the queue",
+            "its worker is gone, but had written its record",
+        )
+        assert any(arena.said(text) for text in felt), "no worker was ever cut off for longer than its lease"
 
 
 def test_tasks_that_raise_hang_leak_or_exit(nursery: Nursery, path: Path, seed: int, episode: RunsEpisode) -> None:
