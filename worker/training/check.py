@@ -31,29 +31,27 @@ def differences(stack: Stack, models: Mapping[int, Model], inputs: Tensor, targe
     found: dict[int, str] = {}
     if not models:
         return found
-    for mode, outputs in stacked.items():
-        own = [
-            own_outputs(stack, slot, model, inputs, stack.masks_of(slot) if mode == "training" else None) for slot, model in models.items()
-        ]
-        gaps = _gaps(stack, list(models), outputs, torch.cat(own), targets)
+    both = [own_outputs(stack, slot, model, inputs, stack.masks_of(slot)) for slot, model in models.items()]
+    for (mode, outputs), own in zip(stacked.items(), zip(*both, strict=True), strict=True):
+        gaps = _gaps(stack, list(models), outputs, torch.stack(own), targets)
         for slot, gap in zip(models, gaps, strict=True):
             if not gap <= TOLERANCE.get(outputs.dtype, LOOSE_TOLERANCE):
                 found.setdefault(slot, f"its stacked {mode} forward differs from its own module's by {gap:.2g} of the largest output")
     return found
 
 
-def own_outputs(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Sequence[Tensor] | None) -> Tensor:
-    """Logits (1, B, C) of the slot's own module with the slot's weights; ``masks`` for training mode."""
+def own_outputs(stack: Stack, slot: int, model: Model, inputs: Tensor, masks: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Outputs (B, ...) of the slot's own module with the slot's weights, in training mode with ``masks``, and in evaluation mode."""
     named = {name.removeprefix("buffer."): tensor[slot] for name, tensor in stack.rows.items() if name.startswith("buffer.")}
     own = {**model.layout.views(stack.rows["flat"][slot]), **{name: tensor.clone() for name, tensor in named.items()}}
-    if masks is not None:
-        own |= {f"{name}.mask": mask[0] for name, mask in zip(model.dropouts, masks, strict=True)}
+    own |= {f"{name}.mask": mask[0] for name, mask in zip(model.dropouts, masks, strict=True)}
     module = model.module
-    if module.training != (masks is not None):
-        module.train(masks is not None)
     with torch.no_grad(), _lent(module, own):
-        outputs: Tensor = module(inputs)
-    return outputs.unsqueeze(0)
+        module.eval()  # first: training moves running statistics
+        evaluated: Tensor = module(inputs)
+        module.train()
+        trained: Tensor = module(inputs)
+    return trained, evaluated
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor
 
 WINDOW = 10  # steps whose mean is compared where the first loss says little
 SMALL_SHARE = 0.1  # of the loss of guessing: below it, one unlucky batch may triple the loss of a good model
-LOOK_EVERY = 8  # steps between the host's looks at the device
+LOOK_EVERY = 16  # steps between the host's looks at the device
 
 
 def small_loss(chance: float | None) -> float:
