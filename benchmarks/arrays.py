@@ -37,7 +37,6 @@ from worker.training.preprocess import fit
 SEARCH_SEED = 231
 REQUIRED = {1: 6.0, 2: 5.0}  # times plain on so many cores, compiled
 REQUIRED_CONVNET = 1.0  # times plain, at whatever width
-NOISE = 0.95  # of what is required: two equal programs differ by so much on a shared machine
 WIDTHS: dict[str, int | None] = {"width 1": 1, "width 8": 8, "width 64": 64, "auto": None}
 CPU = torch.device("cpu")
 
@@ -274,7 +273,7 @@ def convnets(n: int, rounds: int) -> list[str]:
         ratio = median(p.seconds / a.seconds for p, a in zip(passed["plain"], runs, strict=True))
         if name != "plain":
             print(f"{'':>15} {ratio:.2f} times as fast as plain; {runs[-1].told}", flush=True)
-        if ratio < REQUIRED_CONVNET * NOISE:
+        if ratio < REQUIRED_CONVNET:
             short.append(f"convolutional net, {name}: {ratio:.2f} times plain, {REQUIRED_CONVNET:g} is required")
     return short
 
