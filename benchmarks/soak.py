@@ -1,39 +1,47 @@
 """A million trials, a thousand workers, one Redis and one master: what a trial costs both, and whether that stays so.
 
-    python benchmarks/soak.py [--trials 1000000] [--workers 1000] [--processes 4]
+    python benchmarks/soak.py [--trials 1000000] [--workers 1000] [--processes 20] [--think 0]
 
 The workers are threads with a connection of their own. Each claims up to 16 trials, renews their leases and announces itself once a
-second as a worker does, and says that they have ended, without training. The master is a process that watches with the same
-supervisor as `master launch`. Compared are the first tenth of the run, after a warm-up of a twentieth, and the last but one tenth
-(at the very end the queue runs dry): rate, latency of a claim, and the bytes of a trial in Redis and in the master.
+second as a worker does, and says that they have ended, without training. The master is a process that queues the trials and watches
+them with the code of `master launch`. Without a pause the machine is saturated, so that the rate is measured, and a claim mostly waits
+for its turn; with ``--think 3``, seconds between a claim and its end, the latency is that of a server with time to spare.
+
+Compared are the first tenth of the run, after a warm-up of a twentieth, and the last but one tenth (at the very end the queue runs
+dry). What an ended trial adds to Redis is compared between halves, since its hash tables grow by doubling. Saturated, Redis writes 20 MB a second
+to its append-only file, and the slowest claims are those that wait for the disk; ``TMPDIR=/dev/shm`` shows the rest.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
+import random
 import secrets
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from itertools import pairwise
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
-from dispatch import connect, ended, made, server, used
+import redis
+from dispatch import connect, ended, server
 from rich.console import Console
 
 from common.broker import Broker
 from common.queue import TrialQueue
 from common.records import SearchFolder
-from common.search import Search, Stage, parse_search
-from common.trial import Claim, Progress, WorkerInfo
-from common.witness import Reconciled
+from common.search import Search, parse_search
+from common.trial import Claim, Progress, Result, WorkerInfo
 from common.workers import WorkerRegistry
-from master.prepare import Launched, Published
+from master.prepare import Launched, publish
 from master.progress import LiveProgress
 from master.supervisor import Supervisor
 
@@ -41,68 +49,111 @@ FORK = multiprocessing.get_context("fork")
 CLAIM = 16  # trials a worker takes at a time: a thousand workers then hold 16,000
 SEARCH_ID = "50aa50aa50aa50aa"
 SAMPLE_S = 0.5
-Sample = tuple[float, int, int, int]  # time in s, trials ended, bytes in Redis, bytes of the master
-SEARCH = f"""
-id = "{SEARCH_ID}"
+ALLOWED = 0.2  # that the end may differ from the start
+SEARCH = """
+id = "50aa50aa50aa50aa"
 name = "soak"
 task = "digits"
 [space]
-learning_rate = {{ log_uniform = [1e-6, 1e1] }}
-weight_decay = {{ log_uniform = [1e-7, 1e0] }}
-hidden = {{ choice = [32, 64, 128] }}
+learning_rate = { log_uniform = [1e-6, 1e1] }
+weight_decay = { log_uniform = [1e-7, 1e0] }
+hidden = { choice = [32, 64, 128] }
 [stages.coarse]
-trials = 1000000
 epochs = 1
 """
 
 
+class Sample(NamedTuple):
+    """What was seen at one moment."""
+
+    at: float  # s of the machine's one monotonic clock
+    n: int  # trials queued or ended so far
+    redis: int  # bytes of its data, without buffers of connections and the append-only file
+    redis_s: float  # s of processor time that it has used
+    master: int  # bytes resident
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description="A million trials through one Redis and one master.")
-    options.add_argument("--trials", type=int, default=1_000_000)
-    options.add_argument("--workers", type=int, default=1000)
-    options.add_argument("--processes", type=int, default=4)
+    options.add_argument("--trials", type=int, default=1_000_000, help="how many (default 1000000)")
+    options.add_argument("--workers", type=int, default=1000, help="simulated workers (default 1000)")
+    options.add_argument("--processes", type=int, default=20, help="processes that the workers are threads of (default 20)")
+    options.add_argument("--think", type=float, default=0.0, help="mean seconds between a claim and its end (default 0)")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder, server(Path(folder)) as socket:
-        soak(socket, Path(folder), chosen.trials, chosen.workers, chosen.processes)
+        soak(socket, Path(folder), chosen.trials, chosen.workers, chosen.processes, chosen.think)
 
 
-def soak(socket: str, folder: Path, n: int, workers: int, processes: int) -> None:
+def soak(socket: str, folder: Path, n: int, workers: int, processes: int, think_s: float) -> None:
     queue = TrialQueue(connect(socket), SEARCH_ID)
-    empty = used(queue)
-    halves = [empty]
-    for first in range(0, n, n // 2):
-        queue.publish(made(min(n // 2, n - first), first))
-        halves.append(used(queue))
-    waiting = [(after - before) / (n // 2) for before, after in pairwise(halves)]
-    print(f"bytes of a waiting trial in Redis: {waiting[0]:.0f} of the first half, {waiting[1]:.0f} of the second")
-    latencies: Any = FORK.Queue()
-    master = FORK.Process(target=watch, args=(socket, folder, n), daemon=True)
+    ours, theirs = FORK.Pipe()
+    master = FORK.Process(target=launch, args=(socket, folder, n, theirs), daemon=True)
+    began = time.monotonic()
     master.start()
-    crowd = [FORK.Process(target=work, args=(socket, workers // processes, p, latencies), daemon=True) for p in range(processes)]
+    theirs.close()
+    watched = psutil.Process(master.pid)
+    bare = ours.recv()
+    queuing = sampled(queue, watched, lambda: queue.pending_total(), n)
+    print(f"{n} trials sampled and queued in {queuing[-1].at - began:.0f} s")
+    ours.recv()  # the master watches
+
+    latencies: Any = FORK.Queue()
+    shares = [workers // processes + (p < workers % processes) for p in range(processes)]
+    crowd = [FORK.Process(target=work, args=(socket, share, p, think_s, latencies), daemon=True) for p, share in enumerate(shares)]
+    began = time.monotonic()
     for process in crowd:
         process.start()
-    samples = sampled(queue, n, psutil.Process(master.pid))
-    found = sorted(wait for _ in crowd for wait in latencies.get(timeout=60))
+    ending = sampled(queue, watched, lambda: queue.counts()["coarse"]["completed"], n)
+    waits = sorted(wait for _ in crowd for wait in latencies.get(timeout=60))
     for process in [master, *crowd]:
         process.join(60)
-    report(samples, found, n, empty)
+    assert master.exitcode == 0, f"the master ended with {master.exitcode}"
+    took = ending[-1].at - began
+    print(f"{n} trials claimed and ended by {workers} workers in {took:.0f} s: {n / took:.0f} a second, claims of {CLAIM}\n")
+    report(queuing, ending, waits, n, bare)
 
 
-def sampled(queue: TrialQueue, n: int, master: psutil.Process) -> list[Sample]:
-    """Twice a second, until all have ended."""
+def sampled(queue: TrialQueue, master: psutil.Process, count: Callable[[], int], n: int) -> list[Sample]:
+    """Twice a second, until all are counted."""
     samples: list[Sample] = []
-    while not samples or samples[-1][1] < n:
+    while not samples or samples[-1].n < n:
         time.sleep(SAMPLE_S)
-        done = queue.counts()["coarse"]["completed"]
-        resident = master.memory_info().rss if master.is_running() and master.status() != psutil.STATUS_ZOMBIE else samples[-1][3]
-        samples.append((time.monotonic(), done, used(queue), resident))
+        done = count()
+        alive = master.is_running() and master.status() != psutil.STATUS_ZOMBIE
+        if not alive and done < n:
+            sys.exit("the master is gone")
+        resident = master.memory_info().rss if alive else samples[-1].master
+        samples.append(Sample(time.monotonic(), done, *redis_spent(queue.client), resident))
     return samples
 
 
-def work(socket: str, n_threads: int, process: int, latencies: Any) -> None:
+def redis_spent(client: redis.Redis) -> tuple[int, float]:
+    """Bytes of Redis's data, without the buffers of its connections and of its append-only file, and seconds of processor time."""
+    stats = client.info("memory") | client.info("cpu")
+    return int(stats["used_memory_dataset"]), stats["used_cpu_user"] + stats["used_cpu_sys"]
+
+
+# --- those who take part ----------------------------------------------------------------------------------------------------
+
+
+def launch(socket: str, folder: Path, n: int, told: Connection) -> None:
+    """What `master launch` does from sampling on. Tells its size before, and when it begins to watch."""
+    search: Search = parse_search(f"{SEARCH}trials = {n}\n")
+    launched = Launched(search, SearchFolder(folder, search.name))
+    client = connect(socket)
+    queue = TrialQueue(client, SEARCH_ID)
+    told.send(psutil.Process().memory_info().rss)
+    published = publish(launched, search.stages[0], queue, None, print)
+    with Path(os.devnull).open("w") as nowhere, LiveProgress(Console(file=nowhere)) as display:
+        supervisor = Supervisor(Broker(client, f"unix://{socket}", "Redis"), launched, published, queue, display, None)
+        told.send(None)
+        supervisor.watch()
+
+
+def work(socket: str, n_threads: int, process: int, think_s: float, latencies: Any) -> None:
     sys.setswitchinterval(0.001)  # a thread whose answer has come goes on soon: else the wait for the lock is measured
     found: list[list[tuple[float, float]]] = [[] for _ in range(n_threads)]
-    threads = [threading.Thread(target=one_worker, args=(socket, f"node-{process}-{t}", found[t])) for t in range(n_threads)]
+    threads = [threading.Thread(target=one_worker, args=(socket, f"node-{process}-{t}", think_s, found[t])) for t in range(n_threads)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -110,67 +161,92 @@ def work(socket: str, n_threads: int, process: int, latencies: Any) -> None:
     latencies.put([entry for entries in found for entry in entries])
 
 
-def one_worker(socket: str, name: str, latencies: list[tuple[float, float]]) -> None:
+def one_worker(socket: str, name: str, think_s: float, latencies: list[tuple[float, float]]) -> None:
     """Claims, renews and announces once a second, finishes; until nothing is left."""
     client = connect(socket)
     queue, registry = TrialQueue(client, SEARCH_ID), WorkerRegistry(client)
+    draw = random.Random(name)
     spoke_at = 0.0
+    time.sleep(think_s * draw.random())  # workers do not all come at once
+    for claims, sent, answered in claimed(queue, name):
+        latencies.append((answered, answered - sent))
+        until = answered + think_s * draw.uniform(0.5, 1.5)
+        while True:
+            now = time.monotonic()
+            if now - spoke_at > 1:
+                spoke_at = now
+                registry.announce(WorkerInfo(name, "node", 1, "cpu", state="training", trials=len(claims)))
+                queue.renew(name, [progress(claim) for claim in claims])
+            if now >= until:
+                break
+            time.sleep(min(until - now, 1.0))
+        queue.finish([(claim.fence, result(claim)) for claim in claims])
+
+
+def claimed(queue: TrialQueue, name: str) -> Iterator[tuple[list[Claim], float, float]]:
+    """Claims with the moments they were asked for and answered, until nothing is left."""
     while True:
         before = time.monotonic()
         claims = queue.claim(name, CLAIM, secrets.token_hex(4))
-        now = time.monotonic()
         if not claims:
             return
-        latencies.append((now, now - before))
-        if now - spoke_at > 1:
-            spoke_at = now
-            registry.announce(WorkerInfo(name, "node", 1, "cpu", state="training", trials=len(claims)))
-            queue.renew(name, [progress(claim) for claim in claims])
-        queue.finish([(claim.fence, ended(claim)) for claim in claims])
+        yield claims, before, time.monotonic()
 
 
 def progress(claim: Claim) -> Progress:
     return Progress(claim.fence, 1, epoch=0.5, device_model="CPU", array_width=CLAIM, val_acc=0.5)
 
 
-def watch(socket: str, folder: Path, n: int) -> None:
-    """What `master launch` does while a stage runs."""
-    search: Search = parse_search(SEARCH)
-    launched = Launched(search, SearchFolder(folder, search.name))
-    stage = Stage(name="coarse", trials=n, epochs=1)
-    launched.folder.stage("coarse").make()
-    client = connect(socket)
-    queue = TrialQueue(client, SEARCH_ID)
-    published = Published(stage, search.space, (), n, Reconciled())
-    with Path("/dev/null").open("w") as nowhere, LiveProgress(Console(file=nowhere)) as display:
-        Supervisor(Broker(client, f"unix://{socket}", "Redis"), launched, published, queue, display, None).watch()
+def result(claim: Claim) -> Result:
+    return replace(ended(claim), epoch_s=1.0625, array_width=CLAIM)
 
 
-def report(samples: list[Sample], latencies: list[tuple[float, float]], n: int, empty: int) -> None:
-    began, over = samples[0][0] - SAMPLE_S, samples[-1][0]
-    print(f"{n} trials in {over - began:.0f} s: {n / (over - began):.0f} a second, claims of {CLAIM}\n")
-    first, last = spent(samples, latencies, n, 0.05, 0.15), spent(samples, latencies, n, 0.8, 0.9)
-    print(f"{'':46}{'first tenth':>12}{'last tenth':>12}{'ratio':>8}")
-    for name in first:
-        ratio = last[name] / first[name] if first[name] else float("nan")
-        print(f"{name:46}{first[name]:12.5g}{last[name]:12.5g}{ratio:8.2f}")
-    print(f"\nRedis at the end: {(samples[-1][2] - empty) / n:.0f} B a trial; master at the end: {samples[-1][3] / 2**20:.0f} MiB resident")
+# --- what is told -----------------------------------------------------------------------------------------------------------
 
 
-def spent(samples: list[Sample], latencies: list[tuple[float, float]], n: int, low: float, high: float) -> dict[str, float]:
-    """What happened between two shares of the trials."""
-    inside = [sample for sample in samples if low * n <= sample[1] <= high * n]
+def report(queuing: list[Sample], ending: list[Sample], waits: list[tuple[float, float]], n: int, bare: int) -> None:
+    tenths = spent(ending, waits, n, 0.05, 0.15), spent(ending, waits, n, 0.8, 0.9)
+    halves = added(queuing, n, 0.05, 0.5), added(queuing, n, 0.5, 0.95)
+    later = added(ending, n, 0.05, 0.5), added(ending, n, 0.5, 0.95)
+    held = [(within(ending, n, low, high)[0].master - bare) / n for low, high in ((0.05, 0.15), (0.8, 0.9))]
+    rows = {name: (tenths[0][name], tenths[1][name]) for name in tenths[0]}
+    rows |= {
+        "Redis: bytes of a waiting trial": halves,
+        "Redis: bytes that its end adds": later,
+        "master: bytes of a trial": (held[0], held[1]),
+    }
+    print(f"{'':36}{'at first':>12}{'at last':>12}{'ratio':>8}")
+    for name, (first, last) in rows.items():
+        print(f"{name:36}{first:12.5g}{last:12.5g}{last / first:8.2f}{'' if abs(last / first - 1) <= ALLOWED else '  not flat'}")
+    print(
+        f"\nat the end: Redis {(ending[-1].redis - queuing[0].redis) / 2**20:.0f} MiB of data, master {max(sample.master for sample in ending) / 2**20:.0f} MiB"
+    )
+
+
+def within(samples: list[Sample], n: int, low: float, high: float) -> list[Sample]:
+    """The samples between two shares of the trials."""
+    inside = [sample for sample in samples if low * n <= sample.n <= high * n]
     if len(inside) < 2:
         sys.exit(f"--trials {n}: over too soon to be measured; take more")
-    (start, done, bytes_before, master_before), (end, done_after, bytes_after, master_after) = inside[0], inside[-1]
-    n_ended = done_after - done
-    waits = [wait for at, wait in latencies if start <= at <= end]
+    return inside
+
+
+def added(samples: list[Sample], n: int, low: float, high: float) -> float:
+    """Bytes of data that a trial adds to Redis between two shares of the trials."""
+    inside = within(samples, n, low, high)
+    return (inside[-1].redis - inside[0].redis) / (inside[-1].n - inside[0].n)
+
+
+def spent(samples: list[Sample], waits: list[tuple[float, float]], n: int, low: float, high: float) -> dict[str, float]:
+    """Rate and latency between two shares of the trials."""
+    inside = within(samples, n, low, high)
+    start, end = inside[0], inside[-1]
+    found = [wait for at, wait in waits if start.at <= at <= end.at]
     return {
-        "trials a second": n_ended / (end - start),
-        "claim, median ms": statistics.median(waits) * 1e3,
-        "claim, 99th of 100 ms": statistics.quantiles(waits, n=100)[98] * 1e3,
-        "Redis: bytes that a trial adds when it ends": (bytes_after - bytes_before) / n_ended,
-        "master: bytes that a trial adds when it ends": (master_after - master_before) / n_ended,
+        "trials a second": (end.n - start.n) / (end.at - start.at),
+        "Redis: processor us of a trial": (end.redis_s - start.redis_s) / (end.n - start.n) * 1e6,
+        "claim, median ms": statistics.median(found) * 1e3,
+        "claim, 99th of 100 ms": statistics.quantiles(found, n=100)[98] * 1e3,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -41,6 +41,14 @@ class QueueView:
         """The trial's configuration, None if it was never published."""
         stored = self._field("trials", trial_id)
         return None if stored is None else wire.trial_in(trial_id, stored)
+
+    def trials_of(self, trial_ids: Sequence[str]) -> list[Trial | None]:
+        """The configurations of these trials in one call, None for one that was never published."""
+        if not trial_ids:
+            return []
+        with translated(self.where):
+            stored = self.client.hmget(self.keys["trials"], list(trial_ids))
+        return [None if own is None else wire.trial_in(trial_id, own) for trial_id, own in zip(trial_ids, stored, strict=True)]
 
     def state(self, trial_id: str) -> TrialState | None:
         """Where the trial stands, None if it was never published."""

@@ -184,13 +184,16 @@ class Supervisor:
                 self._warn_once(f"aside {worker.place} {worker.reason}", f"worker {worker.worker} on {worker.host}: {worker.reason}")
 
     def _read_ended(self) -> None:
-        for sequence, trial_id, _attempt, result in self._queue.ended_since(self._seen.sequence):
-            self._seen.sequence = sequence
-            if trial_id.startswith(f"{self._stage}-") and result.state in (TrialState.COMPLETED, TrialState.STOPPED):
-                self._seen.best = better(result.value, self._seen.best, self._search.mode)
-            trial = self._queue.trial(trial_id) if result.epoch_s is not None else None
-            if trial is not None:
-                self._seen.paces.add_result(trial.group, result)
+        """What has ended since the last look, page by page, however much it is."""
+        while endings := self._queue.ended_since(self._seen.sequence):
+            self._seen.sequence = endings[-1][0]
+            for _, trial_id, _, result in endings:
+                if trial_id.startswith(f"{self._stage}-") and result.state in (TrialState.COMPLETED, TrialState.STOPPED):
+                    self._seen.best = better(result.value, self._seen.best, self._search.mode)
+            paced = {trial_id: result for _, trial_id, _, result in endings if result.epoch_s is not None}
+            for trial in self._queue.trials_of(list(paced)):
+                if trial is not None:
+                    self._seen.paces.add_result(trial.group, paced[trial.id])
 
     def _see_to_loneliness(self) -> None:
         """Trials wait, and nobody is there to take them."""

@@ -167,7 +167,7 @@ def _pending(view: SearchView, stage: str, broker: Broker | None, offset: int, l
         return [], 0
     queue = view.queue(broker.client)
     waiting = queue.by_state(TrialState.PENDING, stage=stage)
-    trials = (queue.trial(trial_id) for trial_id in waiting[offset : offset + limit])
+    trials = queue.trials_of(waiting[offset : offset + limit])
     return [pending_row(trial) for trial in trials if trial is not None], len(waiting)
 
 

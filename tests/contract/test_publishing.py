@@ -33,6 +33,7 @@ def test_a_trial_comes_back_as_it_was_published(queue: TrialQueue) -> None:
     (trial,) = made(1)
     queue.publish([trial])
     assert queue.trial(trial.id) == trial
+    assert queue.trials_of([trial.id, "coarse-0001"]) == [trial, None] and queue.trials_of([]) == []
     assert list(queue.trials("coarse")) == [trial]
     assert list(queue.trials("fine")) == []
     assert queue.state(trial.id) is TrialState.PENDING
