@@ -8,8 +8,8 @@ them with the code of `master launch`. Without a pause the machine is saturated,
 for its turn; with ``--think 3``, seconds between a claim and its end, the latency is that of a server with time to spare.
 
 Compared are the first tenth of the run, after a warm-up of a twentieth, and the last but one tenth (at the very end the queue runs
-dry). What an ended trial adds to Redis is compared between halves, since its hash tables grow by doubling. Saturated, Redis writes 20 MB a second
-to its append-only file, and the slowest claims are those that wait for the disk; ``TMPDIR=/dev/shm`` shows the rest.
+dry). What an ended trial adds to Redis is compared between halves, since its hash tables grow by doubling. Saturated, Redis writes
+20 MB a second to its append-only file, and the slowest claims are those that wait for the disk; ``TMPDIR=/dev/shm`` shows the rest.
 """
 
 from __future__ import annotations
@@ -218,9 +218,8 @@ def report(queuing: list[Sample], ending: list[Sample], waits: list[tuple[float,
     print(f"{'':36}{'at first':>12}{'at last':>12}{'ratio':>8}")
     for name, (first, last) in rows.items():
         print(f"{name:36}{first:12.5g}{last:12.5g}{last / first:8.2f}{'' if abs(last / first - 1) <= ALLOWED else '  not flat'}")
-    print(
-        f"\nat the end: Redis {(ending[-1].redis - queuing[0].redis) / 2**20:.0f} MiB of data, master {max(sample.master for sample in ending) / 2**20:.0f} MiB"
-    )
+    data, most = ending[-1].redis - queuing[0].redis, max(sample.master for sample in ending)
+    print(f"\nat the end: Redis {data / 2**20:.0f} MiB of data, master {most / 2**20:.0f} MiB")
 
 
 def within(samples: list[Sample], n: int, low: float, high: float) -> list[Sample]:
