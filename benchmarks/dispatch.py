@@ -33,7 +33,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from common.queue import TrialQueue
-from common.records import Record, StageFolder
+from common.record import Record
+from common.records import StageFolder
 from common.redis_program import choose, installed
 from common.space import Hyperparameters
 from common.trial import Claim, Result, Trial, TrialState, trial_id, trial_seed

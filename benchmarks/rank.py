@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.records import Record, SearchFolder
+from common.record import Record
+from common.records import SearchFolder
 from common.search import default_text, parse_search
 from common.trial import Result, TrialState
 from master.ranges import write_frozen

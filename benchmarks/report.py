@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.records import Diagnosis, Record, SearchFolder
+from common.record import Diagnosis, Record
+from common.records import SearchFolder
 from common.search import parse_search
 from common.trial import Result, TrialState
 from master.ranges import write_frozen

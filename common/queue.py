@@ -12,8 +12,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from enum import StrEnum
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from common.errors import DamagedReplyError
 from common.queue_view import MOST_DIGITS, QueueView
 from common.redis_errors import translated
 from common.trial import ENDED, TRIAL_PATTERN, Claim, Fence, Progress, Result, Trial, TrialState
+from common.verdict import Taken, Tick, Verdict, taken_in
 
 SEARCHES = "{cf}:searches"  # the list of all searches, in the slot of no single one
 LEASE_S = 30.0  # ten missed heartbeats
@@ -37,35 +36,6 @@ WORD_BATCH = 1000  # fences a script call
 MAX_CLAIM = 4096  # trials a claim: more than any array is wide
 MAX_INDEX = 1 << 20  # trials a stage, as in shared.lua
 MAX_EXPIRED = 1000  # expired leases that one tick reports; the next tick reports the rest
-
-
-class Verdict(StrEnum):
-    """Redis's answer to a holder's word about its trial."""
-
-    OK = "ok"
-    LOST = "lost"  # the fence is stale: the word has changed nothing
-
-
-@dataclass(frozen=True)
-class Taken:
-    """A trial that was taken from its holder.
-
-    ``fence.attempt`` is the number under which the verdict's record belongs when the trial has ended (FAILED, KILLED),
-    else the attempt that was lost.
-    """
-
-    fence: Fence
-    state: TrialState
-    result: Result | None  # None: it waits again
-    worker: str | None  # who held it, None if nobody did
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What a tick found. ``extended``: there had been no tick for half a lease, so every lease was extended instead."""
-
-    extended: bool
-    expired: tuple[tuple[Fence, str], ...]  # with the worker that held it
 
 
 class TrialQueue(QueueView):
@@ -258,7 +228,7 @@ class TrialQueue(QueueView):
         Returns:
             None: the fence is stale, the lease was renewed meanwhile, or the last tick is too long ago to be sure.
         """
-        return _taken(fence.trial_id, self.run("expire", *_fence(fence), max_lost, self.lease_ms), fence)
+        return taken_in(fence.trial_id, self.run("expire", *_fence(fence), max_lost, self.lease_ms), fence)
 
     def take(self, fence: Fence, why: Literal["stuck", "slow"], max_lost: int = MAX_LOST) -> Taken | None:
         """Takes a straggling trial, whose lease may well hold.
@@ -271,7 +241,7 @@ class TrialQueue(QueueView):
         Returns:
             None: the fence is stale.
         """
-        return _taken(fence.trial_id, self.run("take", *_fence(fence), why, max_lost), fence)
+        return taken_in(fence.trial_id, self.run("take", *_fence(fence), why, max_lost), fence)
 
     def kill(self, trial_id: str, reason: str, fence: Fence | None = None) -> Taken | None:
         """Ends a trial that waits or runs as KILLED; its holder hears it at the next heartbeat.
@@ -284,7 +254,7 @@ class TrialQueue(QueueView):
         Returns:
             None: it has ended, is unknown, or ``fence`` is stale.
         """
-        return _taken(trial_id, self.run("kill", trial_id, reason, *(_fence(fence)[1:] if fence else ())), fence)
+        return taken_in(trial_id, self.run("kill", trial_id, reason, *(_fence(fence)[1:] if fence else ())), fence)
 
     def retry(self, trial_id: str) -> bool:
         """Sends a FAILED or KILLED trial back, its losses forgotten; False in any other state."""
@@ -354,12 +324,3 @@ def _ended(result: Result) -> str:
     if result.state not in ENDED:
         raise ValueError(f"{result.state} is not an ended state; use one of {', '.join(sorted(ENDED))}")
     return result.state.value
-
-
-def _taken(trial_id: str, reply: Any, fence: Fence | None) -> Taken | None:
-    if reply is None:
-        return None
-    state = TrialState(wire.text(reply[1]))
-    result = wire.result_in(reply[3]) if reply[3] else None
-    token = "" if result or not fence else fence.token  # a verdict is nobody's lease
-    return Taken(Fence(trial_id, int(reply[0]), token), state, result, wire.text(reply[2]) or None)

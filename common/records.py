@@ -8,167 +8,31 @@
     checkpoints/digits/coarse/trials/coarse-0042-try=1.json
     checkpoints/digits/coarse/resume/coarse-0042-try=1.pt
 
-Every name is made and read here and nowhere else.
+Every name is made and read here and in common/checkpoint_name.py, and nowhere else.
 """
 
 from __future__ import annotations
 
 import gc
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from common import bounded, durable
+from common.checkpoint_name import CheckpointName
 from common.errors import CheckpointError, ConfigError
+from common.record import Record
 from common.search import NAME_PATTERN, Search, load_search
-from common.space import Scalar
-from common.trial import NO_PROGRESS, STAGE_PATTERN, TRIAL_PATTERN, Result, Trial, TrialState
+from common.trial import STAGE_PATTERN, TRIAL_PATTERN
 
 MAX_RECORD_BYTES = 16 << 20  # a record of a million epochs; anything larger is not ours
 _TRIAL = rf"(?P<trial>{TRIAL_PATTERN.pattern})"
-CHECKPOINT_PATTERN = re.compile(
-    rf"(?P<metric>[a-z][a-z0-9_]*)=(?P<value>-?\d+\.\d{{4,12}})"
-    rf"-trial={_TRIAL}-epoch=(?P<epoch>\d{{3,9}})-try=(?P<attempt>\d{{1,9}})\.pt",
-    re.ASCII,
-)
-PREDICTIONS_SUFFIX = ".npz"
-MOST_NAMED = 1e15  # a metric of this size is beyond what four decimals of a double tell, and makes a name nobody reads
-SMALLEST_NAMED = 1e-9  # anything smaller is named 0
-PLAIN_NAMED = 1e-3  # from here on four decimals; below, four digits, since a small loss is told apart by them
 ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d{{1,9}})\.(?:json|pt)", re.ASCII)
-
-
-class Diagnosis(BaseModel):
-    """What a trial's curves say, as one word and one sentence with the figures behind it."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
-
-    word: str
-    sentence: str
-    figures: dict[str, float | None] = {}
-
-
-class Record(BaseModel):
-    """All that is known of an ended attempt. Non-finite numbers are written as strings."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
-
-    format: int = 1
-    search_id: str
-    trial: str
-    stage: str
-    index: int
-    seed: int
-    group: str = "{}"
-    budget_epochs: float
-    hyperparameters: dict[str, Scalar]
-    attempt: int
-    state: TrialState
-    reason: str | None = None
-    traceback: str | None = None
-    val_acc: float | None = None  # of the best epoch
-    val_loss: float | None = None  # of the best epoch
-    epochs: float = 0.0  # trained
-    best_epoch: float | None = None
-    first_loss: float | None = None  # data loss plus L2 term before the first update, in nats
-    curves: dict[str, list[float | None]] = {}  # by name, one value an evaluation; "epoch" is their axis
-    metric: str = "val_acc"  # what the search ranks by
-    mode: str = "max"
-    value: float | None = None  # of that metric, at the best epoch
-    metrics: dict[str, float] = {}  # all that were measured, at the best epoch
-    diagnosis: Diagnosis | None = None
-    portrait: dict[str, Any] | None = None  # of kept checkpoints: histograms of activations and gradients a layer
-    snapshots: list[str] = []  # weights over time, file names in the stage's folder snapshots/
-    checkpoint: str | None = None  # file name in the stage's folder
-    worker: str | None = None
-    host: str | None = None
-    device: str | None = None
-    device_model: str | None = None
-    array_width: int = 1
-    seconds: float = 0.0
-    epoch_s: float | None = None
-    task_digest: str | None = None
-    ended_at: float = 0.0  # Unix time, s
-
-    @classmethod
-    def of(cls, search_id: str, trial: Trial, attempt: int, result: Result, **more: object) -> Record:
-        """The record of ``result``; ``more`` are the fields that Redis does not keep."""
-        shared = {name: getattr(result, name) for name in Result.__dataclass_fields__}
-        return cls.model_validate(
-            {
-                "search_id": search_id,
-                "trial": trial.id,
-                "stage": trial.stage,
-                "index": trial.index,
-                "seed": trial.seed,
-                "group": trial.group,
-                "budget_epochs": trial.epochs,
-                "hyperparameters": trial.hyperparameters,
-                "attempt": attempt,
-                **shared,
-                **more,
-            }
-        )
-
-    @property
-    def measured(self) -> float | None:
-        """The value of the search's metric; of a record that was written without one, what it is known to be."""
-        if self.value is not None:
-            return self.value
-        return {"val_acc": self.val_acc, "val_loss": self.val_loss}.get(self.metric)
-
-    @property
-    def stopped_early(self) -> bool:
-        """Whether it ended since its metric made no more progress: its best epoch counts as if it had trained to its budget."""
-        return self.state is TrialState.STOPPED and (self.reason or "").startswith(NO_PROGRESS)
-
-    def result(self) -> Result:
-        """What Redis keeps of it."""
-        return Result(**{name: getattr(self, name) for name in Result.__dataclass_fields__})
-
-
-@dataclass(frozen=True)
-class CheckpointName:
-    """What the name of a weights file says."""
-
-    value: float  # the metric's, of the best epoch
-    trial_id: str
-    epoch: int  # the best epoch, a fraction rounded up
-    attempt: int
-    metric: str = "val_acc"
-
-    def __str__(self) -> str:
-        return f"{self.metric}={named(self.value)}-trial={self.trial_id}-epoch={self.epoch:03d}-try={self.attempt}.pt"
-
-    @property
-    def predictions(self) -> str:
-        """The name of what these weights predict: the same but for its ending."""
-        return str(self).removesuffix(".pt") + PREDICTIONS_SUFFIX
-
-    @property
-    def tried(self) -> tuple[str, int]:
-        """Which attempt of which trial."""
-        return self.trial_id, self.attempt
-
-    @classmethod
-    def parse(cls, name: str) -> CheckpointName | None:
-        """Reads a file name; None if it is not a checkpoint's."""
-        match = CHECKPOINT_PATTERN.fullmatch(name)
-        if not match:
-            return None
-        return cls(float(match["value"]), match["trial"], int(match["epoch"]), int(match["attempt"]), match["metric"])
-
-    @classmethod
-    def parse_predictions(cls, name: str) -> CheckpointName | None:
-        """The weights that a file of predictions belongs to; None if the name is not one's."""
-        return cls.parse(name.removesuffix(PREDICTIONS_SUFFIX) + ".pt") if name.endswith(PREDICTIONS_SUFFIX) else None
 
 
 @dataclass(frozen=True)
@@ -426,20 +290,6 @@ def read_record(path: Path) -> Record:
     if (record.trial, record.stage, record.attempt) != named:
         raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
     return record
-
-
-def named(value: float) -> str:
-    """A metric's value as file names have it: four decimals, and four digits of what is smaller than those show."""
-    if abs(value) < SMALLEST_NAMED:
-        return f"{0:.4f}"
-    rounded = float(f"{value:.3e}") if abs(value) < PLAIN_NAMED else value
-    decimals = 4 if abs(rounded) >= PLAIN_NAMED else 3 - int(f"{rounded:e}".partition("e")[2])
-    return f"{rounded:.{decimals}f}"
-
-
-def epoch_number(epochs: float) -> int:
-    """Epochs for a file name: a fraction rounded up, so that half an epoch is ``epoch=001``."""
-    return math.ceil(epochs - 1e-9)
 
 
 @contextmanager

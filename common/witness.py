@@ -10,9 +10,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from common.queue import Taken, TrialQueue
-from common.records import Record, SearchFolder, StageFolder
+from common.queue import TrialQueue
+from common.record import Record
+from common.records import SearchFolder, StageFolder
 from common.trial import Fence, Result, Trial
+from common.verdict import Taken
 
 
 @dataclass(frozen=True)

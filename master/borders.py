@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.records import Record
+from common.record import Record
 from common.space import Space
 from master.ranking import best
 from master.scales import Side, numbers, outer, outer_share, past, rounded, shown

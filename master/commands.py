@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from common.broker import open_broker
+from common.checkpoint_name import named
 from common.options import Shared
 from common.queue import TrialQueue
-from common.records import SearchFolder, StageFolder, named
+from common.records import SearchFolder, StageFolder
 from common.search import Search
 from common.select import Chosen
 from common.trial import RETRYABLE, TrialState, WorkerInfo

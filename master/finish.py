@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common import durable
-from common.records import Record
+from common.record import Record
 from common.search import Stage
 from master import ranking
 from master.borders import borders

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common import durable
+from common.checkpoint_name import CheckpointName
 from common.queue import TrialQueue
-from common.records import AttemptFile, CheckpointName, StageFolder
+from common.records import AttemptFile, StageFolder
 from common.trial import ENDED, TrialState
 
 LOCK_TTL_S = 60.0

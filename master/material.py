@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.errors import ConfigError
-from common.records import Record, SearchFolder, StageFolder
+from common.record import Record
+from common.records import SearchFolder, StageFolder
 from common.search import Search, Stage
 from common.space import Space
 from master import ranking

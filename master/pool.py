@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common import predictions
+from common.checkpoint_name import CheckpointName
 from common.errors import CheckpointError, ConfigError
-from common.records import CheckpointName, Record, SearchFolder, StageFolder
+from common.record import Record
+from common.records import SearchFolder, StageFolder
 from common.search import RESERVED_STAGE, Search, Stage
 from common.select import Chosen
 from master import ranking

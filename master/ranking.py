@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from common.records import Diagnosis, Record
+from common.record import Diagnosis, Record
 from common.space import Scalar
 from common.trial import TrialState
 

@@ -10,7 +10,8 @@ from rich.console import Console, RenderableType
 
 from common import durable
 from common.errors import CheckpointError, ConfigError
-from common.records import Record, StageFolder
+from common.record import Record
+from common.records import StageFolder
 from common.search import NAME_PATTERN, default_text
 from common.select import CONFIG, Chosen
 from master import ranking

@@ -12,7 +12,8 @@ from common.broker import open_broker
 from common.errors import CheckpointError, ConfigError
 from common.options import Shared
 from common.queue import TrialQueue
-from common.records import Record, SearchFolder
+from common.record import Record
+from common.records import SearchFolder
 from common.search import Search, Stage
 from common.select import Chosen
 from common.space import Space

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common import durable
-from common.records import Record, SearchFolder
+from common.record import Record
+from common.records import SearchFolder
 from common.search import Search, Stage
 from common.select import Chosen
 from common.space import Space

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from common.records import Record
+from common.record import Record
 from common.space import Numeric, Space
 
 Side = Literal["low", "high"]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.records import Record
+from common.record import Record
 from common.search import Stage
 from common.space import Choice, Fixed, Numeric, Parameter, Scalar, Space
 from common.trial import ENDED

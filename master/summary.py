@@ -12,7 +12,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from common.diagnosis import SUGGESTIONS, DiagnosisWord
-from common.records import Record
+from common.record import Record
 from common.search import Stage
 from common.space import Choice, Fixed, Parameter, Space
 from master import ranking

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common import durable, predictions
-from common.records import MOST_NAMED, CheckpointName, StageFolder, epoch_number
+from common.checkpoint_name import MOST_NAMED, CheckpointName, epoch_number
+from common.records import StageFolder
 from worker.training.interface import Outcome
 
 

@@ -24,7 +24,7 @@ from worker.training.array import TrialArray
 from worker.training.engine import Engine
 from worker.training.interface import Job
 from worker.training.monitor import watched
-from worker.training.stack import Pace
+from worker.training.step import Pace
 
 ROUNDS = 7  # the fastest of so many: other processes come and go
 LEAST_S = 0.01  # of a round: shorter ones tell more of the clock
@@ -163,7 +163,7 @@ def _epoch_parts(array: TrialArray) -> list[Part]:
     look_s = max(0.0, _seconds(look) - _seconds(lambda: stack.step(inputs, targets, plan, 0)))
     return [
         Part("watching", look_s * n_looks / per_epoch),
-        Part("evaluation", _seconds(lambda: array.validated(Quiet())) / per_epoch),
+        Part("evaluation", _seconds(lambda: array.validation(array.stack, array.monitor, Quiet())) / per_epoch),
     ]
 
 

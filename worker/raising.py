@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from common.doubts import Raised, Ruling
 from common.queue import TrialQueue
-from common.records import Record
+from common.record import Record
 from common.trial import Fence
 from worker.heartbeat import Heartbeat
 

@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from common import durable
+from common.checkpoint_name import MOST_NAMED, CheckpointName, epoch_number
 from common.errors import QueueError
-from common.queue import Verdict
-from common.records import MOST_NAMED, CheckpointName, Record, StageFolder, epoch_number
+from common.record import Record
+from common.records import StageFolder
 from common.trial import Claim, Fence, Result, TrialState
+from common.verdict import Verdict
 from common.witness import stage_of
 from worker.heartbeat import Heartbeat
 from worker.keeping import Kept, keep

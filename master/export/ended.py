@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from common.errors import CheckpointError, ConfigError
-from common.records import Record
+from common.record import Record
 from common.search import Stage
 from common.select import Chosen
 from common.space import Space

@@ -25,7 +25,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 from common import durable
 from common.errors import ConfigError
-from common.records import Record
+from common.record import Record
 from common.search import Search
 from common.space import Choice, Fixed, Parameter, Scalar, Space
 from common.trial import TrialState

@@ -17,7 +17,7 @@ from optuna.trial import TrialState as State
 
 from common import durable
 from common.errors import CheckpointError, ConfigError
-from common.records import Record
+from common.record import Record
 from common.search import Search
 from common.space import Choice, Fixed, Parameter, Scalar
 from common.trial import TrialState

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from common.records import Record
+from common.record import Record
 from common.trial import TrialState
 from master import ranking
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.records import Record
+from common.record import Record
 from master.figures.catalogue import NARROW_COLUMNS, WIDE_COLUMNS, Material, draw
 from master.figures.curves import BEST_CHOSEN
 from master.figures.table import table

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError, ConfigError
-from common.records import Record, StageFolder, read_record
+from common.record import Record
+from common.records import StageFolder, read_record
 from common.search import Search, Stage
 from common.space import Space
 from master import ranking

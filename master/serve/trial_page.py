@@ -11,7 +11,8 @@ import tomlkit
 
 from common.broker import Broker
 from common.errors import QueueError
-from common.records import Record, StageFolder
+from common.record import Record
+from common.records import StageFolder
 from common.space import Scalar
 from common.trial import ENDED, Running, Trial, TrialState
 from master.serve import models

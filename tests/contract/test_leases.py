@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from common import wire
-from common.queue import Tick, TrialQueue
+from common.queue import TrialQueue
 from common.trial import ENDED, Fence, Progress, Result, TrialState
+from common.verdict import Tick
 from tests.contract.trials import DONE, SEARCH, heartbeat, ids, lose, made, reap, until
 
 

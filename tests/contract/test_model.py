@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from common.doubts import MAX_RAISED, Ruling
 from common.errors import PutAside
-from common.queue import Taken, Tick, TrialQueue
+from common.queue import TrialQueue
 from common.trial import ENDED, Claim, Fence, Result, Trial, TrialState
+from common.verdict import Taken, Tick
 from tests.contract.trials import SEARCH, check_consistent, heartbeat, made, until
 
 PENDING, RUNNING, KILLED, FAILED = TrialState.PENDING, TrialState.RUNNING, TrialState.KILLED, TrialState.FAILED

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from common.queue import Taken, TrialQueue
+from common.queue import TrialQueue
 from common.trial import Claim, Fence, Progress, Result, Trial, TrialState, trial_id
+from common.verdict import Taken
 
 SEARCH = "0123456789abcdef"
 GROUP = '{"hidden":32}'

@@ -10,7 +10,7 @@ import tomllib
 
 import pytest
 
-from common.records import CheckpointName
+from common.checkpoint_name import CheckpointName
 from tests.integration.commands import Place
 
 

@@ -17,9 +17,10 @@ import redis
 
 from common.broker import open_broker
 from common.errors import ConfigError, QueueError
-from common.queue import TrialQueue, Verdict
+from common.queue import TrialQueue
 from common.redis_urls import parse, redact
 from common.trial import Result, Trial, TrialState, trial_id
+from common.verdict import Verdict
 from common.workers import WorkerRegistry
 from tests.integration.commands import Place, wait_for
 from tests.redis_server import program

@@ -14,9 +14,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from common import ledger, wire
+from common.checkpoint_name import CheckpointName
 from common.embedded_place import Place
 from common.errors import CheckpointError, QueueError
-from common.records import CheckpointName, Record, SearchFolder, StageFolder, home_of, read_record, searches
+from common.record import Record
+from common.records import SearchFolder, StageFolder, home_of, read_record, searches
 from common.trial import Result, Trial, TrialState
 from master import checking, ranking
 from master.borders import borders

@@ -12,13 +12,16 @@ from torch.func import functional_call
 from common.space import Hyperparameters, Scalar
 from worker.checks.training import job_of
 from worker.tasks.base import Part, own_loss
+from worker.training.called import LoneNetwork
 from worker.training.engine import Engine
 from worker.training.layout import constants
-from worker.training.networks import LoneNetwork, Network, network_for
+from worker.training.network import Network
+from worker.training.networks import network_for
 from worker.training.noise import seed_generators
 from worker.training.recipe import COLUMN
 from worker.training.rows import Row, fresh_row
-from worker.training.stack import Pace, Plan, Stack, StepResult
+from worker.training.stack import Stack
+from worker.training.step import Pace, Plan, StepResult
 from worker.training.structure import Model
 
 MOVED = 2e-3  # of the weights' size, a step: twenty steps are clearly off the start, and far from a gradient that has vanished

@@ -13,19 +13,19 @@ from torch import Tensor
 from common.trial import TrialState
 from worker.training import explosion, kept
 from worker.training.backends import Backends, Sample
+from worker.training.called import LoneNetwork
 from worker.training.check import differences
 from worker.training.interface import Job, Outcome, View, Watch
-from worker.training.losses import averaged
-from worker.training.metrics import measured
-from worker.training.monitor import Monitor, sample_size, watched
-from worker.training.networks import ChainNetwork, LoneNetwork, network_for
+from worker.training.monitor import Monitor, watched
+from worker.training.networks import network_for
 from worker.training.rows import Row, fresh_row
 from worker.training.setting import Setting
 from worker.training.slot import Moment, Pick, Slot, packed
-from worker.training.stack import Pace, Plan, Stack, StepResult
+from worker.training.stack import Stack
+from worker.training.step import Pace, Plan, StepResult
 from worker.training.structure import Model
+from worker.training.validation import Validation
 
-EVALUATED_AT_ONCE = 1 << 16  # examples times slots: activations stay within tens of megabytes for small models
 SAMPLED_STEPS = 4  # that a backend is timed on
 
 
@@ -58,6 +58,7 @@ class TrialArray:
         self.slots, rows, sums = self._admitted(entries)
         self.stack = Stack(model, self._network, self._objective, rows, shapes, setting.frame(model))
         self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
+        self.validation = Validation(setting, model, self.parts.val, self._objective, self.batches.batch_size)
         self._monitor_new(sums)
 
     @property
@@ -316,9 +317,7 @@ class TrialArray:
         if not due:
             return
         started = time.perf_counter()
-        metrics = self.validated(watch)
-        if self._setting.options.watching and not self._in_passing:
-            self.monitor.observe(self._network.observe(self.parts.val.inputs[: self._n_observed]))
+        metrics = self.validation(self.stack, self.monitor, watch)
         passed = time.perf_counter() - started
         for slot in self.slots:
             slot.seconds += passed
@@ -341,62 +340,6 @@ class TrialArray:
             row = {name: tensor.cpu() for name, tensor in self.stack.row(position).items() if name.startswith(names)}
             metric = slot.curves[slot.pick.metric][-1]
             slot.moments.append(Moment(slot.epoch, metric if metric is not None else float("nan"), row))
-
-    def validated(self, watch: Watch) -> list[dict[str, float]]:
-        """Each slot's metrics on the validation part: val_loss, val_acc where there are classes, the task's own, and those of averages."""
-        found = self._measured(watch, averaged=False)
-        if self._model.recipe.averaged:
-            found |= {f"ema_{name}": values for name, values in self._measured(watch, averaged=True).items()}
-        columns = {name: values.tolist() for name, values in found.items()}
-        return [{name: values[position] for name, values in columns.items()} for position in range(self.width)]
-
-    def _measured(self, watch: Watch, averaged: bool) -> dict[str, Tensor]:
-        """(K,) by name."""
-        inputs, targets = self.parts.val.inputs, self.parts.val.targets
-        loss = torch.zeros(self.width, dtype=torch.float64, device=inputs.device)
-        correct = torch.zeros(self.width, dtype=torch.int64, device=inputs.device)
-        own, passes, chunk = self._setting.metrics, self._model.recipe.val_passes, self._val_chunk
-        kept_outputs = []
-        note = self.monitor.note_activation if self._in_passing and not averaged else None
-        if note is not None:
-            self.monitor.begin_sample()
-        for x, y in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
-            if passes and not averaged:
-                outputs = self._mean_pass(x, passes)
-            else:
-                outputs = self.stack.predict(x, averaged, note)
-                note = None  # the first chunk is the sample
-            losses, right = self._objective.evaluate(outputs, y, self.stack.objective_values)
-            loss += losses
-            correct += right
-            if own:
-                kept_outputs.append(outputs)
-            watch.beat()
-        found = {"val_loss": loss / len(targets)}
-        if self._setting.n_classes is not None:
-            found["val_acc"] = correct.double() / len(targets)
-        return found | (measured(own, torch.cat(kept_outputs, dim=1), targets) if own else {})
-
-    @property
-    def _val_chunk(self) -> int:
-        """Validation examples that are passed at once."""
-        return self.batches.batch_size if self._model.recipe.val_passes else max(1, EVALUATED_AT_ONCE // self.width)
-
-    @property
-    def _n_observed(self) -> int:
-        """Validation examples that activations are looked at on in a pass of their own."""
-        return sample_size(self._setting.n_train, len(self.parts.val))
-
-    @property
-    def _in_passing(self) -> bool:
-        """Whether activations are looked at while the first chunk of the validation part passes, which costs no pass of its own."""
-        fits = not self._model.recipe.val_passes and self._val_chunk >= self._n_observed
-        return self._setting.options.watching and fits and isinstance(self._network, ChainNetwork)
-
-    def _mean_pass(self, inputs: Tensor, n: int) -> Tensor:
-        """The mean of ``n`` stochastic passes: of the probabilities where there are classes."""
-        passes = torch.stack([self.stack.sample(inputs, number).clone() for number in range(n)])
-        return averaged(passes) if self._setting.n_classes is not None else passes.mean(0)
 
     def _rate(self, position: int) -> float | None:
         """The learning rate of the last step."""

@@ -16,11 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worker.training.called import LoneNetwork
 from worker.training.compiler import Compiler, CompilerMissing
 from worker.training.graph import Graph, Untraceable, given, trace
 from worker.training.interface import Watch
-from worker.training.networks import ChainNetwork, LoneNetwork
-from worker.training.stack import Batch, Plan, Stack, StepResult, Whole
+from worker.training.networks import ChainNetwork
+from worker.training.stack import Stack
+from worker.training.step import Batch, Plan, StepResult, Whole
 from worker.training.structure import signature
 
 EAGER, TRACED, COMPILED, AUTO = "eager", "traced", "compiled", "auto"

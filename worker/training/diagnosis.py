@@ -15,7 +15,7 @@ from collections.abc import Callable
 from statistics import median
 
 from common.diagnosis import DiagnosisWord
-from common.records import Diagnosis
+from common.record import Diagnosis
 from common.trial import TrialState
 from worker.training.evidence import Evidence, fall, later, recent
 from worker.training.interface import Outcome

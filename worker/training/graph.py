@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from worker.training.called import LoneNetwork
 from worker.training.losses import Objective
-from worker.training.networks import ChainNetwork, LoneNetwork, Network, network_for
+from worker.training.network import Network
+from worker.training.networks import ChainNetwork, network_for
 from worker.training.noise import DropoutMasks
 from worker.training.optimizers import Columns
-from worker.training.stack import Batch, Stack, Tensors
+from worker.training.stack import Stack
+from worker.training.step import Batch, Tensors
 from worker.training.structure import Model
 from worker.training.update import Piece, update
 

@@ -12,8 +12,8 @@ from common.search import AVERAGED
 from common.trial import TrialState
 from worker.tasks.base import Part
 from worker.training import portrait
+from worker.training.called import LoneNetwork
 from worker.training.interface import Outcome, Snapshot
-from worker.training.networks import LoneNetwork
 from worker.training.rows import BEST, Row, named
 from worker.training.setting import Setting
 from worker.training.slot import FORMAT, Moment, Slot, packed

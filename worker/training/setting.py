@@ -16,7 +16,7 @@ from worker.training.losses import OBJECTIVES, Objective, Own
 from worker.training.metrics import Metric, stacking
 from worker.training.preprocess import Preprocessing, fit
 from worker.training.recipe import Recipe
-from worker.training.stack import Frame
+from worker.training.step import Frame
 
 if TYPE_CHECKING:
     from worker.training.structure import Model

@@ -12,7 +12,8 @@ from torch import nn
 from worker.training.networks import network_for
 from worker.training.rows import fresh_row
 from worker.training.setting import Setting
-from worker.training.stack import Pace, Stack
+from worker.training.stack import Stack
+from worker.training.step import Pace
 from worker.training.structure import Model, Structure, chain_of
 
 CPU_WIDTHS = (1, 8, 16, 32, 64)  # wider never paid on a CPU: the weights leave the cache

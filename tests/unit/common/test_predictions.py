@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multinomial
 
+from common.checkpoint_name import CheckpointName
 from common.errors import CheckpointError
 from common.intervals import paired_difference
 from common.ledger import NAME, count, note
 from common.predictions import pack, read
-from common.records import CheckpointName, SearchFolder, StageFolder
+from common.records import SearchFolder, StageFolder
 
 RANDOM = np.random.default_rng(1)
 

@@ -8,17 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.checkpoint_name import CheckpointName, epoch_number
 from common.errors import CheckpointError
-from common.records import (
-    MAX_RECORD_BYTES,
-    CheckpointName,
-    Record,
-    SearchFolder,
-    StageFolder,
-    epoch_number,
-    read_record,
-    searches,
-)
+from common.record import Record
+from common.records import MAX_RECORD_BYTES, SearchFolder, StageFolder, read_record, searches
 from common.trial import ENDED, Result, Trial, TrialState
 
 SEARCH = 'name = "digits"\ntask = "digits"\n[space]\nlearning_rate = 0.1\n[stages.coarse]\ntrials = 1\nepochs = 1\n'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from common.records import Record
+from common.record import Record
 from common.search import Stage
 from common.space import Hyperparameters, Scalar, Space
 from common.trial import Result, TrialState, trial_id

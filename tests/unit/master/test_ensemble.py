@@ -10,9 +10,10 @@ import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
+from common.checkpoint_name import CheckpointName
 from common.ledger import NAME
 from common.predictions import Part, Predictions, pack
-from common.records import CheckpointName, SearchFolder, StageFolder
+from common.records import SearchFolder, StageFolder
 from common.search import parse_search
 from common.trial import TrialState, trial_id
 from master.cli import cli

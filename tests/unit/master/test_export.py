@@ -27,7 +27,8 @@ from tensorboard.plugins.hparams.backend_context import Context
 from tensorboard.plugins.hparams.list_session_groups import Handler
 from tensorboard.util.tensor_util import make_ndarray
 
-from common.records import Record, SearchFolder
+from common.record import Record
+from common.records import SearchFolder
 from common.search import Search, parse_search
 from common.trial import NO_PROGRESS, TrialState, trial_id
 from master import ranking

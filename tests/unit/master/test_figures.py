@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from common.records import Record
+from common.record import Record
 from common.space import Space
 from common.trial import TrialState
 from master.figures.catalogue import Material, draw

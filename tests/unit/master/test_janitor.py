@@ -2,7 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.records import AttemptFile, CheckpointName
+from common.checkpoint_name import CheckpointName
+from common.records import AttemptFile
 from common.trial import TrialState
 from master.janitor import ORPHAN_S, ended_states, orphans, superfluous_weights
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from common.intervals import wilson
-from common.records import Diagnosis, Record
+from common.record import Diagnosis, Record
 from common.trial import ENDED, TrialState
 from master import ranking
 from tests.unit.master.made import record

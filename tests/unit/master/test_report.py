@@ -13,7 +13,8 @@ import pytest
 from rich.console import Console
 
 from common.errors import ConfigError
-from common.records import Diagnosis, Record, SearchFolder
+from common.record import Diagnosis, Record
+from common.records import SearchFolder
 from common.search import parse_search
 from common.select import Chosen
 from common.trial import TrialState

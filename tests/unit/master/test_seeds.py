@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from common.errors import CheckpointError, ConfigError
-from common.records import Record, SearchFolder
+from common.record import Record
+from common.records import SearchFolder
 from common.search import Search, Stage, parse_search
 from common.space import Space
 from master.borders import borders

@@ -18,7 +18,8 @@ from starlette.testclient import TestClient
 
 from common.errors import ConfigError
 from common.queue import TrialQueue
-from common.records import Record, SearchFolder
+from common.record import Record
+from common.records import SearchFolder
 from common.search import default_text, parse_search
 from common.select import Chosen, choose
 from common.trial import Progress, Result, TrialState

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.records import Record
+from common.record import Record
 from common.search import Stage
 from common.space import Choice, Space
 from common.trial import TrialState

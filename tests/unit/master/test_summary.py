@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from common.diagnosis import SUGGESTIONS, DiagnosisWord
-from common.records import Diagnosis
+from common.record import Diagnosis
 from common.space import Space
 from common.trial import TrialState
 from master.borders import borders

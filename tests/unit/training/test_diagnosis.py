@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.diagnosis import DiagnosisWord as Word
-from common.records import Diagnosis
+from common.record import Diagnosis
 from common.trial import TrialState
 from tests.unit.training.helpers import digits, job, outcomes
 from worker.tasks.base import Data, Part

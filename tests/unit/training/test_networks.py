@@ -10,7 +10,8 @@ from tests.unit.training.helpers import SmallDigits, digits, dropout_mask, job, 
 from tests.unit.training.references import covers
 from worker.tasks.layers import GaussianDropout, Maxout
 from worker.tasks.models import ACTIVATIONS, convnet, perceptron
-from worker.training.networks import ChainNetwork, LoneNetwork, RecurrentNetwork, StackedNetwork, network_for
+from worker.training.called import LoneNetwork, RecurrentNetwork, StackedNetwork
+from worker.training.networks import ChainNetwork, network_for
 from worker.training.noise import DropoutMasks, active_layers, noise_keys
 from worker.training.recipe import read_recipe
 from worker.training.rows import fresh_row

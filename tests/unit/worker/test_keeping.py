@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.checkpoint_name import CheckpointName
 from common.predictions import read
 from common.queue import TrialQueue
-from common.records import CheckpointName, StageFolder
+from common.records import StageFolder
 from common.trial import Claim, Fence, Trial, TrialState
 from master import janitor
 from worker.keeping import keep

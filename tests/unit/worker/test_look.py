@@ -9,7 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from common.records import CheckpointName, SearchFolder
+from common.checkpoint_name import CheckpointName
+from common.records import SearchFolder
 from tests.unit.training.helpers import job, outcomes
 from worker.cli import cli
 from worker.keeping import keep

@@ -13,8 +13,9 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from common.checkpoint_name import CheckpointName
 from common.predictions import read
-from common.records import CheckpointName, SearchFolder, StageFolder
+from common.records import SearchFolder, StageFolder
 from common.search import Stage, parse_search
 from master.cli import cli as master
 from master.ranges import write_frozen

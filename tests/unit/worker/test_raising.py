@@ -8,7 +8,7 @@ import pytest
 
 from common.doubts import Answer, Raised, Ruling
 from common.errors import QueueError
-from common.records import Record
+from common.record import Record
 from common.trial import Fence, Result, Trial, TrialState
 from worker.raising import Raising
 

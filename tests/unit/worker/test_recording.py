@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.records import CheckpointName
+from common.checkpoint_name import CheckpointName
 from common.trial import Claim, Fence, Trial, TrialState
 from worker.recording import checkpoint_name, judged, within_keep
 from worker.training.interface import Job, Outcome
