@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 from common.practice import SCHEDULES, UPDATES
 from common.space import Hyperparameters
-from worker.checks import gradient, learning, loss, overfit, symmetry
+from worker.checks import gradient, learning, loss, metrics, overfit, symmetry
 from worker.checks.errors import explained
 from worker.checks.plan import Configuration, quiet
 from worker.checks.report import CENTRE, Finding, Status
 from worker.checks.subject import Subject
 from worker.checks.training import Portion, engine_of, job_of, spread, take
-from worker.tasks.base import Data, Part, Task
+from worker.tasks.base import Data, Part, Task, own_metrics
 from worker.training.engine import Engine
 
 GRADIENT_S, OVERFIT_S, LEARN_S, OPTIONS_S = 1.0, 3.0, 5.0, 2.0  # at most; the digits search needs a fraction
@@ -83,6 +83,12 @@ class Looked:
         """See ``loss.first``."""
         return loss.first(self.subject, self.many, self.configuration)
 
+    def metrics(self) -> Finding:
+        """See ``metrics.numbers``."""
+        val, n = self.data.val, max(GRADIENT_ROWS, round(BATCH_S / self.pass_s))
+        part = take(val, spread(val, n, self.data.n_classes, self.ground.seed))
+        return metrics.numbers(own_metrics(self.ground.task), self.subject.stack.predict(part.inputs), part.targets)
+
     def symmetry(self) -> Finding:
         """See ``symmetry.broken``."""
         return symmetry.broken(self.subject, self.many, self.configuration)
@@ -114,6 +120,8 @@ class Looked:
 def of_centre(looked: Looked) -> Iterator[Finding]:
     """All checks of the configuration in the middle."""
     yield guarded("first loss", looked.first_loss)
+    if own_metrics(looked.ground.task):
+        yield guarded("metrics", looked.metrics)
     yield guarded("regularisation", lambda: loss.regularised(looked.subject, looked.few))
     yield guarded("symmetry", looked.symmetry)
     yield guarded("gradient at the start", lambda: looked.gradient("at the start"))

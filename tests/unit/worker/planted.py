@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -288,3 +288,38 @@ class Regression:
 
 def train(trial: Any) -> None:
     raise AssertionError("a check trains no loop")
+
+
+# -- the metrics -------------------------------------------------------------------------------------------------------
+
+
+def _share_of_first(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == 0).double().mean() + 0 * targets.sum()
+
+
+def _per_example(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs.argmax(1) == targets).double()
+
+
+def _of_an_old_name(outputs: Tensor, targets: Tensor) -> float:
+    raise AttributeError("no such score")
+
+
+def _of_none(outputs: Tensor, targets: Tensor) -> float:
+    return float("nan")
+
+
+class Measured(Sound):
+    metrics: ClassVar = {"share": _share_of_first}
+
+
+class MetricOfEach(Sound):
+    metrics: ClassVar = {"share": _share_of_first, "right": _per_example}
+
+
+class MetricRaises(Sound):
+    metrics: ClassVar = {"score": _of_an_old_name}
+
+
+class MetricOfNone(Sound):
+    metrics: ClassVar = {"score": _of_none}

@@ -97,6 +97,8 @@ def test_a_sound_task_passes_every_check() -> None:
         ("RaisingModel", "model", 'hp["width"]: [space] has no width'),
         ("Frozen", "overfit", "20 examples"),
         ("DetachedLoss", "gradient at the start", "detach()"),
+        ("MetricOfEach", "metrics", "metric right gives a tensor of shape (200,)"),
+        ("MetricRaises", "metrics", "no such score (planted.py, line"),
         ("Nowhere", "task", "no class or function Nowhere"),
     ],
 )
@@ -105,6 +107,11 @@ def test_a_planted_bug_is_caught(task: str, caught_by: str, says: str) -> None:
     assert not report.passed and caught_by in failed(report), report.json()
     finding = found(report, caught_by)
     assert says in f"{finding.found} {finding.means}" and finding.means  # what it is, and what it usually means
+
+
+def test_metrics_of_the_task_are_measured_where_it_has_some() -> None:
+    finding = found(checked("Measured", metric="share"), "metrics")
+    assert finding.status is Status.PASSED and 0 <= float(str(finding.figures["share"])) <= 1 and "200 examples" in finding.found
 
 
 def test_agreement_is_that_of_permutations() -> None:
@@ -123,6 +130,7 @@ def test_what_is_unusual_and_may_be_right_is_a_warning() -> None:
         ("Categories", "data: parts", "may be the data's own"),
         ("Single", "gradient at the start", "single precision"),
         ("Linear", "overfit", "linear model"),
+        ("MetricOfNone", "metrics", "ranks last"),
     ]:
         report = checked(task)
         finding = found(report, check)
