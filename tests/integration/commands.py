@@ -126,8 +126,14 @@ class Place:
 
     def redis_pid(self) -> int:
         """The embedded server's process."""
-        with redis.Redis(unix_socket_path=str(self.root / ".redis" / "redis.sock")) as client:
+        with self.connection() as client:
             return int(client.info("server")["process_id"])
+
+    def connection(self) -> redis.Redis:
+        """A connection of our own, for what happens too fast to be seen by commands."""
+        if self.redis_url is not None:
+            return redis.Redis.from_url(self.redis_url)
+        return redis.Redis(unix_socket_path=str(self.root / ".redis" / "redis.sock"))
 
     def worker_pids(self) -> list[int]:
         """The processes of local workers of this place, found by their command line."""

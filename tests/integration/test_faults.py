@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,8 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import redis
 
+from common.errors import QueueError
+from common.queue import TrialQueue
+from common.records import SearchFolder
 from common.search import load_search
+from common.workers import WorkerRegistry
 from master.sampling import configurations
 from tests.integration.commands import Place, place, wait_for
 from tests.redis_server import start_redis
@@ -34,11 +40,14 @@ def ended_once(here: Place, n: int, stage: str = "coarse") -> dict[str, int]:
 
 
 def half_way(here: Place) -> bool:
-    """Trials are training: an epoch has ended, and more are to come."""
-    if not (here.root / "digits" / "coarse").exists():
+    """Trials are training. Looked up without a command, which on a busy machine may take as long as the whole search."""
+    search = SearchFolder(here.root, "digits").search()
+    if search is None or search.id is None:
         return False
-    status = here.status()
-    return status["stages"]["coarse"]["running"] >= 4 and any(w["array_width"] for w in status["workers"])
+    with here.connection() as client, contextlib.suppress(redis.ConnectionError, QueueError):
+        running = TrialQueue(client, search.id).running()
+        return len(running) >= 4 and any(worker.array_width for worker in WorkerRegistry(client).list())
+    return False
 
 
 def test_kill_9_of_a_worker(here: Place) -> None:
