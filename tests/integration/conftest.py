@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,13 @@ import pytest
 
 from tests.integration.commands import Place, place
 from tests.redis_server import start_redis
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c_is_heard() -> None:
+    """In what a script starts with ``&`` SIGINT is ignored, and so it would be by every process that a test starts."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -50,6 +50,12 @@ def half_way(here: Place) -> bool:
     return False
 
 
+def another_server(here: Place, killed: int) -> bool:
+    with contextlib.suppress(redis.ConnectionError):
+        return here.redis_pid() != killed
+    return False
+
+
 def test_kill_9_of_a_worker(here: Place) -> None:
     here.write_search(**LONG)
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
@@ -171,10 +177,12 @@ def test_redis_gone_in_the_middle(here: Place) -> None:
     here.write_search(**{**LONG, "epochs": 80, "lease_s": 3})
     master = here.start("master", "launch", "--stage", "coarse", "--workers", "2", log="master.log")
     wait_for(lambda: half_way(here), "running trials")
-    os.kill(here.redis_pid(), signal.SIGKILL)
+    killed = here.redis_pid()
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: another_server(here, killed), "the server to be started again by whoever needs it first")
     assert master.wait(90) == 0, here.output("master.log")
-    said = here.output("master.log")
-    assert said.count("trying again until Redis is back") == 1 and said.count("Redis is back; going on") == 1
+    said = here.output("master.log")  # nothing, where a worker was first
+    assert said.count("trying again until Redis is back") == said.count("Redis is back; going on") <= 1, said
     ended_once(here, 24)
 
 
