@@ -9,8 +9,8 @@ for its turn; with ``--think 3``, seconds between a claim and its end, the laten
 
 Compared are the first tenth of the run, after a warm-up of a twentieth, and the last but one tenth (at the very end the queue runs
 dry). What an ended trial adds to Redis is compared between halves, since its hash tables grow by doubling. Saturated, Redis writes
-20 MB a second to its append-only file, and the slowest claims are those that wait for the disk; ``TMPDIR=/dev/shm`` shows the rest. The exit code is 1 where
-something else is not flat within 20 %.
+20 MB a second to its append-only file, and the slowest claims are those that wait for the disk; ``TMPDIR=/dev/shm`` shows the rest.
+The exit code is 1 where something else is not flat within 20 %.
 """
 
 from __future__ import annotations
