@@ -8,8 +8,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import BinaryIO
+
+
+ODD = frozenset({errno.EISDIR, errno.EINVAL, errno.EFBIG})  # what ``open_ordinary`` refuses for what it is
+
+
+def is_odd(error: OSError) -> bool:
+    """Whether a file was refused for what it is, and not since it could not be read for now."""
+    return error.errno in ODD
 
 
 def open_ordinary(path: Path, most_bytes: int) -> BinaryIO:
@@ -47,6 +56,23 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
         OSError: as ``open_ordinary``.
     """
     with open_ordinary(path, most_bytes) as file:
+        return file.read(most_bytes)
+
+
+def read_end(path: Path, most_bytes: int, begin: int = 0) -> bytes:
+    """The end of a file, however long it is.
+
+    Args:
+        path: of the file.
+        most_bytes: to read.
+        begin: the first byte that counts.
+
+    Raises:
+        FileNotFoundError: there is none.
+        OSError: as ``open_ordinary``, but for its size.
+    """
+    with open_ordinary(path, sys.maxsize) as file:
+        file.seek(max(begin, os.fstat(file.fileno()).st_size - most_bytes))
         return file.read(most_bytes)
 
 

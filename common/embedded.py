@@ -28,7 +28,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from common import durable, redis_program
+from common import bounded, durable, redis_program
 from common.embedded_place import Place, make_private
 from common.errors import QueueError
 from common.filelock import RETRY_S, FileLock
@@ -41,6 +41,8 @@ STOP_PATIENCE_S = 30.0  # the last write to a slow disk
 ANSWER_TIMEOUT_S = 5.0
 MAX_LOG_BYTES = 1 << 20
 LOG_TAIL_LINES = 8
+LOG_TAIL_BYTES = 1 << 14
+MAX_VERSION_BYTES = 1 << 10
 ELSEWHERE = "start a Redis server and give --redis URL"
 
 
@@ -190,13 +192,16 @@ class EmbeddedServer:
         """The newest version that wrote the data; empty where there is none."""
         by_layout = (7,) if (self.folder / "appendonlydir").exists() else ()
         try:
-            return max(redis_program.parse_version(self._version_file.read_text()), by_layout)
+            return max(redis_program.parse_version(self._version_text()), by_layout)
         except FileNotFoundError:
             return by_layout
         except (OSError, ValueError) as error:
             raise QueueError(
                 f"{self._version_file}: it cannot be read ({error}); write the server's version into it, such as 7.0.0"
             ) from error
+
+    def _version_text(self) -> str:
+        return bounded.read_bytes(self._version_file, MAX_VERSION_BYTES).decode()
 
     def _answers(self, deadline: Deadline) -> bool:
         try:
@@ -226,13 +231,20 @@ class EmbeddedServer:
         self._place_file.unlink(missing_ok=True)
 
     def _not_started(self, what: str) -> QueueError:
-        lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        tail = "\n".join(f"    {line}" for line in lines)
         return QueueError(
-            f"{self.folder}: the embedded Redis server did not start: {what}. {self.log} ends with\n{tail}\n"
+            f"{self.folder}: the embedded Redis server did not start: {what}. {self.log} ends with\n{log_tail(self.log)}\n"
             f"Repair what it names (a damaged append-only file: redis-check-aof --fix), "
             f"or move {self.folder} away and run `master recover`, or {ELSEWHERE}"
         )
+
+
+def log_tail(log: Path) -> str:
+    """The last lines of a server's log, indented."""
+    try:
+        lines = bounded.read_end(log, LOG_TAIL_BYTES).decode(errors="replace").splitlines()
+    except OSError as error:
+        lines = [f"(it cannot be read: {error.strerror})"]
+    return "\n".join(f"    {line}" for line in lines[-LOG_TAIL_LINES:])
 
 
 class Deadline:

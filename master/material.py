@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from common import pictures
 from common.errors import ConfigError
 from common.record import Record
 from common.records import SearchFolder, StageFolder
@@ -95,8 +96,8 @@ def _pictures(folder: StageFolder, records: Sequence[Record]) -> Callable[[str],
 
     def picture(trial: str) -> bytes | None:
         try:
-            return paths[trial].read_bytes() if trial in paths else None
+            return pictures.read(paths[trial]) if trial in paths else None
         except OSError:
-            return None  # not every kept trial has one, and the janitor may have removed it a moment ago
+            return None  # not every kept trial has one, the janitor may have removed it a moment ago, and damage must not end a report
 
     return picture

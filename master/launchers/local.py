@@ -18,7 +18,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Self
 
-from common.bounded import open_to_append
+from common.bounded import open_to_append, read_end
 from common.broker import Broker
 from common.durable import explained, make_folder
 from common.options import DATA_FOLDER
@@ -179,10 +179,7 @@ class _Worker:
     def tail(self) -> str:
         """The last lines since its start, indented."""
         try:
-            with self.log.open("rb") as output:
-                size = output.seek(0, os.SEEK_END)
-                output.seek(max(self._log_start, size - LOG_TAIL_BYTES))
-                lines = output.read().decode(errors="replace").splitlines()
+            lines = read_end(self.log, LOG_TAIL_BYTES, self._log_start).decode(errors="replace").splitlines()
         except OSError as error:
             lines = [f"(it cannot be read: {error.strerror})"]
         return "\n".join(f"    {line}" for line in lines[-LOG_TAIL_LINES:] or ["(it wrote nothing)"])

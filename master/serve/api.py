@@ -6,8 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
-from fastapi.responses import FileResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 
+from common import pictures
 from common.broker import Broker
 from common.errors import QueueError
 from common.trial import TrialState
@@ -28,6 +29,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 FIGURE: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+PICTURE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
 MOST_TEXT = 500  # characters of a filter
 
 router = APIRouter(prefix="/api", responses=PROBLEMS)
@@ -198,14 +200,18 @@ def toml(view: TheSearch, trial: str, broker: TheBroker) -> str:
     return _detail(view, trial, broker).toml
 
 
-@router.get("/searches/{search}/trials/{trial}/picture", response_class=FileResponse)
-def picture(view: TheSearch, trial: str, broker: TheBroker) -> FileResponse:
+@router.get("/searches/{search}/trials/{trial}/picture", response_class=Response, responses=PICTURE)
+def picture(view: TheSearch, trial: str, broker: TheBroker) -> Response:
     """The picture of a kept image model's first layer, as PNG."""
     detail = _detail(view, trial, broker)
     stage = stage_of_trial(view, trial)
     if stage is None or detail.picture is None:
         raise HTTPException(404, f"{trial}: has no picture of its weights")
-    return FileResponse(stage.folder.picture_path(trial, detail.attempt), media_type="image/png")
+    try:
+        content = pictures.read(stage.folder.picture_path(trial, detail.attempt))
+    except OSError as error:
+        raise HTTPException(404, f"{trial}: its picture {error.strerror}") from None
+    return Response(content, media_type="image/png")
 
 
 @router.get("/figures")

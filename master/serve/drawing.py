@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from common import pictures
 from common.record import Record
 from master.figures.catalogue import NARROW_COLUMNS, WIDE_COLUMNS, Material, draw
 from master.figures.curves import BEST_CHOSEN
@@ -113,6 +114,6 @@ def _shown(name: str, chosen: Sequence[Record]) -> list[str]:
 def _picture(stage: StageView, trial: str) -> bytes | None:
     record = stage.records.get(trial)
     try:
-        return stage.folder.picture_path(trial, record.attempt).read_bytes() if record and record.checkpoint else None
+        return pictures.read(stage.folder.picture_path(trial, record.attempt)) if record and record.checkpoint else None
     except OSError:
-        return None  # not every kept trial has one, and the janitor may have removed it a moment ago
+        return None  # not every kept trial has one, the janitor may have removed it a moment ago, and damage must not end a page

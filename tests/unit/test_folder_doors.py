@@ -8,21 +8,64 @@ import py_compile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from fastapi import HTTPException
 
-from common import ledger, predictions
-from common.bounded import open_to_append, read_bytes
+from common import ledger, pictures, predictions
+from common.bounded import open_to_append, read_bytes, read_end
+from common.embedded import LOG_TAIL_BYTES, EmbeddedServer, log_tail
+from common.embedded_place import Place
 from common.errors import CheckpointError, ConfigError, SearchError, TaskError
 from common.filelock import FileLock
-from common.records import SearchFolder, read_record
-from common.search import load_search
+from common.records import SearchFolder, StageFolder, read_record
+from common.search import default_text, load_search, parse_search
 from common.task_file import digest
+from master import material
+from master.ranges import read_frozen
+from master.serve import api, drawing
+from tests.unit.master.made import record
 from worker.tasks import load_task
 from worker.training import archive
 
 OUTWARD = ["../../up-0001", "/etc/coarse-0001", "coarse-0001/../../x", "coarse-0001\0", "coarse-٠٠٠١", "coarse-0001\n", "", "..", "coarse"]
+PICTURE = "coarse-0001-try=1.png"
+KEPT = record(1, {}, checkpoint="val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt")
+
+
+def found(picture: bytes | None) -> bytes:
+    """What a figure or a report shows; without a picture they go on."""
+    if picture is None:
+        raise OSError("no picture")
+    return picture
+
+
+def drawn(path: Path) -> bytes:
+    view = SimpleNamespace(records={KEPT.trial: KEPT}, folder=StageFolder(path.parent.parent))
+    return found(drawing._picture(view, KEPT.trial))  # type: ignore[arg-type]
+
+
+def served(path: Path) -> object:
+    """What the dashboard answers, from what stands in the folder at that moment, whatever it saw there a moment before."""
+    stage = StageFolder(path.parent.parent)
+    detail = SimpleNamespace(picture="/api/there", attempt=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_detail", lambda *_: detail)
+        patch.setattr(api, "stage_of_trial", lambda *_: SimpleNamespace(folder=stage))
+        try:
+            return api.picture(SimpleNamespace(), KEPT.trial, None).body  # type: ignore[arg-type]
+        except HTTPException as error:
+            raise OSError(error.detail) from error
+
+
+def version(path: Path) -> object:
+    server = EmbeddedServer(path.parent.parent)
+    assert server.folder == path.parent
+    return server._written()
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "coarse-0001-try=1.json": read_record,
     "search.toml": load_search,
@@ -30,6 +73,13 @@ READERS: dict[str, Callable[[Path], object]] = {
     "a.pt": archive.load,
     "task.py": lambda path: load_task("task.py:T", path.parent),
     "test_looks.jsonl": lambda path: ledger.count(SearchFolder(path.parent.parent, path.parent.name)),
+    "ranges.toml": lambda path: read_frozen(path, parse_search(default_text()).space),
+    "server.json": Place.read,
+    ".redis/version": version,
+    f"pictures/{PICTURE}": pictures.read,
+    f"stage/pictures/{PICTURE}": lambda path: found(material._pictures(StageFolder(path.parent.parent), [KEPT])(KEPT.trial)),
+    f"drawn/pictures/{PICTURE}": drawn,
+    f"served/pictures/{PICTURE}": served,
 }
 
 
@@ -47,7 +97,13 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", READERS)
 @pytest.mark.parametrize("plant", ["pipe", "device", "folder", "endless"])
 def test_a_reader_neither_waits_nor_fills_the_memory(tmp_path: Path, name: str, plant: str) -> None:
-    path = tmp_path / name
+    path = planted(tmp_path / name, plant)
+    with pytest.raises((SearchError, OSError)):
+        READERS[name](path)
+
+
+def planted(path: Path, plant: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if plant == "pipe":
         os.mkfifo(path)
     elif plant == "device":
@@ -57,7 +113,33 @@ def test_a_reader_neither_waits_nor_fills_the_memory(tmp_path: Path, name: str, 
     else:
         with path.open("wb") as file:
             file.truncate(1 << 40)  # takes no room on the disk
-    with pytest.raises((SearchError, OSError)):
+    return path
+
+
+@pytest.mark.parametrize("plant", ["pipe", "device", "folder", "endless"])
+def test_the_end_of_a_log_is_read_and_no_more_of_it(tmp_path: Path, plant: str) -> None:
+    path = planted(tmp_path / "redis.log", plant)
+    shown = log_tail(path)
+    assert len(shown) <= LOG_TAIL_BYTES + 100
+    assert plant == "endless" or "cannot be read" in shown
+
+
+def test_the_end_of_a_file_is_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(b"0123456789")
+    assert (read_end(file, 3), read_end(file, 99), read_end(file, 99, 6)) == (b"789", b"0123456789", b"6789")
+
+
+@pytest.mark.parametrize("name", [name for name in READERS if name.endswith(PICTURE)])
+def test_a_picture_is_shown_and_what_a_link_in_its_place_leads_to_is_not(tmp_path: Path, name: str) -> None:
+    path = planted(tmp_path / name, "folder")
+    path.rmdir()
+    path.write_bytes(pictures.SIGNATURE + b"...")
+    assert READERS[name](path) == path.read_bytes()
+    path.unlink()
+    (tmp_path / "private").write_text("mine")
+    path.symlink_to(tmp_path / "private")
+    with pytest.raises(OSError):
         READERS[name](path)
 
 
