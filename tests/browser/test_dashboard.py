@@ -199,7 +199,7 @@ def test_redis_goes_and_comes_back(tmp_path: Path, browser: Browser, pictures: P
     """The page says what is going on, and recovers by itself."""
     from tests.redis_server import start_redis
 
-    with place(tmp_path, f"unix://{tmp_path}/redis-7.sock") as here:
+    with place(tmp_path, f"unix://{tmp_path}/redis-any.sock") as here:
         here.write_search(trials=4)
         address = serve(here)
         with visit(browser, address) as page:
