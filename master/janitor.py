@@ -7,7 +7,9 @@ One at a time, under a lock in Redis. Records are always kept.
 
 from __future__ import annotations
 
-import time
+import math
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -24,6 +26,13 @@ ORPHAN_S = 3600.0  # a temporary file that nobody has finished for so long has n
 def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None = None, mode: str = "max") -> int:
     """Removes what can go; returns the number of files. Does nothing while another janitor is at work.
 
+    Args:
+        queue: which trials have ended, and with which attempt.
+        folder: the stage's.
+        keep: how many weights stay.
+        now_s: the time by which files are old; None: the folder's own.
+        mode: whether the largest or the smallest value of the metric is best.
+
     Raises:
         QueueError: Redis is away.
         CheckpointError: the folder cannot be read.
@@ -34,7 +43,7 @@ def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None
         names = folder.checkpoints(mode)
         weights = superfluous_weights(names, keep, accepted_attempts(queue, names))
         states = ended_states(folder.attempts(folder.resume), queue.state)
-        now_s = time.time() if now_s is None else now_s
+        now_s = folder_now_s(folder.path) if now_s is None else now_s
         doomed = [path for name in weights for path in folder.belongings(name) if path.exists()] + [file.path for file in states]
         doomed += orphans((folder.path, folder.trials, folder.resume, folder.snapshots, folder.pictures), now_s)
         doomed += [path for path in aged(folder.left_behind(), now_s) if path not in doomed]
@@ -63,6 +72,18 @@ def superfluous_weights(names: Sequence[CheckpointName], keep: int, accepted: Ma
 def ended_states(files: Sequence[AttemptFile], state: Callable[[str], TrialState | None]) -> list[AttemptFile]:
     """Resume states of trials that have ended."""
     return [file for file in files if state(file.trial_id) in ENDED]
+
+
+def folder_now_s(folder: Path) -> float:
+    """The time by the clock that dates the folder's files, which is its server's and need not be this process's.
+
+    Where nothing can be written it is before all time: no file is old then, as nobody can tell.
+    """
+    try:
+        with tempfile.NamedTemporaryFile(prefix=durable.TEMPORARY_PREFIX, dir=folder) as touched:
+            return os.fstat(touched.fileno()).st_mtime
+    except OSError:
+        return -math.inf
 
 
 def orphans(folders: Sequence[Path], now_s: float) -> list[Path]:

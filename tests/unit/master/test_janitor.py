@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import math
+import os
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from common.checkpoint_name import CheckpointName
-from common.records import AttemptFile
+from common.queue import TrialQueue
+from common.records import AttemptFile, StageFolder
 from common.trial import TrialState
-from master.janitor import ORPHAN_S, ended_states, orphans, superfluous_weights
+from master.janitor import ORPHAN_S, ended_states, folder_now_s, orphans, superfluous_weights, sweep
+
+DAY_S = 86400.0
 
 
 def name(value: float, index: int, attempt: int = 1) -> CheckpointName:
@@ -33,3 +43,42 @@ def test_only_old_temporary_files_are_orphans(tmp_path: Path) -> None:
     now = fresh.stat().st_mtime
     assert orphans((tmp_path,), now + ORPHAN_S - 1) == []
     assert orphans((tmp_path,), now + ORPHAN_S + 1) == [fresh]
+
+
+class KnowsNothing:
+    """As much of a queue as the janitor asks, while no trial has ended."""
+
+    def lock(self, _name: str, _ttl_s: float) -> Any:
+        return nullcontext(True)
+
+    def result(self, _trial_id: str) -> None:
+        return None
+
+    def state(self, _trial_id: str) -> TrialState:
+        return TrialState.RUNNING
+
+
+@pytest.mark.parametrize("ahead_s", [-DAY_S, 0.0, 2 * ORPHAN_S, 40 * DAY_S])
+def test_a_master_whose_clock_is_wrong_takes_no_living_writers_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead_s: float
+) -> None:
+    folder = StageFolder(tmp_path)
+    folder.make()
+    temporary, gone = folder.trials / ".tmp-1-a", folder.trials / ".tmp-1-b"
+    predictions = tmp_path / name(0.9, 1).predictions  # their weights are being written
+    for path in (temporary, gone, predictions):
+        path.touch()
+    os.utime(gone, (gone.stat().st_mtime - 2 * ORPHAN_S,) * 2)
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + ahead_s)
+    queue: TrialQueue = KnowsNothing()  # type: ignore[assignment]
+    assert sweep(queue, folder, keep=5) == 1
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == {temporary, predictions}
+
+
+def test_in_a_folder_that_takes_no_file_nothing_is_old(tmp_path: Path) -> None:
+    assert folder_now_s(tmp_path / "gone") == -math.inf
+    temporary = tmp_path / ".tmp-1-a"
+    temporary.touch()
+    os.utime(temporary, (0, 0))
+    assert orphans((tmp_path,), -math.inf) == []
