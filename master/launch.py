@@ -15,6 +15,7 @@ from rich.console import Console
 from common.broker import Broker, open_broker
 from common.durable import make_folder
 from common.errors import ConfigError
+from common.eviction import eviction_warning
 from common.options import DATA_FOLDER, INTERRUPTED, TERMINATED, Shared
 from common.queue import TrialQueue
 from common.records import SearchFolder
@@ -104,6 +105,8 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
     interrupted = NOTHING_BEGAN
     try:
         with open_broker(request.redis, root) as broker:
+            if warning := eviction_warning(broker):
+                say(warning)
             forget = (lambda folder: _forget(folder, broker)) if request.replace else None
             passed = _checked(request, chosen, stages, say)
             interrupted = TRIALS_GO_ON

@@ -20,6 +20,7 @@ from common.broker import open_broker
 from common.durable import make_folder
 from common.embedded_place import boot_id
 from common.errors import ConfigError
+from common.eviction import eviction_warning
 from common.options import DATA_FOLDER, INTERRUPTED, TERMINATED
 from common.trial import WorkerInfo
 from common.workers import WorkerRegistry
@@ -71,6 +72,8 @@ def start_one(request: Request) -> int:
     width = request.width
     root = make_folder(request.checkpoints).resolve()
     with owned(request.device) as device, open_broker(request.redis, root) as broker:
+        if warning := eviction_warning(broker):
+            say(warning)
         registry = WorkerRegistry(broker.client)
         heartbeat = Heartbeat(_info(device, request.search), registry, say, broker.ensure)
         _hear_signals(heartbeat)

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 import redis
 
+from common.broker import open_broker
 from common.errors import QueueError
+from common.eviction import eviction_warning
 from common.queue import TrialQueue, searches
 from common.trial import Fence
 from common.workers import WorkerRegistry
-from tests.contract.trials import DONE, SEARCH, made
+from tests.acl import ROLES, add_user
+from tests.contract.trials import DONE, SEARCH, check_consistent, heartbeat, made
 from tests.redis_server import VERSIONS, RedisServer, start_redis
 
 
@@ -77,6 +80,57 @@ def test_a_full_server_refuses_and_loses_nothing(own: RedisServer) -> None:
         client.config_set("maxmemory", "0")
         assert queue.finish([(claim.fence, DONE)]) == ["ok"]
         assert queue.counts()["coarse"]["pending"] == 2
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
+def test_a_server_that_would_drop_trials_in_silence_is_told_of(own: RedisServer, policy: str) -> None:
+    with own.client() as admin, open_broker(own.url, own.socket.parent) as broker:
+        assert eviction_warning(broker) is None
+        admin.config_set("maxmemory-policy", policy)
+        assert eviction_warning(broker) is None, "without a limit nothing is dropped"
+        admin.config_set("maxmemory", 100_000_000)
+        warning = eviction_warning(broker)
+        assert warning and policy in warning and "CONFIG SET maxmemory-policy noeviction" in warning and str(own.socket) in warning
+        admin.execute_command(*warning.partition("`redis-cli ")[2].partition("`")[0].split())
+        assert eviction_warning(broker) is None, "its own remedy helps"
+
+
+def test_a_users_rights_suffice_to_see_it_and_without_them_nothing_is_said(own: RedisServer, request: pytest.FixtureRequest) -> None:
+    flat = request.node.callspec.params["own"] == "6.2"
+    with own.client() as admin:
+        admin.config_set("maxmemory-policy", "allkeys-lru")
+        admin.config_set("maxmemory", 100_000_000)
+        for role in ROLES:
+            add_user(admin, role, "secret", flat=flat)
+            with open_broker(f"unix://{role}:secret@{own.socket}", own.socket.parent) as broker:
+                assert eviction_warning(broker)
+                admin.execute_command("ACL", "SETUSER", role, "-info")
+                assert eviction_warning(broker) is None
+
+
+def test_what_expires_may_be_evicted_and_no_trial_is_lost(own: RedisServer) -> None:
+    """With volatile-*, a full memory costs what only makes things smooth: the trials, their leases and their results stay."""
+    with own.client() as client:
+        queue = TrialQueue(client, SEARCH)
+        queue.publish(made(6))
+        queue.tick(True)
+        (done,) = queue.claim("w", 1, "one", machine="m")
+        queue.finish([(done.fence, DONE)])
+        (held,) = queue.claim("w", 1, "two", machine="m")
+        queue.renew("w", [heartbeat(held.fence)])
+        with queue.lock("janitor", 60.0):
+            expiring = [key for key in client.keys("*") if client.ttl(key) >= 0]
+            assert {key.rpartition(":")[2] for key in expiring} == {"workers", "requests", "machines", "meta", "janitor"}
+            client.config_set("maxmemory-policy", "volatile-ttl")
+            client.config_set("maxmemory", client.info("memory")["used_memory"])  # now each write first drops what expires
+            with pytest.raises(QueueError, match="out of memory; raise its maxmemory"):
+                for number in range(100):
+                    queue.publish(made(500, first=500 * number))
+            assert not any(client.exists(key) for key in expiring)
+            client.config_set("maxmemory", 0)
+        assert queue.counts()["coarse"]["completed"] == 1 and queue.result("coarse-0000") == (1, DONE)
+        assert queue.renew("w", [heartbeat(held.fence)]) == {} and queue.finish([(held.fence, DONE)]) == ["ok"]
+        check_consistent(queue)
 
 
 def test_a_read_only_replica(own: RedisServer) -> None:
