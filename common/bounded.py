@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-
 ODD = frozenset({errno.EISDIR, errno.EINVAL, errno.EFBIG})  # what ``open_ordinary`` refuses for what it is
 
 

@@ -43,6 +43,10 @@ class CheckpointError(SearchError):
     """The checkpoint folder cannot be read or written, or a file in it is damaged."""
 
 
+class DamagedFileError(CheckpointError):
+    """A file in the checkpoint folder is not what this program writes, however often it is read."""
+
+
 class QueueError(SearchError):
     """Redis cannot be reached, refuses the login, or refuses to write."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.space import Scalar
-from common.trial import NO_PROGRESS, Result, Trial, TrialState
+from common.trial import ENDED, NO_PROGRESS, Result, Trial, TrialState
 
 
 class Diagnosis(BaseModel):
@@ -34,7 +34,7 @@ class Record(BaseModel):
     group: str = "{}"
     budget_epochs: float
     hyperparameters: dict[str, Scalar]
-    attempt: int
+    attempt: int = Field(ge=1)
     state: TrialState
     reason: str | None = None
     traceback: str | None = None
@@ -61,6 +61,13 @@ class Record(BaseModel):
     epoch_s: float | None = None
     task_digest: str | None = None
     ended_at: float = 0.0  # Unix time, s
+
+    @field_validator("state")
+    @classmethod
+    def _ended(cls, state: TrialState) -> TrialState:
+        if state not in ENDED:
+            raise ValueError(f"an attempt that is {state} has not ended")
+        return state
 
     @classmethod
     def of(cls, search_id: str, trial: Trial, attempt: int, result: Result, **more: object) -> Record:

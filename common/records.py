@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from common import bounded, durable
 from common.checkpoint_name import CheckpointName
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, DamagedFileError
 from common.record import Record
 from common.search import NAME_PATTERN, Search, load_search
 from common.trial import STAGE_PATTERN, TRIAL_PATTERN
@@ -95,14 +95,20 @@ class StageFolder:
         return found if found is not None and found.search_id == record.search_id else record
 
     def set_damaged_aside(self, trial_id: str, attempt: int, search_id: str) -> None:
-        """Renames a record that cannot be read, or is another search's, so that a new one can take its name.
+        """Renames a record that is damaged, or is another search's, so that a new one can take its name.
 
         Raises:
-            CheckpointError: the folder cannot be written.
+            CheckpointError: the record cannot be read for now, or the folder not be written.
         """
-        path, found = self.record_path(trial_id, attempt), self.record(trial_id, attempt)
-        if path.exists() and (found is None or found.search_id != search_id):
-            durable.set_aside(path)
+        path = self.record_path(trial_id, attempt)
+        try:
+            if read_record(path).search_id == search_id:
+                return
+        except FileNotFoundError:
+            return
+        except DamagedFileError:
+            pass  # the very thing
+        durable.set_aside(path)
 
     def record(self, trial_id: str, attempt: int) -> Record | None:
         """The record of one attempt, None if there is none or it is damaged."""
@@ -120,7 +126,8 @@ class StageFolder:
             set_aside: whether damaged files are given another name, so that nobody stumbles over them again.
 
         Raises:
-            CheckpointError: the folder cannot be read, or a damaged file not be renamed.
+            CheckpointError: the folder cannot be read, or a damaged file not be renamed; with ``set_aside`` also where a record cannot
+                be read for now, which another look may find whole.
         """
         latest: dict[str, Record] = {}
         with _without_collection():
@@ -132,6 +139,8 @@ class StageFolder:
                 except FileNotFoundError:
                     continue
                 except CheckpointError as error:
+                    if set_aside and not isinstance(error, DamagedFileError):
+                        raise
                     warn(str(error))
                     if set_aside:
                         durable.set_aside(file.path)
@@ -274,7 +283,8 @@ def read_record(path: Path) -> Record:
 
     Raises:
         FileNotFoundError: gone.
-        CheckpointError: unreadable, damaged, or another trial's.
+        DamagedFileError: damaged, or another trial's.
+        CheckpointError: it cannot be read for now.
     """
     match = ATTEMPT_PATTERN.fullmatch(path.name)
     try:
@@ -282,13 +292,14 @@ def read_record(path: Path) -> Record:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise durable.explained(error, path) from error
+        explained = durable.explained(error, path)
+        raise (DamagedFileError(str(explained)) if bounded.is_odd(error) else explained) from error
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]["msg"]
-        raise CheckpointError(f"{path}: damaged record ({problem}); set aside, its trial counts as not ended") from None
+        raise DamagedFileError(f"{path}: damaged record ({problem}); set aside, its trial counts as not ended") from None
     named = (match["trial"], match["stage"], int(match["attempt"])) if match else None
     if (record.trial, record.stage, record.attempt) != named:
-        raise CheckpointError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
+        raise DamagedFileError(f"{path}: holds the record of {record.trial} try {record.attempt}; set aside, its trial counts as not ended")
     return record
 
 

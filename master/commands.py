@@ -114,16 +114,22 @@ def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
     stages = [launched.search.stage(stage)] if stage else list(launched.search.stages)
     with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
         queue = _queue(broker.client, launched)
-        mended = renew_task(chosen, launched)
-        if mended:
-            for s in launched.search.stages:
-                queue.refreeze(s.name, "task_digest", task_digest(launched.search, launched.folder))
+        mended = renew_task(chosen, launched) and _follow_task(queue, launched)
         trials = [trial_id for s in stages for trial_id in queue.by_state(wanted, stage=s.name)]
         n_retried = sum(queue.retry(trial_id) for trial_id in trials)
     name = launched.search.name
     hint = f"; `master launch --search {name} --stage {stages[0].name}` trains and watches a stage's" if n_retried else ""
     code = ", with the task's new code" if mended else ""
     return f"{n_retried} {state} trials are back in the queue{code}{hint}"
+
+
+def _follow_task(queue: TrialQueue, launched: Launched) -> bool:
+    """Freezes the digest of the task in the folder for every stage that has another; whether there was one."""
+    digest = task_digest(launched.search, launched.folder)
+    behind = [s.name for s in launched.search.stages if (queue.frozen(s.name) or {"task_digest": digest}).get("task_digest") != digest]
+    for stage in behind:
+        queue.refreeze(stage, "task_digest", digest)
+    return bool(behind)
 
 
 def of_folder(chosen: Chosen) -> Launched:

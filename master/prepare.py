@@ -25,6 +25,8 @@ from master.ranges import write_frozen
 from master.sampling import configurations
 from master.stage_ranges import stage_ranges
 
+REMAINS = ("*/ranges.toml", "*/trials/*.json", "*/resume/*.pt")  # what shows that a search was launched in a folder
+
 
 @dataclass(frozen=True)
 class Launched:
@@ -76,6 +78,8 @@ def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder]
     """
     examined = examine(chosen, new_name)
     search, text, folder = examined.search, examined.text, examined.folder
+    if forget is None:
+        _refuse_to_begin_on_remains(folder)
     if forget is not None and folder.path.exists():
         forget(folder)
         say(f"the older search lies in {_move_aside(folder)} now")
@@ -86,6 +90,19 @@ def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder]
     if not folder.search_file.exists() and folder.search_file not in durable.write_new(content):
         return Launched(fresh, folder)
     return Launched(_grown(folder, search, text), folder)
+
+
+def _refuse_to_begin_on_remains(folder: SearchFolder) -> None:
+    """A search that has lost its file is none that was never launched: a new identity would take its records for its own."""
+    if folder.search_file.exists():
+        return
+    remains = next((path for pattern in REMAINS for path in folder.path.glob(pattern)), None)
+    if remains is not None:
+        raise ConfigError(
+            f"{folder.path}: has no search.toml, but what a search has left ({remains.relative_to(folder.path)}): "
+            "`master recover --config FILE` puts your copy of the search file back and goes on; --replace sets the folder aside, "
+            "--new-name launches another search"
+        )
 
 
 def file_text(search_id: str, text: str) -> str:
@@ -196,7 +213,10 @@ def _copy_task(search: Search, content: bytes | None, base: Path, folder: Search
 
 
 def renew_task(chosen: Chosen, launched: Launched) -> bool:
-    """Takes over a task file that was mended since the launch, for a retry; True if it had changed.
+    """Takes over a task file that was mended since the launch, for a retry.
+
+    Returns:
+        Whether the user's own file is at hand, so that the folder now has its content and the frozen digest may follow.
 
     Raises:
         TaskError: it cannot be read, or does not define the task.
@@ -204,9 +224,10 @@ def renew_task(chosen: Chosen, launched: Launched) -> bool:
     """
     content = _task_code(chosen.search, chosen.base, launched.folder)
     target = launched.folder.path / Path(launched.search.task_file or "").name
-    if content is None or _launched_code(target) == content:
+    if content is None:
         return False
-    durable.replace(target, content)
+    if _launched_code(target) != content:
+        durable.replace(target, content)
     return True
 
 

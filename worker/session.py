@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ import redis
 import torch
 
 from common import durable
-from common.bounded import open_ordinary
+from common.bounded import is_odd, open_ordinary
 from common.errors import CheckpointError, TaskError
 from common.options import DATA_FOLDER
 from common.queue import TrialQueue
@@ -25,6 +26,7 @@ from worker.training import archive
 from worker.training.engine import Engine, Job
 
 Trainer = Engine | OwnLoop
+RETRY_S = 3.0  # `master retry` writes a mended task and then its digest: a moment, but for a master that is killed between the two
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,25 @@ class Session:
             TaskError: the task cannot be loaded, or is not the code that was launched.
             QueueError: Redis is away.
         """
-        launched = (self.queue.frozen(stage) or {}).get("task_digest")
+        launched = self._launched_digest(stage)
         grown = self._read_again(stage)
         if self._engine is None or grown or self.digest != launched:
-            self.digest = task_digest(self.search.task_in_folder, self.folder.path)
+            launched = self._agreed_digest(stage)
             self._check_digest(launched)
             self._engine = self._made(self._task(launched, log), log)
         return self._engine
+
+    def _launched_digest(self, stage: str) -> str | None:
+        return (self.queue.frozen(stage) or {}).get("task_digest")
+
+    def _agreed_digest(self, stage: str) -> str | None:
+        """The launched digest; where the code here has another, after a moment: a retry may be about to write the other one of the two."""
+        until = time.monotonic() + RETRY_S
+        while True:
+            launched, self.digest = self._launched_digest(stage), task_digest(self.search.task_in_folder, self.folder.path)
+            if not launched or launched == self.digest or time.monotonic() > until:
+                return launched
+            time.sleep(RETRY_S / 10)
 
     def _task(self, launched: str | None, log: Callable[[str], None]) -> Task | Loop:
         """The task, whose code is exactly what the digest names; said, since it runs with this user's rights."""
@@ -125,13 +139,26 @@ class Session:
         return [Job(claim, self._saved_state(claim, say)) for claim in claims]
 
     def _saved_state(self, claim: Claim, say: Callable[[str], None]) -> dict[str, object] | None:
-        """The latest saved state that can be read; one that cannot is set aside."""
+        """The latest saved state that can be read; one that is damaged is set aside.
+
+        Raises:
+            CheckpointError: one cannot be read for now.
+        """
         paths = self.folder.stage(claim.trial.stage).saved_states(claim.trial.id) if claim.fence.attempt > 1 else []
         for path in paths:
             try:
                 state: object = archive.load(path)
             except FileNotFoundError:
                 continue
+            except PermissionError:
+                say(f"{path}: this user may not read it; left as it is, {claim.trial.id} starts from an earlier state or its beginning")
+                continue
+            except OSError as error:
+                if not is_odd(error):
+                    raise durable.explained(error, path) from error  # no fault of the file: another look may find it whole
+                state = error
+            except MemoryError:
+                raise
             except Exception as error:  # whatever a damaged file makes its readers raise
                 state = error
             if isinstance(state, dict):

@@ -20,11 +20,13 @@ from common.select import Chosen, choose
 from common.trial import Result, TrialState
 from common.witness import write_ended
 from master import ranges
+from master.commands import retry
 from master.prepare import Launched, Published, publish, settle
 from master.reading import rank
 from master.recovery import recover
 from master.stage_ranges import make_proposal
 from tests.redis_server import RedisServer, start_redis
+from worker.tasks import task_digest
 
 TEXT = default_text().replace("trials = 200", "trials = 12", 1).replace("trials = 50", "trials = 4")
 STAGES = ("coarse", "fine")
@@ -223,3 +225,31 @@ def test_predictions_that_are_damaged_are_told_and_leave_the_rest(place: Place) 
     np.savez(path, val=np.zeros(3))
     with pytest.raises(CheckpointError, match="takes part in no ensemble"):
         predictions.read(path)
+
+
+def test_a_retry_that_was_killed_before_it_noted_the_task_is_said_again(
+    tmp_path: Path, client: redis.Redis, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, own = tmp_path / "mine.py", tmp_path / "own.toml"
+    code = "from worker.tasks.digits import Digits\n\nclass Task(Digits):\n    pass\n"
+    task.write_text(code)
+    own.write_text(TEXT.replace('task = "digits"', 'task = "mine.py:Task"'))
+    place = Place(tmp_path / "checkpoints", own, server.url)
+    place.root.mkdir()
+    client.flushall()
+    queue, _ = place.publish(client, "coarse")
+    task.write_text(code + "# mended\n")
+    shared, refreeze = Shared(place.url, place.root), TrialQueue.refreeze
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrialQueue, "refreeze", killed)
+    with pytest.raises(KeyboardInterrupt):
+        retry(shared, place.chosen, "failed", None)
+    monkeypatch.setattr(TrialQueue, "refreeze", refreeze)
+    assert "with the task's new code" in retry(shared, place.chosen, "failed", None)
+    frozen = queue.frozen("coarse")
+    assert frozen is not None and frozen["task_digest"] == task_digest("mine.py:Task", place.folder.path)
+    assert "new code" not in retry(shared, place.chosen, "failed", None)
+    place.publish(client, "coarse")  # the same launch command attaches again

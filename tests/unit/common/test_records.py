@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,36 @@ def test_a_damaged_record_is_told_and_the_attempt_below_it_counts(folder: StageF
     assert len(warnings) == 1 and warnings[0].startswith(str(damaged)) and "set aside" in warnings[0]
     assert damaged.exists()
     assert folder.record("coarse-0042", 2) is None
+
+
+@pytest.mark.parametrize(("field", "value"), [("state", "running"), ("state", "pending"), ("attempt", 0), ("attempt", -1)])
+def test_what_no_attempt_ends_with_is_damaged(folder: StageFolder, field: str, value: object) -> None:
+    folder.write_records([record()])
+    path = folder.record_path(TRIAL.id, 1)
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    records, warnings = told(folder)
+    assert records == [] and len(warnings) == 1 and str(path) in warnings[0]
+
+
+def test_a_record_that_cannot_be_read_for_now_is_not_set_aside(folder: StageFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_records([record()])
+    path = folder.record_path(TRIAL.id, 1)
+
+    def fails(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("common.bounded.read_bytes", fails)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            folder.records(print, set_aside=True)
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            folder.set_damaged_aside(TRIAL.id, 1, "0" * 16)
+        assert told(folder)[0] == []  # who only looks goes on
+    assert told(folder) == ([record()], [])
+    folder.set_damaged_aside(TRIAL.id, 1, "0" * 16)
+    assert path.exists()  # sound, and this search's
+    folder.set_damaged_aside(TRIAL.id, 1, "1" * 16)
+    assert not path.exists()
 
 
 def test_a_record_that_is_far_too_large_is_not_read(folder: StageFolder) -> None:

@@ -97,6 +97,19 @@ def test_a_new_name_and_a_replacement(tmp_path: Path) -> None:
     assert list(tmp_path.glob(".digits-replaced-*/mine")) and "lies in" in said[0]
 
 
+def test_a_search_that_has_lost_its_file_is_not_begun_anew(tmp_path: Path) -> None:
+    launched = first(tmp_path)
+    launched.folder.search_file.unlink()
+    again = first(tmp_path)  # nothing had been launched in it
+    launch_coarse(again)
+    again.folder.search_file.unlink()
+    with pytest.raises(ConfigError, match=r"coarse/ranges\.toml.*master recover --config"):
+        first(tmp_path)
+    assert not again.folder.search_file.exists()
+    replaced = settle(chosen(tmp_path, default_text()), None, lambda folder: None, print)
+    assert replaced.id != again.id and not replaced.folder.stage("coarse").ranges.exists()
+
+
 def test_a_launch_of_the_folders_own_file_is_the_same_search(tmp_path: Path) -> None:
     launched = first(tmp_path)
     again = choose(tmp_path, None, "digits", print)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,7 +11,7 @@ import pytest
 import redis
 import torch
 
-from common.errors import TaskError
+from common.errors import CheckpointError, TaskError
 from common.records import SearchFolder
 from common.search import parse_search
 from common.trial import Claim, Fence, Trial
@@ -19,6 +20,7 @@ from worker.loop import Loop, Options
 from worker.own import OwnLoop
 from worker.session import Means, Session
 from worker.tasks import task_digest
+from worker.training import archive
 from worker.training.engine import Engine
 
 STAGE = "[stages.{name}]\ntrials = 1\nepochs = 1\n"
@@ -98,7 +100,14 @@ def test_a_worker_that_claimed_an_array_s_worth_for_a_loop_gives_back_all_but_on
     assert loop._only(session, claims, cast(Any, None)) == claims  # arrays take all
 
 
-def test_of_several_saved_states_the_latest_that_can_be_read_is_taken(tmp_path: Path) -> None:
+def test_a_retry_that_is_just_being_written_fails_no_trial(tmp_path: Path) -> None:
+    found = session(tmp_path, "Task")
+    digests = [*["0" * 64] * 3, task_digest("mine.py:x", found.folder.path)]  # the file has been replaced; its digest comes later
+    found.queue = cast(Any, SimpleNamespace(frozen=lambda stage: {"task_digest": digests.pop(0) if len(digests) > 1 else digests[0]}))
+    assert isinstance(found.engine("coarse", print), Engine)
+
+
+def test_of_several_saved_states_the_latest_that_can_be_read_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found, said = session(tmp_path, "Task"), list[str]()
     stage = found.folder.stage("coarse")
     stage.make()
@@ -107,6 +116,23 @@ def test_of_several_saved_states_the_latest_that_can_be_read_is_taken(tmp_path: 
     latest = stage.resume_path("coarse-0000", 3)
     latest.write_bytes(b"PK\x03\x04 half a file")
     claim = Claim(Trial("coarse-0000", "coarse", 0, 1, 1.0, {}, "{}"), Fence("coarse-0000", 4, "token"))
+    refused: list[OSError] = [OSError(errno.EIO, "Input/output error"), PermissionError(errno.EACCES, "Permission denied")]
+    load = archive.load
+
+    def second_refuses(path: Path) -> Any:
+        if "try=2" in path.name:
+            raise refused[0]
+        return load(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "load", second_refuses)
+        with pytest.raises(CheckpointError, match=r"try=2.*Input/output error"):  # no fault of the file
+            found.jobs([claim], lambda line: None)
+        del refused[0]
+        (job,) = found.jobs([claim], lambda line: None)
+    assert job.resume == {"epoch": 1} and stage.resume_path("coarse-0000", 2).exists()  # another user's
+    latest.write_bytes(b"PK\x03\x04 half a file")
+    latest.with_name(latest.name + ".damaged").unlink()
     (job,) = found.jobs([claim], said.append)
     assert job.resume == {"epoch": 2}
     assert len(said) == 1 and latest.name in said[0]
