@@ -31,15 +31,18 @@ def explained(error: OSError, path: Path) -> CheckpointError:
 
 
 def make_folder(path: Path) -> Path:
-    """Creates ``path`` and its parents where missing.
+    """Creates ``path`` and its parents where missing; durable on return.
 
     Raises:
         CheckpointError: it cannot be made.
     """
     try:
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explained(error, path) from error
+    for folder in missing:
+        sync_folder(folder.parent)
     return path
 
 

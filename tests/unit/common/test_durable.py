@@ -114,7 +114,7 @@ def test_a_folder_that_refuses_is_told_with_the_remedy_and_nothing_is_left(
     assert names(tmp_path) == ["old"] and old.read_text() == "old"
 
 
-def test_a_folder_that_is_not_there_or_is_a_file(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_or_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match=f"^{tmp_path}/none: "):
         durable.replace(tmp_path / "none" / "file", b"x")
     (tmp_path / "file").write_text("x")
@@ -122,7 +122,10 @@ def test_a_folder_that_is_not_there_or_is_a_file(tmp_path: Path) -> None:
         durable.make_folder(tmp_path / "file" / "below")
     with pytest.raises(CheckpointError, match="a file stands where a folder belongs"):
         durable.make_folder(tmp_path / "file")
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "sync_folder", synced.append)
     assert durable.make_folder(tmp_path / "a" / "b" / "c").is_dir()
+    assert set(synced) == {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}  # a power cut would else take what lies in them
 
 
 def test_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
