@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from common import bounded, durable
-from common.errors import CheckpointError
+from common.errors import DamagedFileError
 
 MAX_BYTES = 1 << 30  # a million examples of 256 classes; what claims to be larger, packed or unpacked, is not ours
 SUM_TOLERANCE = 1e-3  # of a row's probabilities around 1: float32 sums of thousands of classes stay far below
@@ -73,7 +73,8 @@ def read(path: Path) -> Predictions:
 
     Raises:
         FileNotFoundError: there is none.
-        CheckpointError: unreadable, damaged, or something else.
+        DamagedFileError: damaged, or something else.
+        CheckpointError: it cannot be read for now.
     """
     try:
         with bounded.open_ordinary(path, MAX_BYTES) as file:
@@ -81,9 +82,11 @@ def read(path: Path) -> Predictions:
     except FileNotFoundError:
         raise
     except DAMAGE as error:
-        raise CheckpointError(f"{path}: damaged predictions ({error}); remove the file, its model then takes part in no ensemble") from None
+        remedy = "remove the file or set it aside with `master recover`: its model then takes part in no ensemble"
+        raise DamagedFileError(f"{path}: damaged predictions ({error}); {remedy}") from None
     except OSError as error:
-        raise durable.explained(error, path) from error
+        explained = durable.explained(error, path)
+        raise (DamagedFileError(str(explained)) if bounded.is_odd(error) else explained) from error
 
 
 def _unpacked(file: IO[bytes]) -> dict[str, NDArray[np.generic]]:

@@ -18,6 +18,7 @@ from common.search import Search, Stage
 from common.select import Chosen
 from common.space import Space
 from master.commands import of_folder
+from master.damage import set_damaged_aside
 from master.prepare import Launched, file_text, publish
 from master.ranges import checked, configuration, read_frozen, write_frozen
 from master.sampling import configurations
@@ -44,6 +45,7 @@ def recover(shared: Shared, chosen: Chosen, warn: Callable[[str], None]) -> str:
             if not has_begun(launched.folder, stage):
                 continue
             mend_ranges(launched, stage, queue, warn)
+            set_damaged_aside(launched.folder.stage(stage.name), warn)
             published = publish(launched, stage, queue, None, warn)
             done = published.reconciled
             lines.append(

@@ -23,7 +23,7 @@ from common.filelock import FileLock
 from common.records import SearchFolder, StageFolder, read_record
 from common.search import default_text, load_search, parse_search
 from common.task_file import digest
-from master import material
+from master import damage, material
 from master.ranges import read_frozen
 from master.serve import api, drawing
 from tests.unit.master.made import record
@@ -71,6 +71,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "search.toml": load_search,
     "a.npz": predictions.read,
     "a.pt": archive.load,
+    "val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt": damage.check_weights,
     "task.py": lambda path: load_task("task.py:T", path.parent),
     "test_looks.jsonl": lambda path: ledger.count(SearchFolder(path.parent.parent, path.parent.name)),
     "ranges.toml": lambda path: read_frozen(path, parse_search(default_text()).space),
