@@ -132,7 +132,7 @@ def check(context: click.Context, config: Path | None, search: str | None, as_js
 @click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
 @click.option("--array-width", "widths", multiple=True, type=click.IntRange(min=1), metavar="N", help="May be repeated; default: 1 8 32.")
 @click.option(
-    "--backend", type=click.Choice(["eager", "traced", "compiled"]), default="traced", show_default=True, help="Timed beside eager."
+    "--backend", type=click.Choice(["eager", "traced", "compiled"]), default="compiled", show_default=True, help="Timed beside eager."
 )
 @click.pass_context
 @fail_with_message
@@ -142,7 +142,7 @@ def profile(context: click.Context, config: Path | None, search: str | None, wid
     \b
     Example:
         worker profile --config search.toml
-        worker profile --search digits --array-width 64 --backend compiled
+        worker profile --search digits --array-width 64 --backend traced
     """
     from common.select import choose
     from worker.profile import profile

@@ -154,7 +154,8 @@ class Backends:
             case.told = f"{way}: {gain:.2g} times as fast as eager steps"
         else:
             case.told = f"{_plainly(stack)}: {way} steps take {1 / gain:.2g} times as long"
-        self._log(f"steps of {stack.width} trials are {case.told} ({prepared_s:.1f} s to prepare)")
+        trials = "1 trial" if stack.width == 1 else f"{stack.width} trials"
+        self._log(f"steps of {trials}: {case.told} ({prepared_s:.1f} s to prepare)")
 
     def _prepared(self, way: str, stack: Stack, sample: Sample, shared: bool) -> Whole:
         if way == COMPILED and (why := self._compiler.missing()) is not None:
