@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -16,21 +15,20 @@ from typing import Any
 
 import redis
 
-from common.broker import open_broker
 from common.search import load_search
 from master.sampling import configurations
-from tests.chaos import witnesses
 from tests.chaos.crew import Crew
 from tests.chaos.disks import Disk
 from tests.chaos.networks import Network
 from tests.chaos.nursery import Nursery
+from tests.chaos.onlooker import Looked, Onlooker
 from tests.chaos.proxy import Proxy
 from tests.chaos.schedule import Kind, Running, planned
 from tests.chaos.servers import Server
+from tests.chaos.verdict import judge
 from tests.chaos.witnesses import Account
 
 LEASE_S = 2.0
-AGED_S = 7200.0  # twice what the janitor waits before it takes a temporary file for abandoned
 RESERVE = 0.25  # of the trials are left for after the last fault: what lost its worker comes last, and is not to be hit again and again
 LIMIT_S = 240.0  # an episode takes a quarter of it
 BEGIN_LIMIT_S = 60.0
@@ -123,8 +121,8 @@ class Arena:
         self._broken: list[str] = []
         self.last = Account()
         self.set_pace(self.fixed_pace_s or PACES_S[0])
-        if ":" in self.work.task:
-            shutil.copy(TASKS / self.work.task.partition(":")[0], self.path)
+        if self.task_file is not None:
+            shutil.copy(TASKS / self.task_file, self.path)
         file = self.path / "search.toml"
         file.write_text(SEARCH.format(seed=self.seed, lease_s=self.lease_s, **vars(self.work)), encoding="utf-8")
         search = load_search(file)
@@ -135,12 +133,30 @@ class Arena:
         self.crew = Crew(self.nursery, self.path, url, self.n_workers, self.plan)
         for slot in self.crew.slots:
             slot.environment["CHECKPOINT_DIR"] = str(self.root)
+        where = Looked(self.ledger, self._record, self._workers, lambda: list(self.nursery.codes), self._server_pid)
+        self.onlooker = Onlooker(where, self.lease_s)
 
     # -- what can be seen ----------------------------------------------------------------------------------------------
 
     @property
+    def task_file(self) -> str | None:
+        """The user's own file; None: a built-in task, whose weights predict."""
+        return self.work.task.partition(":")[0] if ":" in self.work.task else None
+
+    @property
     def stage(self) -> Path:
         return self.root / "chaos" / "coarse"
+
+    def _record(self, trial_id: str, attempt: int) -> Path:
+        return self.stage / "trials" / f"{trial_id}-try={attempt}.json"
+
+    def _workers(self) -> list[tuple[int, bool]]:
+        """The workers that run, and whether their link is up."""
+        cut = {network.name for network in self.networks if not network.linked}
+        return [(slot.pid, slot.plan.get("network") not in cut) for slot in self.crew.workers if slot.pid is not None]
+
+    def _server_pid(self) -> int | None:
+        return self.server.pid if self.server is not None else None
 
     def client(self) -> redis.Redis:
         if self.server is not None:
@@ -199,6 +215,7 @@ class Arena:
 
     def run(self, kinds: Sequence[Kind], n_faults: int, every_s: float) -> Running:
         """Makes faults until all are made and the search has ended."""
+        self.onlooker.start()
         self.begin()
         running = Running(planned(f"{self.seed}", kinds, n_faults, every_s))
         deadline, adapted = time.monotonic() + LIMIT_S, 0.0
@@ -224,6 +241,7 @@ class Arena:
 
     def close(self) -> None:
         """Leaves no process."""
+        self.onlooker.stop()
         self.crew.kill()
         if self.server is None and (pid := self.embedded_pid()) is not None:
             os.kill(pid, signal.SIGKILL)
@@ -231,43 +249,16 @@ class Arena:
     # -- the verdict ---------------------------------------------------------------------------------------------------
 
     def verdict(self, undisturbed: Sequence[str] | None) -> Account:
-        """Ends the crew, has the master tidy up once more, and asks the witnesses.
+        """Ends the crew and asks the witnesses; see verdict.py."""
+        self.last = Account(other=self._broken)
+        judge(self, undisturbed, self.last)
+        return self.last
 
-        Args:
-            undisturbed: the ranking of a run without faults, where training is the same to the last digit.
-        """
-        account = self.last = Account(other=self._broken)
-        with contextlib.ExitStack() as stack:
-            if self.server is None:
-                stack.enter_context(open_broker(None, self.root))  # as a user of the embedded server, so that it stays
-            client = stack.enter_context(self.client())
-            self.crew.stop()
-            self._let_time_pass(client)
-            said = self._complete(*self.crew.master.command[1:], account=account)
-            account.other += ["the last launch queued trials again:\n" + said] if ", 0 new" not in said else []
-            search_id = (self.root / "chaos" / "search.toml").read_text().split('"')[1]
-            witnesses.look_at_redis(client, search_id, self.trials, account)
-        witnesses.look_at_folder(self.stage, search_id, self.trials, account)
-        witnesses.look_at_ledger(self.ledger, account)
-        said = self._complete("rank", "--stage", "coarse", "--format", "json", account=account)
-        if undisturbed is not None and "[" in said:
-            witnesses.look_at_ranking(json.loads(said[said.index("[") :]), undisturbed, account)
-        return account
-
-    def _let_time_pass(self, client: redis.Redis) -> None:
-        """What is gone by itself in time: the lock of a janitor that was killed (a minute), killed writers' temporary files (an hour)."""
-        for lock in client.scan_iter("*:lock:janitor"):
-            self.require(client.ttl(lock) > 0, f"{lock}: held for ever")
-            client.delete(lock)
-        for path in self.stage.rglob(".tmp-*"):
-            os.utime(path, (time.time() - AGED_S,) * 2)
-
-    def _complete(self, *words: str, account: Account) -> str:
+    def complete(self, *words: str) -> Command:
+        """A `master` command that has ended."""
         command = self.begin_command(*words)
         deadline = time.monotonic() + BEGIN_LIMIT_S
         while not command.over:
             assert time.monotonic() < deadline, f"master {' '.join(words)}: does not end; see {command.log}"
             time.sleep(0.02)
-        if command.code not in (0, 3):
-            account.other.append(f"master {' '.join(words)}: ended with {command.code}: {command.said[-500:]}")
-        return command.said
+        return command

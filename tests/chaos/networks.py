@@ -18,12 +18,15 @@ class Network:
 
     name: str
     host_address: str
+    linked: bool = True
 
     def down(self) -> None:
+        self.linked = False
         self._turn("down")
 
     def up(self) -> None:
         self._turn("up")
+        self.linked = True
 
     def _turn(self, to: str) -> None:
         subprocess.run(["ip", "-n", self.name, "link", "set", "eth0", to], check=True)

@@ -41,6 +41,10 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process is not None else None
+
+    @property
     def url(self) -> str:
         return self.url_at(self.address)
 

@@ -1,31 +1,28 @@
 """What is true after a run, by witnesses that know nothing of each other: Redis, the folder, and what the children themselves noted.
 
-Redis and the folder are read here as they lie there, not through the product, which might be wrong in the same way twice.
+Redis is read here as it lies there, and the folder in folder_witness.py: not through the product, which might be wrong in the same way
+twice.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import re
-import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.trial import Trial
+from tests.chaos.onlooker import Note
 
 ENDED = {"completed", "exploded", "stopped", "killed", "failed"}
-KEYS = {"trials", "states", "groups", "counts", "results", "endings", "workers", "requests", "meta", "frozen", "machines", "doubts"}
+KEYS = {"trials", "states", "groups", "counts", "results", "endings", "frozen"}
+PASSING_KEYS = {"workers", "requests", "machines", "doubts", "meta"}  # they go by themselves
 SHARED_KEYS = {"{cf}:searches", "{cf}:workers", "{cf}:seen", "{cf}:orders", "{cf}:slow"}
-RECORD = re.compile(r"coarse-(\d{4})-try=(\d+)\.json")
-WEIGHTS = re.compile(r"val_acc=-?\d+\.\d{4,}-trial=(coarse-\d{4})-epoch=\d{3,}-try=(\d+)\.(pt|npz)")
-PLAIN_FILES = {"ranges.toml", "leaderboard.csv", "report.html"}
 TRAINED = {"completed", "exploded", "stopped"}
+LEAVING_S = 10.0  # a worker that was told to leave gives its trials back, and ends within this
+BUSY = 2.0  # leases after a moment in which this machine was too busy, in which a taking is not judged
 
 
 @dataclass
@@ -39,6 +36,11 @@ class Account:
     accepted: dict[str, tuple[int, dict[str, Any]]] = field(default_factory=dict)
     records: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
 
+    def add(self, other: Account) -> None:
+        """Takes over what another look has found and this one has not."""
+        for mine, theirs in ((self.lost, other.lost), (self.double, other.double), (self.other, other.other)):
+            mine += [finding for finding in theirs if finding not in mine]
+
     @property
     def findings(self) -> list[str]:
         return [*(f"lost: {x}" for x in self.lost), *(f"double: {x}" for x in self.double), *self.other]
@@ -51,15 +53,25 @@ def plain(value: Any) -> Any:
     return value
 
 
-def look_at_redis(client: Any, search_id: str, trials: Sequence[Trial], account: Account) -> None:
-    """Every trial is there with its configuration and has ended once; nothing waits, runs, or lies about."""
+def look_at_redis(client: Any, search_id: str, trials: Sequence[Trial], account: Account, forgotten: Collection[str] = ()) -> None:
+    """Every trial is there with its configuration and has ended once; nothing waits, runs, or lies about.
+
+    Args:
+        client: of Redis.
+        search_id: of the search.
+        trials: as they are without faults.
+        account: gets what is wrong.
+        forgotten: trials that may wait or run here, since Redis has lost data and they have records: a launch tells it.
+    """
     key = f"cf:{{{search_id}}}:"
     states = {k: json.loads(v) for k, v in client.hgetall(key + "states").items()}
     results = client.hgetall(key + "results")
     configurations = {k: json.loads(v) for k, v in client.hgetall(key + "trials").items()}
-    account.trials += len(trials)
+    account.trials = len(trials)
     for trial in trials:
         state = states.get(trial.id, {}).get("s")
+        if state not in ENDED and trial.id in forgotten:
+            continue
         if state not in ENDED or trial.id not in results:
             account.lost.append(f"{trial.id}: Redis has it as {state}, result {results.get(trial.id)}")
             continue
@@ -67,14 +79,16 @@ def look_at_redis(client: Any, search_id: str, trials: Sequence[Trial], account:
         account.accepted[trial.id] = (int(attempt), json.loads(result))
         if int(attempt) != states[trial.id]["a"] or json.loads(result)["state"] != state:
             account.other.append(f"{trial.id}: Redis contradicts itself: {states[trial.id]} and {results[trial.id]}")
-        if configurations[trial.id][4] != trial.hyperparameters or configurations[trial.id][2] != trial.seed:
-            account.other.append(f"{trial.id}: configuration {configurations[trial.id]}, without faults {trial}")
+        configuration = configurations.get(trial.id, [None] * 5)
+        if configuration[4] != trial.hyperparameters or configuration[2] != trial.seed:
+            account.other.append(f"{trial.id}: Redis has the configuration {configuration}, without faults {trial}")
     if extra := states.keys() - {trial.id for trial in trials}:
         account.other.append(f"Redis has trials that nobody published: {sorted(extra)}")
     endings = Counter(line.split(" ", 2)[2] for line in client.lrange(key + "endings", 0, -1))
     account.double += [f"{trial} ended {n} times in Redis" for trial, n in endings.items() if n > 1]
     _look_at_counts(client, key, states, account)
-    _look_at_keys(client, key, account)
+    if not forgotten:
+        _look_at_keys(client, key, account)
 
 
 def _look_at_counts(client: Any, key: str, states: Mapping[str, Any], account: Account) -> None:
@@ -86,106 +100,99 @@ def _look_at_counts(client: Any, key: str, states: Mapping[str, Any], account: A
 
 def _look_at_keys(client: Any, key: str, account: Account) -> None:
     for name in client.scan_iter():
-        if name in SHARED_KEYS or (name.startswith(key) and name.removeprefix(key) in KEYS):
-            continue
-        account.other.append(f"key left over in Redis: {name}")
+        own = name.removeprefix(key) if name.startswith(key) else None
+        if own in PASSING_KEYS or (own or "").startswith("lock:"):
+            if client.pttl(name) == -1:
+                account.other.append(f"key in Redis that nothing ever removes: {name}")
+        elif name not in SHARED_KEYS and own not in KEYS:
+            account.other.append(f"key left over in Redis: {name}")
 
 
-def look_at_folder(stage: Path, search_id: str, trials: Sequence[Trial], account: Account) -> None:
-    """Every trial has a whole record of the attempt that Redis accepted, and every file under a final name is whole."""
-    for path in sorted(stage.rglob("*")):
-        if path.is_file() and (problem := _damage(path, stage)):
-            account.other.append(f"{path.relative_to(stage)}: {problem}")
-    for path in (stage / "trials").glob("*.json"):
-        record = _read(path)
-        if record is not None:
-            account.records.setdefault(record["trial"], {})[record["attempt"]] = record
-    for trial in trials:
-        _compare(trial, search_id, account)
-    for path in stage.glob("*.pt"):
-        match = WEIGHTS.fullmatch(path.name)
-        if match and account.accepted.get(match[1], (0, {}))[0] != int(match[2]):
-            account.other.append(f"{path.name}: weights of an attempt that does not count ({account.accepted.get(match[1])})")
+def look_at_ledger(ledger: Path, account: Account) -> None:
+    """Only the last holder of a trial was told that its result counts, once, and no attempt number was handed out twice.
 
-
-def _compare(trial: Trial, search_id: str, account: Account) -> None:
-    attempts = account.records.get(trial.id, {})
-    if trial.id not in account.accepted:
-        return
-    accepted, result = account.accepted[trial.id]
-    if not attempts or accepted not in attempts:
-        account.lost.append(f"{trial.id}: Redis accepted attempt {accepted}, the folder has records of {sorted(attempts) or 'none'}")
-        return
-    if max(attempts) > accepted:
-        account.double.append(f"{trial.id}: Redis accepted attempt {accepted}, but the folder counts attempt {max(attempts)}")
-    record = attempts[accepted]
-    different = {k: (plain(v), record.get(k)) for k, v in result.items() if not _same(plain(v), record.get(k))}
-    if different:
-        account.double.append(f"{trial.id} attempt {accepted}: two results count, (Redis, folder) are {different}")
-    if record["hyperparameters"] != trial.hyperparameters or record["seed"] != trial.seed or record["search_id"] != search_id:
-        account.other.append(f"{trial.id}: the record's configuration is not that of a run without faults: {record['hyperparameters']}")
-    if record["state"] in TRAINED and not (record.get("curves") and record.get("host")):
-        account.lost.append(f"{trial.id} attempt {accepted}: ended as {record['state']}, but what its worker measured is gone")
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, str):
-        other = float(other)
-    return one == other or (isinstance(one, float) and isinstance(other, float) and math.isnan(one) and math.isnan(other))
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except ValueError:
-        return None
-    return record
-
-
-def _damage(path: Path, stage: Path) -> str | None:
-    """What is wrong with a file of the stage's folder; None where nothing is."""
-    if path.name.startswith(".tmp-"):
-        return "a temporary file left over"
-    if path.parent.name == "resume":
-        return "the resume state of a trial that has ended"
-    if path.parent.name == "trials":
-        return None if RECORD.fullmatch(path.name) and _read(path) is not None else "not a whole record"
-    if path.parent == stage and path.name in PLAIN_FILES:
-        return None
-    if not WEIGHTS.fullmatch(path.name):
-        return "a file that nobody should have written"
-    try:
-        if path.suffix == ".npz":
-            return "damaged" if zipfile.ZipFile(path).testzip() else None
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a half-written file makes its readers raise
-        return f"cannot be read: {type(error).__name__}: {error}"
-    return None
-
-
-def look_at_ledger(ledger: Path, account: Account, fresh_attempts: bool = True) -> None:
-    """No two fences of a trial were told that they count, and no attempt number was handed out twice, within one memory of Redis.
+    All within one memory of Redis.
 
     Args:
         ledger: as the children noted it; a line {"event": "forgotten"} where Redis lost data.
         account: gets what is wrong.
-        fresh_attempts: whether attempt numbers are compared.
     """
     accepted: dict[str, set[tuple[int, str]]] = {}
     claimed: dict[tuple[str, int], set[str]] = {}
+    highest: dict[str, int] = {}
     for line in ledger.read_text().splitlines():
         note = json.loads(line)
+        trial, attempt = note.get("trial", ""), note.get("attempt", 0)
         if note["event"] == "forgotten":
-            accepted, claimed = {}, {}
+            accepted, claimed, highest = {}, {}, {}
         elif note["event"] == "finish" and note["ok"]:
-            accepted.setdefault(note["trial"], set()).add((note["attempt"], note["token"]))
-            if len(accepted[note["trial"]]) == 2:
-                account.double.append(f"{note['trial']}: two holders were told that their result counts: {accepted[note['trial']]}")
-        elif note["event"] == "claim" and fresh_attempts:
-            tokens = claimed.setdefault((note["trial"], note["attempt"]), set())
+            accepted.setdefault(trial, set()).add((attempt, note["token"]))
+            if attempt < highest.get(trial, 0):
+                account.double.append(f"{trial}: attempt {attempt} was told that it counts after attempt {highest[trial]} was handed out")
+            if len(accepted[trial]) == 2:
+                account.double.append(f"{trial}: two holders were told that their result counts: {accepted[trial]}")
+        elif note["event"] == "claim":
+            highest[trial] = max(attempt, highest.get(trial, 0))
+            tokens = claimed.setdefault((trial, attempt), set())
             tokens.add(note["token"])
             if len(tokens) == 2:
-                account.double.append(f"{note['trial']}: attempt {note['attempt']} was handed out twice")
+                account.double.append(f"{trial}: attempt {attempt} was handed out twice")
+
+
+def look_at_takings(notes: Sequence[Note], lease_s: float, account: Account) -> None:
+    """No trial was taken from a worker that lived and was never silent for long while Redis served.
+
+    Args:
+        notes: what was seen, in its order.
+        lease_s: of the search.
+        account: gets what is wrong.
+    """
+    holders: dict[str, Note] = {}
+    for note in notes:
+        if note.event == "forgotten":
+            holders.clear()
+        if note.event != "claim" or note.said is None:
+            continue
+        before = holders.get(note.said["trial"])
+        if before is not None and before.said is not None:
+            if note.said["attempt"] < before.said["attempt"]:
+                continue  # written down late, by a process that stood still with the answer in its hands
+            if note.said["token"] != before.said["token"] and not _excused(notes, before, note, lease_s):
+                what = f"{note.said['trial']}: attempt {before.said['attempt']}"
+                account.other.append(f"{what} was taken from process {before.pid}, which lived and was not silent")
+        holders[note.said["trial"]] = note
+
+
+def _excused(notes: Sequence[Note], before: Note, after: Note, lease_s: float) -> bool:
+    """Whether there was a reason to take a trial from one holder and give it to another."""
+    for note in notes:
+        if note.event == "over" and note.pid == before.pid and note.at_s < after.at_s + LEAVING_S:
+            return True
+        if note.event == "still" and note.pid == before.pid and before.at_s <= note.at_s <= after.at_s:
+            return True
+        if note.event == "late" and after.at_s - BUSY * lease_s < note.at_s <= after.at_s + lease_s:
+            return True
+    return False
+
+
+def look_at_last_launch(said: str, account: Account, forgotten: Collection[str] = ()) -> None:
+    """A launch after the end has nothing to queue, nothing to write, and takes over only what Redis was robbed of."""
+    if ", 0 new" not in said:
+        account.other.append(f"the last launch queued trials again:\n{said}")
+    if "had ended according to the folder" in said and not forgotten:
+        account.lost.append(f"the last launch had to tell Redis of ends that it had never heard of:\n{said}")
+    if "records were missing in the folder" in said:
+        account.lost.append(f"the last launch had to write records that were missing:\n{said}")
+
+
+def ranking_in(said: str, account: Account) -> list[dict[str, Any]]:
+    """The rows that `master rank --format json` printed."""
+    try:
+        rows: list[dict[str, Any]] = json.loads(said[said.index("[\n") :])
+    except ValueError:
+        account.other.append(f"master rank printed no ranking: {said[-500:]!r}")
+        return []
+    return rows
 
 
 def look_at_ranking(rows: Sequence[Mapping[str, Any]], undisturbed: Sequence[str], account: Account) -> None:
