@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import redis
 
-from common.errors import HOPELESS, CheckpointError, PutAside, QueueError, TaskError
+from common.errors import HOPELESS, CheckpointError, PutAside, QueueError, SearchError, TaskError
 from common.queue import searches
 from common.trial import Claim
 from common.witness import reap
@@ -119,8 +119,8 @@ class Loop:
         try:
             self._train(session, claims, recorder)
             self._settle(recorder)
-        except (CheckpointError, TaskError):
-            self._release(session, recorder)
+        except (CheckpointError, TaskError, *HOPELESS) as error:
+            self._release(session, recorder, error)
             raise
 
     def _train(self, session: Session, claims: list[Claim], recorder: Recorder) -> None:
@@ -165,12 +165,15 @@ class Loop:
 
         Raises:
             TaskError: the task cannot be loaded.
+            QueueError: no waiting helps.
         """
         pause_s = MIN_PAUSE_S
         while not self._heartbeat.stopping():
             self._heartbeat.beat("loading", LOADING_S)
             try:
                 return session.engine(stage, self._say)
+            except HOPELESS:
+                raise
             except QueueError:  # the heartbeat tells it
                 threading.Event().wait(pause_s)
                 pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
@@ -190,11 +193,13 @@ class Loop:
 
     def _refill(self, session: Session, first: Claim, n: int, recorder: Recorder) -> Sequence[Job]:
         """Up to ``n`` more trials of the same group; none while Redis is away, or beside a trial that must be alone."""
-        if first.alone or recorder.unheard or self._heartbeat.stopping():
+        if first.alone or recorder.unheard or session.replaced or self._heartbeat.stopping():
             return []
         try:
             request, group = self._request(session), first.trial.group
             claims = session.queue.claim(self._heartbeat.info.worker, n, request, group, alone=False, machine=self._heartbeat.info.place)
+        except HOPELESS:
+            raise
         except QueueError:
             return []
         del self._requests[session.queue.search_id]
@@ -202,18 +207,23 @@ class Loop:
         return session.jobs(claims, self._say)
 
     def _settle(self, recorder: Recorder) -> None:
-        """Waits until Redis has heard of all that ended here."""
+        """Waits until all that ended here is written down and Redis has heard of it."""
         pause_s = MIN_PAUSE_S
         while not recorder.flush() and not self._heartbeat.stopping():
+            self._heartbeat.beat()  # nothing trains, and yet it is not stuck
             threading.Event().wait(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
 
-    def _release(self, session: Session, recorder: Recorder) -> None:
-        """Gives back every lease that is still held, but for trials whose record is written: those count as they are."""
+    def _release(self, session: Session, recorder: Recorder, because: SearchError | None = None) -> None:
+        """Gives back every lease that is still held, but for trials whose record is written: those count as they are.
+
+        ``because``: the error that ends the worker, which the command says.
+        """
         try:
             recorder.flush()
-        except CheckpointError as error:  # a trial that raised: given back, it is tried again
-            self._say(str(error))
+        except (CheckpointError, *HOPELESS) as error:  # what is not written down is given back, and tried again
+            if str(error) != str(because):
+                self._say(str(error))
         fences = self._heartbeat.unfinished()
         try:
             session.queue.release(fences)

@@ -28,6 +28,14 @@ class Raising:
         """Those that wait for a ruling; their leases are still held."""
         return {fence.trial_id for fence, _ in self._waiting}
 
+    def fences(self) -> list[Fence]:
+        """Of the same."""
+        return [fence for fence, _ in self._waiting]
+
+    def clear(self) -> None:
+        """Forgets them: their leases have been given back."""
+        self._waiting.clear()
+
     def ruled(self) -> list[tuple[Fence, Record]]:
         """Asks Redis; the trials that have failed for good, with the records that are to be written. The others are another's now.
 

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from common import durable
 from common.checkpoint_name import MOST_NAMED, CheckpointName, epoch_number
-from common.errors import QueueError
+from common.errors import HOPELESS, QueueError
 from common.record import Record
 from common.records import StageFolder
 from common.trial import Claim, Fence, Result, TrialState
 from common.verdict import Verdict
 from common.witness import stage_of
+from worker import legible
 from worker.heartbeat import Heartbeat
 from worker.keeping import Kept, keep
+from worker.place import SearchFileError
 from worker.raising import Raising
 from worker.session import Session
 from worker.training.diagnosis import diagnosed
@@ -35,35 +37,27 @@ class Recorder:
         self._session = session
         self._heartbeat = heartbeat
         self._say = say
-        self._unheard: list[tuple[Fence, Result]] = []
+        self._ended: list[Outcome] = []  # not written yet: whose the folder is could not be told
+        self._unheard: list[tuple[Fence, Result]] = []  # written
         self._raising = Raising(session.queue, heartbeat, say)
         self._with_state: set[str] = set()  # trials of which this worker wrote a resume state
         self._saved_at = time.monotonic()
+        self._told_unsure = False
 
     @property
     def unheard(self) -> set[str]:
         """Trials that have ended here, but of which Redis has not heard yet."""
-        return {fence.trial_id for fence, _ in self._unheard} | self._raising.trials()
+        return {o.job.id for o in self._ended} | {fence.trial_id for fence, _ in self._unheard} | self._raising.trials()
 
     def record(self, outcomes: Sequence[Outcome]) -> None:
         """Writes weights and records of ended trials, then tells Redis if it is there; what raised goes to another machine first.
 
         Raises:
             CheckpointError: the folder cannot be written; the leases are still held.
+            QueueError: no waiting for Redis helps; the same.
         """
         metric = self._session.search.metric
-        alive = [judged(o, metric) for o in outcomes if self._heartbeat.holds(o.job.claim.fence)]
-        if alive and not self._session.in_place():
-            self._say(f"search {self._session.search.name!r} was replaced by another in its folder: {len(alive)} results are left out")
-            alive = []
-        for stage in {o.job.claim.trial.stage for o in alive}:
-            own = [o for o in alive if o.job.claim.trial.stage == stage]
-            kept = self._keep(self._stage(stage), own)
-            records = [(o.job.claim.fence, self._record(o, kept.get(o.job.claim.trial.id))) for o in own]
-            self._write_records(stage, [pair for pair in records if pair[1].state != TrialState.FAILED])
-            for fence, record in records:
-                if record.state == TrialState.FAILED:
-                    self._raising.add(fence, record)
+        self._ended += [judged(outcome, metric) for outcome in outcomes]
         self.flush()
 
     def record_failure(self, claims: Sequence[Claim], reason: str, traceback: str | None) -> None:
@@ -71,7 +65,9 @@ class Recorder:
 
         Raises:
             CheckpointError: the folder cannot be written.
+            QueueError: no waiting for Redis helps.
         """
+        reason, traceback = legible.legible(reason, legible.MOST_REASON), legible.traceback(traceback)
         for claim in claims:
             result = Result(TrialState.FAILED, reason, worker=self._heartbeat.info.worker)
             record = Record.of(self._search_id, claim.trial, claim.fence.attempt, result, traceback=traceback, **self._place())
@@ -79,23 +75,27 @@ class Recorder:
         self.flush()
 
     def flush(self) -> bool:
-        """Tells Redis what it has not heard; False if it is away (the heartbeat says so, and the leases are kept alive).
+        """Writes what is not written yet, and tells Redis what it has not heard.
+
+        Returns:
+            False if Redis is away (the heartbeat says so) or nobody can tell whose the folder is; the leases are kept alive.
 
         Raises:
-            CheckpointError: the record of a trial that raised cannot be written.
+            CheckpointError: the folder cannot be written.
+            QueueError: no waiting for Redis helps.
         """
         try:
-            for fence, record in self._raising.ruled():
-                self._write_records(record.stage, [(fence, record)])
-            if not self._unheard:
-                return True
-            verdicts = self._session.queue.finish(self._unheard)
-            for (fence, result), verdict in zip(self._unheard, verdicts, strict=True):
-                self._answered(fence, result, verdict)
+            sure = self._write_ended()
+            self._tell()  # first, so that nothing which Redis refuses of those that raised holds back what ended beside them
+            if sure:
+                for fence, record in self._raising.ruled():
+                    self._write_records(record.stage, [(fence, record)])
+                self._tell()
+        except HOPELESS:
+            raise
         except QueueError:
             return False
-        self._unheard.clear()
-        return True
+        return sure
 
     def save_states(self, views: Sequence[View], now: bool = False) -> None:
         """Saves where unfinished trials stand, every 30 s at most unless ``now``.
@@ -103,7 +103,7 @@ class Recorder:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        if not views or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S) or not self._session.in_place():
+        if not views or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S) or not self._is_ours():
             return
         ours = [view for view in views if self._heartbeat.holds(view.job.claim.fence)]
         durable.replace_all({self._resume_path(view.job.claim): view.state() for view in ours})
@@ -164,6 +164,59 @@ class Recorder:
         device = self._heartbeat.info.device
         return {"host": socket.gethostname(), "device": device, "task_digest": self._session.digest, "ended_at": time.time()}
 
+    def _is_ours(self) -> bool | None:
+        """Whether the folder is still the search's; None, and said once, where nobody can tell.
+
+        Raises:
+            CheckpointError: it is gone.
+        """
+        try:
+            found = self._session.in_place()
+        except SearchFileError as error:
+            if not self._told_unsure:
+                self._say(f"{error}; until then what ends here is kept in memory, and its leases are held")
+            self._told_unsure = True
+            return None
+        self._told_unsure = False
+        return found
+
+    def _write_ended(self) -> bool:
+        """Writes what has ended, but for trials that raised; False while nobody can tell whose the folder is."""
+        if not self._ended and not self._raising.trials():
+            return True
+        ours = self._is_ours()
+        if ours is None:
+            return False
+        if not ours:
+            self._leave_out()
+            return True
+        ended, self._ended = self._ended, []
+        alive = [o for o in ended if self._heartbeat.holds(o.job.claim.fence)]
+        for stage in {o.job.claim.trial.stage for o in alive}:
+            own = [o for o in alive if o.job.claim.trial.stage == stage]
+            kept = self._keep(self._stage(stage), own)
+            records = [(o.job.claim.fence, self._record(o, kept.get(o.job.claim.trial.id))) for o in own]
+            self._write_records(stage, [pair for pair in records if pair[1].state != TrialState.FAILED])
+            for fence, record in records:
+                if record.state == TrialState.FAILED:
+                    self._raising.add(fence, record)
+        return True
+
+    def _leave_out(self) -> None:
+        """Another search has the folder now: what ended here belongs nowhere, and its leases go back."""
+        fences = [o.job.claim.fence for o in self._ended if self._heartbeat.holds(o.job.claim.fence)] + self._raising.fences()
+        self._session.queue.release(fences)
+        self._heartbeat.drop([fence.trial_id for fence in fences])
+        self._say(f"search {self._session.search.name!r} was replaced by another in its folder: {len(fences)} results are left out")
+        self._ended.clear()
+        self._raising.clear()
+
+    def _tell(self) -> None:
+        """Tells Redis what is written; one that is answered for is not told again."""
+        for verdict in self._session.queue.finish(self._unheard) if self._unheard else ():
+            self._answered(*self._unheard[0], verdict)
+            del self._unheard[0]
+
     def _write_records(self, stage: str, records: Sequence[tuple[Fence, Record]]) -> None:
         standing = self._stage(stage).write_records([record for _, record in records])
         self._heartbeat.written(record.trial for record in standing)
@@ -177,10 +230,10 @@ class Recorder:
             if fence.attempt > 1 or fence.trial_id in self._with_state:
                 durable.remove(folder.resume_path(fence.trial_id, attempt) for attempt in range(1, fence.attempt + 1))
             return
-        self._say(f"{fence.trial_id} try {fence.attempt}: somebody else has it now; this late result changes nothing")
         name = CheckpointName.parse(result.checkpoint) if result.checkpoint else None
         if name and self._session.queue.attempt(fence.trial_id) > fence.attempt:  # else Redis has lost its data
             durable.remove(folder.belongings(name))
+        self._say(f"{fence.trial_id} try {fence.attempt}: somebody else has it now; this late result changes nothing")
 
 
 def judged(outcome: Outcome, metric: str) -> Outcome:

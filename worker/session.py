@@ -12,13 +12,14 @@ import redis
 import torch
 
 from common import durable
-from common.bounded import is_odd, open_ordinary
+from common.bounded import is_odd
 from common.errors import CheckpointError, TaskError
 from common.options import DATA_FOLDER
 from common.queue import TrialQueue
 from common.records import SearchFolder, searches
-from common.search import MAX_FILE_BYTES, Search
+from common.search import Search
 from common.trial import Claim
+from worker import place
 from worker.own import OwnLoop
 from worker.tasks import Loop, Task, load_task, task_digest
 from worker.tasks.loader import looks_like_loop
@@ -48,16 +49,19 @@ class Session:
         self.search = search
         self.queue = TrialQueue(client, search.id, search.stragglers.lease_s)
         self.digest: str | None = None
+        self.replaced = False  # another search was found in its folder
         self._means = means
         self._engine: Trainer | None = None
 
     def in_place(self) -> bool:
-        """Whether the folder still holds this search; another one may have replaced it."""
-        try:
-            with open_ordinary(self.folder.search_file, MAX_FILE_BYTES) as file:
-                return str(self.search.id).encode() in file.readline()  # where launch writes the id
-        except OSError:
-            return False
+        """Whether the folder still holds this search; another one may have replaced it.
+
+        Raises:
+            SearchFileError: nobody can tell; another look may.
+            CheckpointError: the whole folder is gone.
+        """
+        self.replaced = not place.is_of(self.folder, str(self.search.id))
+        return not self.replaced
 
     def engine(self, stage: str, log: Callable[[str], None]) -> Trainer:
         """What trains, made at first use and again where a retry brought other code or a stage was added: only then is the task loaded.
@@ -180,7 +184,10 @@ class Sessions:
         self._elsewhere: set[str] = set()
 
     def find(self, search_id: str, name: str) -> Session | None:
-        """The session of a search in Redis, None if its id is not in this worker's checkpoint root (said once)."""
+        """The session of a search in Redis, None if its id is not in this worker's checkpoint root (said once), or no longer."""
+        if search_id in self._known and self._known[search_id].replaced:
+            del self._known[search_id]
+            self._elsewhere.add(search_id)  # who found the other search has said so
         if search_id not in self._known:
             self._read_root()
         if search_id not in self._known and search_id not in self._elsewhere:

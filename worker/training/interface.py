@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from common.trial import Claim, TrialState
+from worker import legible
 
 Curves = dict[str, list[float | None]]  # by name, one value an evaluation; "epoch" is their axis
 
@@ -52,7 +53,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a trial ended. ``checkpoint`` makes the bytes of a weights file, of the best epoch; None if there is nothing to keep."""
+    """How a trial ended. ``checkpoint`` makes the bytes of a weights file, of the best epoch; None if there is nothing to keep.
+
+    Whatever a task's error says, ``reason`` and ``traceback`` are text that a record and Redis take.
+    """
 
     job: Job
     state: TrialState
@@ -77,6 +81,11 @@ class Outcome:
     n_classes: int | None = None  # of the task, if it is a classification
     chance_loss: float | None = None  # the loss of guessing, where there is such a value
     n_val: int | None = None  # examples of the validation part
+
+    def __post_init__(self) -> None:
+        """Cleans what comes from the task."""
+        object.__setattr__(self, "reason", legible.reason(self.reason))
+        object.__setattr__(self, "traceback", legible.traceback(self.traceback))
 
 
 @dataclass(frozen=True)

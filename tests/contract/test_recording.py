@@ -1,0 +1,229 @@
+"""What a worker does with trials that ended: on a real Redis and a real folder, where one of the two refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import torch
+
+from common.errors import CheckpointError, DamagedReplyError, NotAllowedError, QueueError
+from common.queue import TrialQueue
+from common.record import Record
+from common.records import SearchFolder
+from common.search import default_text
+from common.trial import Claim, TrialState, WorkerInfo
+from common.workers import WorkerRegistry
+from tests.contract.trials import SEARCH, made
+from worker.heartbeat import Heartbeat
+from worker.loop import Loop, Options
+from worker.recording import Recorder
+from worker.session import Means, Session, Sessions
+from worker.training.interface import Job, Outcome
+
+OTHER = "fedcba9876543210"
+SURROGATE = "FileNotFoundError: [Errno 2] No such file: 'caf\udce9.csv'"
+
+
+class Worker:
+    """One worker of the search: it holds trials, and what it would have trained is given."""
+
+    def __init__(self, client: redis.Redis, queue: TrialQueue, root: Path) -> None:
+        self.queue, self.said = queue, list[str]()
+        folder = SearchFolder(root, "digits")
+        folder.stage("coarse").make()
+        folder.search_file.write_text(f'id = "{SEARCH}"\n{default_text()}')
+        queue.register("digits")
+        self.sessions = Sessions(client, root, Means(torch.device("cpu"), None, 1), self.said.append)
+        session = self.sessions.find(SEARCH, "digits")
+        assert session is not None
+        self.session: Session = session
+        self.heart = Heartbeat(WorkerInfo("w1", "host", 1, "cpu", machine="A"), WorkerRegistry(client), self.said.append)
+        self.heart.serve(queue, queue.lease_s)
+        self.recorder = Recorder(session, self.heart, self.said.append)
+        self.loop = Loop(client, self.sessions, self.heart, Options(burst=True), self.said.append)
+
+    @property
+    def file(self) -> Path:
+        return self.session.folder.search_file
+
+    def claim(self, n: int) -> list[Claim]:
+        claims = self.queue.claim("w1", n, "request", machine="A")
+        assert len(claims) == n
+        self.heart.hold(claims)
+        return claims
+
+    def states(self) -> list[str]:
+        return [str(self.queue.state(trial.id)) for trial in made(4)]
+
+    def records(self) -> dict[str, Record]:
+        return {record.trial: record for record in self.session.folder.stage("coarse").records(print)}
+
+
+def completed(claim: Claim) -> Outcome:
+    return Outcome(Job(claim), TrialState.COMPLETED, val_acc=0.5, val_loss=0.5, epochs=1.0, value=0.5)
+
+
+def failed(claim: Claim, why: str) -> Outcome:
+    return Outcome(Job(claim), TrialState.FAILED, why, f"Traceback\n{why}")
+
+
+@pytest.fixture
+def worker(client: redis.Redis, queue: TrialQueue, tmp_path: Path) -> Worker:
+    queue.publish(made(4))
+    return Worker(client, queue, tmp_path)
+
+
+def test_a_message_that_no_json_takes_ends_its_trial_and_its_neighbours(worker: Worker) -> None:
+    *well, bad = worker.claim(4)
+    worker.recorder.record([*map(completed, well), failed(bad, SURROGATE + "x" * (2 << 20))])
+    assert worker.states() == ["completed"] * 3 + ["failed"] and worker.recorder.flush()
+    ended = worker.queue.result(bad.trial.id)
+    assert ended is not None and str(ended[1].reason).startswith(r"FileNotFoundError: [Errno 2] No such file: 'caf\udce9.csv'")
+    found = worker.records()
+    assert len(found) == 4 and found[bad.trial.id].reason == ended[1].reason and r"caf\udce9" in str(found[bad.trial.id].traceback)
+
+
+def test_a_message_of_another_kind_of_failure_too(worker: Worker) -> None:
+    worker.recorder.record_failure(worker.claim(4), SURROGATE, SURROGATE)
+    assert worker.states() == ["failed"] * 4 and set(worker.records()) == {trial.id for trial in made(4)}
+
+
+def test_a_trial_that_another_machine_is_to_try_carries_such_a_message(worker: Worker) -> None:
+    worker.queue.claim("w2", 1, "request", machine="B")
+    (claim,) = worker.claim(1)
+    worker.recorder.record([failed(claim, SURROGATE)])
+    assert worker.queue.state(claim.trial.id) is TrialState.PENDING and not worker.records()
+    assert any("Another machine is to try" in line and r"caf\udce9" in line for line in worker.said)
+
+
+@pytest.mark.parametrize("error", [DamagedReplyError, NotAllowedError])
+def test_what_redis_refuses_holds_nothing_back_and_ends_the_worker(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, error: type[QueueError]
+) -> None:
+    def refused(*_: object) -> None:
+        raise error("Redis refuses")
+
+    *well, bad = worker.claim(4)
+    monkeypatch.setattr(worker.session.queue, "fail", refused)
+    with pytest.raises(error):
+        worker.recorder.record([failed(bad, "boom"), *map(completed, well)])
+    assert worker.states() == ["completed"] * 3 + ["running"]
+    worker.loop._release(worker.session, worker.recorder, error("Redis refuses"))
+    assert worker.states() == ["completed"] * 3 + ["pending"] and not worker.heart.unfinished()
+    assert worker.said == ["gave back 1 unfinished trials"]
+
+
+def lost(file: Path) -> None:
+    file.unlink()
+
+
+def cut(file: Path) -> None:
+    file.write_text("")
+
+
+def garbled(file: Path) -> None:
+    file.write_bytes(b"\xff\x00" * 100)
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("damage", [lost, cut, garbled, a_folder])
+def test_where_search_toml_cannot_be_read_what_ended_waits_for_it(worker: Worker, damage: Callable[[Path], None]) -> None:
+    claims = worker.claim(4)
+    before = worker.file.read_bytes()
+    damage(worker.file)
+    worker.recorder.record([completed(claims[0]), failed(claims[1], "boom")])
+    worker.recorder.record([completed(claims[2])])
+    worker.recorder.save_states([])
+    assert not worker.recorder.flush() and worker.recorder.unheard == {claim.trial.id for claim in claims[:3]}
+    assert not worker.records() and worker.states() == ["running"] * 4
+    worker.heart.once()  # the leases are renewed, and nothing has been lost
+    assert len(worker.heart.unfinished()) == 4 and not worker.heart.lost()
+    (told,) = worker.said
+    assert str(worker.file) in told and "`master recover --config FILE`" in told and "kept in memory" in told
+    worker.file.rmdir() if worker.file.is_dir() else worker.file.unlink(missing_ok=True)
+    worker.file.write_bytes(before)
+    assert worker.recorder.flush() and not worker.recorder.unheard
+    assert worker.states() == ["completed", "failed", "completed", "running"] and len(worker.records()) == 3
+
+
+def test_where_a_trouble_of_the_system_passes_what_ended_is_written(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    from common import bounded
+
+    def stale(*_: object) -> bytes:
+        raise OSError(116, "Stale file handle")
+
+    claims = worker.claim(4)
+    with monkeypatch.context() as patched:
+        patched.setattr(bounded, "read_bytes", stale)
+        worker.recorder.record(list(map(completed, claims)))
+        assert worker.states() == ["running"] * 4 and "Stale file handle" in worker.said[0]
+    assert worker.recorder.flush() and worker.states() == ["completed"] * 4
+
+
+def test_where_another_search_has_the_folder_the_leases_go_back(worker: Worker) -> None:
+    *ended, running = worker.claim(4)
+    worker.file.write_text(f'id = "{OTHER}"\n{default_text()}')
+    worker.recorder.record([*map(completed, ended[:2]), failed(ended[2], "boom")])
+    assert worker.recorder.flush() and not worker.recorder.unheard and not worker.records()
+    assert worker.states() == ["pending"] * 3 + ["running"]
+    assert worker.heart.unfinished() == [running.fence]
+    assert worker.said == ["search 'digits' was replaced by another in its folder: 3 results are left out"]
+    worker.heart.once()
+    assert worker.loop._refill(worker.session, ended[0], 3, worker.recorder) == [] and worker.loop._claim() is None  # nor trains them again
+    assert worker.sessions.find(SEARCH, "digits") is None and len(worker.said) == 1
+    worker.file.write_text(f'id = "{SEARCH}"\n{default_text()}')
+    assert worker.sessions.find(SEARCH, "digits") is not None
+
+
+def test_where_the_whole_folder_is_gone_the_worker_leaves_with_one_message(worker: Worker) -> None:
+    claims = worker.claim(4)
+    shutil.rmtree(worker.session.folder.path)
+    with pytest.raises(CheckpointError) as told:
+        worker.recorder.record(list(map(completed, claims)))
+    worker.loop._release(worker.session, worker.recorder, told.value)
+    assert worker.states() == ["pending"] * 4 and worker.said == ["gave back 4 unfinished trials"]
+
+
+def test_an_outage_in_the_middle_of_the_answers_counts_no_trial_twice(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = worker.claim(4)
+    worker.queue.kill(claims[3].trial.id, "killed by the user")
+    attempt, away = worker.queue.attempt, [True]
+
+    def answer(trial_id: str) -> int:
+        if away.pop() if away else False:
+            raise QueueError("Redis at nowhere: refused")
+        return attempt(trial_id)
+
+    monkeypatch.setattr(worker.session.queue, "attempt", answer)
+    outcomes: list[Any] = [completed(claim) for claim in claims]
+    outcomes[3] = Outcome(**{**vars(outcomes[3]), "best_epoch": 1.0, "checkpoint": lambda: b"weights"})
+    worker.recorder.record(outcomes)
+    assert worker.recorder.unheard == {claims[3].trial.id} and worker.heart.trials_done == 3
+    assert worker.recorder.flush() and worker.heart.trials_done == 3
+    assert len([line for line in worker.said if "somebody else has it now" in line]) == 1
+
+
+def test_options_that_nobody_of_us_wrote_end_the_worker_and_its_leases_go_back(worker: Worker, client: redis.Redis) -> None:
+    client.hset(worker.queue._frozen, "coarse", "[")
+    with pytest.raises(DamagedReplyError, match="stage's options"):
+        worker.loop.run()
+    assert worker.states() == ["pending"] * 4 and worker.said == ["gave back 4 unfinished trials"]
+
+
+def test_rights_that_are_taken_away_while_it_trains_end_the_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise NotAllowedError("Redis does not let this user do that")
+
+    (claim,) = worker.claim(1)
+    monkeypatch.setattr(worker.session.queue, "claim", refused)
+    with pytest.raises(NotAllowedError):
+        worker.loop._refill(worker.session, claim, 3, worker.recorder)
