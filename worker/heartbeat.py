@@ -19,15 +19,16 @@ from common import wire
 from common.errors import QueueError, SearchError
 from common.queue import TrialQueue
 from common.trial import Claim, Fence, Progress, WorkerInfo
-from common.workers import WorkerRegistry
+from common.workers import QUIT, WorkerRegistry
 
 BEAT_S = 1.0  # how soon a kill is heard; one round trip carries all trials, so it costs Redis nothing
 LEASE_SHARE = 5  # at least so many renewals within a lease, so that a lost one or two do no harm
 MAX_BACKOFF_S = 5.0  # between tries while Redis is away
 STUCK_GRACE_S = 10.0  # a worker told that it is stuck, and that does not move for so long, exits hard
-STOP_GRACE_S = 8.0  # after SIGTERM: the rest of ten seconds is for giving back the leases
-LAST_GRACE_S = 9.5  # after SIGTERM: Redis does not even refuse; the leases run out by themselves
+STOP_GRACE_S = 8.0  # after SIGTERM, or the order to quit: the rest of ten seconds is for giving back the leases
+LAST_GRACE_S = 9.5  # after either: Redis does not even refuse; the leases run out by themselves
 EXIT_STUCK = 70
+ORDERED = 0  # it left as its user wants it
 STUCK = "stuck"
 PREPARING = frozenset({"compiling", "measuring"})  # phases within an epoch that say nothing about its pace
 
@@ -58,7 +59,6 @@ class Heartbeat:
         """Args: ``ensure`` is called when Redis is away (it restarts an embedded server); ``exit_hard`` ends the process."""
         self.info = info
         self.trials_done = 0
-        self.quit_ordered = False
         self.backend = ""  # how steps are computed, and why, for `master workers`
         self.aside: dict[str, str] = {}  # search id to why this machine gets no trials of it
         self._registry = registry
@@ -105,7 +105,7 @@ class Heartbeat:
 
     def stopping(self) -> bool:
         """Whether the worker has been told to stop."""
-        return self._stop_at is not None or self.quit_ordered
+        return self._stop_at is not None
 
     # -- what the worker's loop calls --------------------------------------------------------------------------------
 
@@ -113,18 +113,18 @@ class Heartbeat:
         """Begins to beat."""
         self._thread.start()
 
-    def stop(self, code: int) -> None:
-        """Notes that the process is to end with ``code``; safe in a signal handler."""
+    def stop(self, code: int, since_s: float = 0.0) -> None:
+        """Notes that the process is to end with ``code``, as it was told up to ``since_s`` ago; safe in a signal handler."""
         if self._stop_at is None:
             self._stop_code = code
-            self._stop_at = time.monotonic()
-            last = threading.Timer(LAST_GRACE_S, self._exit_hard, [code])
+            self._stop_at = time.monotonic() - since_s
+            last = threading.Timer(LAST_GRACE_S - since_s, self._exit_hard, [code])
             last.daemon = True
             last.start()
 
     @property
     def exit_code(self) -> int:
-        """143 after SIGTERM, 130 after Ctrl-C, 0 otherwise."""
+        """143 after SIGTERM, 130 after Ctrl-C, 0 otherwise: by order, too, so that nobody who keeps workers alive starts it again."""
         return self._stop_code if self._stop_at is not None else 0
 
     def serve(self, queue: TrialQueue, lease_s: float) -> None:
@@ -214,7 +214,8 @@ class Heartbeat:
             self._told = {trial_id: n for trial_id, n in self._told.items() if trial_id in self._held}
             self._told |= {trial_id: n for trial_id, (_, n) in grown.items() if trial_id not in stale}
             self._hear(stale, {one.fence.trial_id: one.fence for one in progress})
-        self.quit_ordered = self.quit_ordered or "quit" in (orders or ())
+        if QUIT in (orders or ()):
+            self.stop(ORDERED, self._interval_s)
         if self._away:
             self._away = False
             self._say("Redis is back; going on")

@@ -189,10 +189,31 @@ def test_a_worker_that_hears_sigterm_but_cannot_move_gives_back_and_leaves(
     assert exits == [143] and redis.released == ["coarse-0001"]
 
 
-def test_an_order_to_quit_is_heard(heart: Heartbeat, redis: Redis) -> None:
+def test_an_order_to_quit_is_heard_and_leaves_no_more_time_than_sigterm(
+    heart: Heartbeat, redis: Redis, exits: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last: list[tuple[float, int]] = []
+    monkeypatch.setattr(module.threading, "Timer", lambda after_s, exit_hard, codes: last.append((after_s, *codes)) or Never())
+    heart.hold([claim()])
     redis.orders = ["quit"]
     heart.once()
+    heart.once()
     assert heart.stopping() and heart.exit_code == 0
+    assert len(last) == 1 and last[0][0] + module.BEAT_S < 10 and last[0][1] == 0  # heard a beat late, gone within ten seconds
+    heart._check_deadlines()
+    assert exits == []
+    monkeypatch.setattr(module, "STOP_GRACE_S", -1.0)
+    heart._check_deadlines()
+    assert exits == [0] and redis.released == ["coarse-0001"]
+
+
+class Never:
+    """Stands for a timer that is not run down to."""
+
+    daemon = False
+
+    def start(self) -> None:
+        pass
 
 
 def _until(condition: Any, deadline_s: float = 10.0) -> None:
