@@ -108,9 +108,8 @@ class QueueView:
 
     def live_workers(self, within_s: float = 30.0) -> set[str]:
         """The workers that asked for trials of this search, or renewed some, in the last ``within_s`` seconds by the server's clock."""
+        since_ms = self._now_ms() - within_s * 1000
         with translated(self.where):
-            seconds, micros = self.client.time()
-            since_ms = (seconds + micros / 1e6 - within_s) * 1000
             return {wire.text(name) for name in self.client.zrangebyscore(self.keys["workers"], since_ms, "+inf")}
 
     def running(self) -> list[Running]:
@@ -152,9 +151,12 @@ class QueueView:
 
     def master_alive(self, within_s: float = 10.0) -> bool:
         """Whether a master has ticked in the last ``within_s`` seconds, by the server's clock."""
-        with translated(self.where):
-            (seconds, micros), last = self.client.pipeline(transaction=False).time().hget(self.keys["meta"], "master").execute()
-        return last is not None and seconds + micros / 1e6 - int(last) / 1000 <= within_s
+        last = self._field("meta", "master")
+        return last is not None and self._now_ms() - int(last) <= within_s * 1000
+
+    def _now_ms(self) -> int:
+        """The time of the server that has the search: in a Cluster the command TIME may reach another one."""
+        return int(self.run("clock"))
 
     def _field(self, key: str, field: str) -> Any:
         with translated(self.where):

@@ -21,7 +21,7 @@ from tests.contract.trials import DONE, SEARCH, check_consistent, heartbeat, mad
 from tests.redis_server import VERSIONS, RedisServer, start_redis
 
 LUA = Path(scripts.__file__).parent / "lua"
-WORKERS_SCRIPTS = ("announce", "claim", "expire", "fail", "finish", "release", "renew", "tick", "workers")
+WORKERS_SCRIPTS = ("announce", "claim", "clock", "expire", "fail", "finish", "release", "renew", "tick", "workers")
 REFUSED = (
     "FLUSHALL", "FLUSHDB", "CONFIG GET requirepass", "CONFIG SET dir /tmp", "KEYS *", "SCAN 0", "ACL LIST",
     "ACL SETUSER worker allcommands", "SHUTDOWN NOSAVE", "MONITOR", "CLIENT LIST", "CLIENT KILL TYPE normal", "REPLICAOF 127.0.0.1 1",
