@@ -210,7 +210,7 @@ class Loop:
         """Waits until all that ended here is written down and Redis has heard of it."""
         pause_s = MIN_PAUSE_S
         while not recorder.flush() and not self._heartbeat.stopping():
-            self._heartbeat.beat()  # nothing trains, and yet it is not stuck
+            self._heartbeat.beat("waiting")  # nothing trains, and yet it is neither stuck nor slow
             threading.Event().wait(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 1.5, MAX_PAUSE_S)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from common.search import default_text
 from common.trial import Claim, TrialState, WorkerInfo
 from common.workers import WorkerRegistry
 from tests.contract.trials import SEARCH, made
+from worker import loop
 from worker.heartbeat import Heartbeat
 from worker.loop import Loop, Options
 from worker.recording import Recorder
@@ -155,6 +157,27 @@ def test_where_search_toml_cannot_be_read_what_ended_waits_for_it(worker: Worker
     assert worker.states() == ["completed", "failed", "completed", "running"] and len(worker.records()) == 3
 
 
+def test_while_it_waits_for_search_toml_it_is_neither_stuck_nor_slow(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = worker.claim(1)
+    before = worker.file.read_bytes()
+    worker.file.unlink()
+    worker.recorder.record(list(map(completed, claims)))
+    heard: list[tuple[str, int]] = []
+
+    def looked(_seconds: float) -> None:
+        worker.heart.once()
+        (running,) = worker.queue.running()
+        assert running.progress is not None
+        heard.append((running.progress.phase, running.progress.beat))
+        if len(heard) == 3:
+            worker.file.write_bytes(before)
+
+    monkeypatch.setattr(loop.threading, "Event", lambda: SimpleNamespace(wait=looked))
+    worker.loop._settle(worker.recorder)
+    assert [phase for phase, _ in heard] == ["waiting"] * 3 and len({beat for _, beat in heard}) == 3
+    assert worker.states() == ["completed"] + ["pending"] * 3
+
+
 def test_where_a_trouble_of_the_system_passes_what_ended_is_written(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     from common import bounded
 
@@ -212,7 +235,17 @@ def test_an_outage_in_the_middle_of_the_answers_counts_no_trial_twice(worker: Wo
     assert len([line for line in worker.said if "somebody else has it now" in line]) == 1
 
 
-def test_options_that_nobody_of_us_wrote_end_the_worker_and_its_leases_go_back(worker: Worker, client: redis.Redis) -> None:
+def test_options_that_nobody_of_us_wrote_end_the_worker_and_its_leases_go_back(
+    worker: Worker, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen, asked = worker.session.queue.frozen, list[str]()
+
+    def look(stage: str) -> Any:
+        assert not asked, "it asks again, though no waiting helps"
+        asked.append(stage)
+        return frozen(stage)
+
+    monkeypatch.setattr(worker.session.queue, "frozen", look)
     client.hset(worker.queue._frozen, "coarse", "[")
     with pytest.raises(DamagedReplyError, match="stage's options"):
         worker.loop.run()
