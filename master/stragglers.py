@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
     STUCK = "stuck"  # take it away, back to the queue
     SLOW = "slow"  # give it to another worker, once
-    KILL = "kill"  # slow again: end it
+    KILL = "kill"  # slow with another worker as well: end it
     WARN = "warn"  # slow, but nobody else is there: only say so
 
 
@@ -188,7 +188,7 @@ def _slow(one: Running, paces: Mapping[PaceKey, Sequence[float]], policy: Stragg
     if usual_s is None or elapsed_s <= max(policy.slow_factor * usual_s, MIN_SLOW_S):
         return None
     reason = f"slow on {one.worker}: {elapsed_s:.3g} s in this epoch, {elapsed_s / usual_s:.3g} times the usual {usual_s:.3g} s"
-    if one.avoid is not None:
+    if one.avoid not in (None, one.worker):  # its own name: the other worker went before it took the trial
         return Decision(one, Kind.KILL, f"{reason}; was slow on {one.avoid} as well")
     if not any(worker != one.worker for worker in live):
         return Decision(one, Kind.WARN, f"{reason}; no other worker is connected that could take it")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from common.broker import Broker
 from common.errors import HOPELESS, ConfigError, QueueError, SearchError
+from common.machines import doubted
 from common.queue import TrialQueue
 from common.search import Search
 from common.trial import TrialState, WorkerInfo
@@ -78,6 +79,8 @@ class Supervisor:
         self._was_absent = False  # suspended, or cut off from Redis, for longer than local workers wait
         self._sweep_at = time.monotonic() + SWEEP_S
         self._workers: list[WorkerInfo] = []
+        self._doubted: dict[str, bool] = {}  # machines: whether put aside for this search
+        self._processes: dict[str, int] = {}  # on this host, by worker
 
     @property
     def _search(self) -> Search:
@@ -156,19 +159,31 @@ class Supervisor:
         return n_missing <= 0
 
     def _care(self) -> None:
+        known = self._registry.list()
+        holders = self._holders(known)  # before the leases of those that died are reaped
         self._tell_reaped(reap(self._queue, self._launched.folder, master=True))
-        live, known = self._queue.live_workers(), self._registry.list()
+        live = self._queue.live_workers()
         self._workers = [worker for worker in known if worker.worker in live]  # of this search, not of this Redis
+        self._doubted = doubted(self._queue)
         if self.local is not None:
-            self.local.poll(self._blameless(known) if self._seen.ended_well else ())
+            self.local.poll(holders, blameless=self._seen.ended_well)
         self._tell_aside()
         self._see_to_loneliness()
         self._see_to_stragglers()
 
-    def _blameless(self, known: list[WorkerInfo]) -> set[int]:
+    def _holders(self, known: list[WorkerInfo]) -> set[int]:
         """Processes on this host with trials under lease: should they die, these trials are tried alone, and fail if they kill again."""
         holders, host = {running.worker for running in self._queue.running()}, socket.gethostname()
-        return {worker.pid for worker in known if worker.worker in holders and worker.host == host}
+        here = {worker.worker: worker.pid for worker in known if worker.host == host}
+        # Whom `sys.exit` ends within a step has left the list of workers, but given back nothing.
+        gone = {worker: pid for worker, pid in self._processes.items() if worker in holders}
+        self._processes = gone | here
+        quitting = {worker.worker for worker in known if worker.state == "quitting"}  # by order; Redis was away when it gave back
+        return {pid for worker, pid in self._processes.items() if worker in holders - quitting}
+
+    def _able(self, worker: WorkerInfo) -> bool:
+        """Whether it may take trials of this search; "aside" alone does not tell of which search."""
+        return worker.state not in ("lost", "quitting") and not self._doubted.get(worker.place, False)
 
     def _tell_reaped(self, reaped: Reaped) -> None:
         for trial_id in reaped.finished:
@@ -180,7 +195,7 @@ class Supervisor:
 
     def _tell_aside(self) -> None:
         for worker in self._workers:
-            if worker.state == "aside":
+            if worker.state == "aside" and worker.place in self._doubted:
                 self._warn_once(f"aside {worker.place} {worker.reason}", f"worker {worker.worker} on {worker.host}: {worker.reason}")
 
     def _read_ended(self) -> None:
@@ -197,9 +212,10 @@ class Supervisor:
 
     def _see_to_loneliness(self) -> None:
         """Trials wait, and nobody is there to take them."""
-        working = any(worker.state not in ("lost", "aside") for worker in self._workers)
-        connected = working or (self.local is not None and bool(self.local.pids))
-        if connected:
+        local = set(self.local.pids) if self.local is not None else set()
+        host = socket.gethostname()
+        aside = {worker.pid for worker in self._workers if worker.host == host and self._doubted.get(worker.place, False)}
+        if local - aside or any(map(self._able, self._workers)):
             self._lonely_since = None
             return
         if self.local is not None and self.local.given_up:
@@ -214,7 +230,7 @@ class Supervisor:
             self._display.say("no worker takes trials of this search; starting local ones")
             self.local = self._start_local()
             return
-        elif self.local is not None and self._was_absent:  # they left by themselves, as there was no master
+        if self.local is not None and self._was_absent and not local:  # they left by themselves, as there was no master
             self._was_absent = False
             self.local.start()
         self._warn_once(
@@ -225,7 +241,7 @@ class Supervisor:
     def _see_to_stragglers(self) -> None:
         running = self._queue.running()
         self._seen.paces.add_running(running)
-        live = {worker.worker for worker in self._workers if worker.state != "lost"}
+        live = {worker.worker for worker in self._workers if self._able(worker)}
         for decision in decide(running, self._seen.paces.samples, self._search.stragglers, live):
             self._act(decision)
         for worker in slow_workers(self._seen.paces, self._search.stragglers):

@@ -52,15 +52,16 @@ class Next:
     wait_s: float = 0.0
 
 
-def after_end(exit_code: int, lived_s: float, quick_deaths: int) -> Next:
+def after_end(exit_code: int, lived_s: float, quick_deaths: int, held: bool = False) -> Next:
     """Decides about a worker that has ended.
 
     Args:
         exit_code: 0 where it left by itself or by order; negative the signal that killed it.
         lived_s: from its start to its end.
         quick_deaths: how many times in a row it had died quickly before.
+        held: whether it still had trials: who leaves gives them back, so a task has ended it (``os._exit(0)``).
     """
-    if exit_code == 0:
+    if exit_code == 0 and not held:
         return Next(Action.LEAVE)
     if lived_s >= QUICK_S:
         return Next(Action.RESTART, 0, FIRST_WAIT_S)
@@ -233,11 +234,12 @@ class LocalWorkers:
             worker.start(self._command, self._environ, self._clock())
         return self
 
-    def poll(self, blameless: Collection[int] = ()) -> None:
+    def poll(self, holders: Collection[int] = (), blameless: bool = False) -> None:
         """Sees who has ended and starts again who is due; to be called about once a second.
 
         Args:
-            blameless: processes whose end, however quick, says nothing against the next: their trials are blamed for it.
+            holders: processes with trials under lease: one that has ended has died, whatever its exit status.
+            blameless: whether the end of a holder, however quick, says nothing against the next: its trials are blamed for it.
 
         Raises:
             CheckpointError: the output of a restarted one cannot be written.
@@ -245,7 +247,7 @@ class LocalWorkers:
         now = self._clock()
         for worker in self._workers:
             if worker.process and worker.process.poll() is not None:
-                self._see_to(worker, worker.process, now, worker.process.pid in blameless)
+                self._see_to(worker, worker.process, now, worker.process.pid in holders, blameless)
             if worker.restart_at is not None and now >= worker.restart_at:
                 worker.start(self._command, self._environ, now)
 
@@ -268,9 +270,9 @@ class LocalWorkers:
                 os.killpg(process.pid, signal.SIGKILL)  # its own session, with what it has started itself
                 process.wait()
 
-    def _see_to(self, worker: _Worker, process: subprocess.Popen[bytes], now: float, blameless: bool) -> None:
+    def _see_to(self, worker: _Worker, process: subprocess.Popen[bytes], now: float, held: bool, blameless: bool) -> None:
         exit_code, lived_s = process.returncode, now - worker.started_at
-        then = after_end(exit_code, QUICK_S if blameless else lived_s, worker.quick_deaths)
+        then = after_end(exit_code, QUICK_S if held and blameless else lived_s, worker.quick_deaths, held)
         worker.process, worker.quick_deaths = None, then.quick_deaths
         if then.action is Action.RESTART:
             worker.restart_at = now + then.wait_s

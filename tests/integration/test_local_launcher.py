@@ -138,10 +138,25 @@ def test_deaths_that_its_trials_are_blamed_for_do_not_end_the_pool(launch: Launc
     for _ in range(8):
         (pid,) = workers.pids
         wait_for(lambda pid=pid: not alive(pid), f"process {pid} has ended")
-        workers.poll(blameless={pid})
+        workers.poll(holders={pid}, blameless=True)
         launch.now += 1.0
         workers.poll()
     assert workers.pids and not workers.given_up
+
+
+def test_one_that_ends_with_status_0_while_it_holds_trials_has_died(launch: Launch) -> None:
+    workers = launch.start("import os; os._exit(0)")
+    for _ in range(4):
+        (pid,) = workers.pids
+        wait_for(lambda pid=pid: not alive(pid), f"process {pid} has ended")
+        workers.poll(holders={pid})
+        launch.now += 9.0
+        workers.poll()
+    assert workers.pids and "died (exit status 0)" in launch.said[-1]
+    launch.wait_for_end(workers.pids[0])  # it gave all back, so it left
+    launch.now += 100.0
+    workers.poll()
+    assert workers.gone and len(launch.said) == 4
 
 
 def test_the_others_go_on_when_one_is_given_up(launch: Launch) -> None:

@@ -15,6 +15,11 @@ def test_one_that_left_by_itself_is_not_started_again() -> None:
     assert after_end(0, lived_s=1.0, quick_deaths=3).action is Action.LEAVE
 
 
+def test_one_that_left_with_trials_has_died() -> None:
+    assert after_end(0, lived_s=100.0, quick_deaths=0, held=True).action is Action.RESTART
+    assert after_end(0, lived_s=1.0, quick_deaths=4, held=True).action is Action.GIVE_UP
+
+
 @pytest.mark.parametrize("exit_code", [1, 70, 143, -9, -11])
 def test_one_that_died_is_started_again(exit_code: int) -> None:
     assert after_end(exit_code, lived_s=100.0, quick_deaths=0).action is Action.RESTART

@@ -148,6 +148,12 @@ def test_a_slow_trial_is_given_to_another_worker_once() -> None:
     assert second.kind is Kind.KILL and "was slow on w1 as well" in second.reason
 
 
+def test_a_slow_trial_that_only_one_worker_ever_had_is_never_killed() -> None:
+    again = running(elapsed_s=100, avoid="w1")  # the other worker went before it took it
+    assert only([again], live={"w1"}).kind is Kind.WARN
+    assert only([again]).kind is Kind.SLOW  # another has come
+
+
 def test_with_no_other_worker_there_is_only_a_warning() -> None:
     warned = only([running(elapsed_s=100)], live={"w1"})
     assert warned.kind is Kind.WARN and "no other worker" in warned.reason
