@@ -33,8 +33,28 @@ local function repeated(last)
   return answer(ids, trials, last.token, last.alone)
 end
 
--- A worker that comes new, or again, clears its machine; a machine that was put aside gets nothing, and one on which the last trials all
--- raised waits for what others say of them, as long as there is one that is in no such doubt itself.
+-- Whether a machine that was put aside may try one trial: where no other is able, every live_ms, first after it has been alone for so long,
+-- so that it does not fail what another, which is just being started again, would complete. What it completes clears it. Its p is the time
+-- of its last try, or since when it has been alone.
+local function may_probe(known)
+  local since = known.p and known.p <= now and known.p
+  if next(able_machines(now, live_ms)) then
+    if since then
+      known.p = nil
+      doubt(machine, known)
+    end
+    return false
+  end
+  local due = since and now - since >= live_ms
+  if refill == '1' or since and not due then return false end
+  known.p, known.s = now, due and STRIKES or known.s
+  doubt(machine, known)
+  return due
+end
+
+-- A worker that comes new, or again, clears its machine; a machine that was put aside gets nothing while another is able, and one on which
+-- the last trials all raised waits for what others say of them, as long as there is one that is in no such doubt itself.
+local probes = false
 local function barred()
   if machine == '' then return nil end
   if redis.call('HSETNX', MACHINES, worker, machine) == 1 then
@@ -43,7 +63,10 @@ local function barred()
   end
   local known = doubts()[machine]
   if not known then return nil end
-  if put_aside(machine) then return cjson.encode({ false, 'aside', known.y, unpack(known.n) }) end
+  if put_aside(machine) then
+    probes = may_probe(known)
+    return not probes and cjson.encode({ false, 'aside', known.y, unpack(known.n) })
+  end
   if math.min(known.o, known.f) < STRIKES then return nil end
   for other in pairs(able_machines(now, live_ms)) do
     local theirs = doubts()[other]
@@ -52,13 +75,31 @@ local function barred()
   return nil
 end
 
-local function may_try(trial, others)
-  if trial.b then return not (raised_on(trial, machine) and elsewhere(trial, machine, now, live_ms)) end
-  return not (others and trial.v == worker)
+-- The machines of the other live workers, but for those put aside; '' for one that is not known. Read at first need.
+local of_others
+local function machines_of_others()
+  if not of_others then
+    of_others = {}
+    local names = redis.call('ZRANGEBYSCORE', WORKERS, whole(now - live_ms), '+inf')
+    for n, other in ipairs(fields(MACHINES, names)) do
+      if names[n] ~= worker and not (other and put_aside(other)) then of_others[other or ''] = true end
+    end
+  end
+  return of_others
+end
+
+-- Not what raised on this machine or was slow with this worker, as long as another could take it.
+local function may_try(trial)
+  if raised_on(trial, machine) and elsewhere(trial, machine, now, live_ms) then return false end
+  if trial.v ~= worker then return true end
+  for other in pairs(machines_of_others()) do
+    if not raised_on(trial, other) then return false end
+  end
+  return true
 end
 
 -- The first trials of a queue that this worker may have.
-local function pick(queue, limit, others)
+local function pick(queue, limit)
   local ids, trials, offset = {}, {}, 0
   local low, high = whole(queue * PER_STAGE), whole(queue * PER_STAGE + PER_STAGE - 1)
   while #ids < limit do
@@ -66,7 +107,7 @@ local function pick(queue, limit, others)
     local found = redis.call('ZRANGEBYSCORE', PENDING, low, high, 'LIMIT', offset, asked)
     for n, raw in ipairs(fields(STATES, found)) do
       local trial = cjson.decode(raw)
-      if #ids < limit and may_try(trial, others) then
+      if #ids < limit and may_try(trial) then
         ids[#ids + 1] = found[n]
         trials[#trials + 1] = trial
       end
@@ -78,14 +119,14 @@ local function pick(queue, limit, others)
 end
 
 -- From the first queue in order that has something for this worker.
-local function choose(limit, others)
+local function choose(limit)
   local position = 0
   while true do
     local queue = tonumber(redis.call('ZRANGE', OPEN, position, position)[1])
     if not queue then return {}, {}, false end
     local suspect = queue % PER_STAGE == 0
     if not suspect or suspects == '1' then
-      local ids, trials = pick(queue, suspect and 1 or limit, others)
+      local ids, trials = pick(queue, suspect and 1 or limit)
       if #ids > 0 then return ids, trials, suspect end
     end
     position = position + 1
@@ -93,11 +134,11 @@ local function choose(limit, others)
 end
 
 -- From this group alone, the first stage that has some.
-local function more_of(limit, others)
+local function more_of(limit)
   for stage = 0, tonumber(redis.call('HGET', GROUPS, '#') or 0) - 1 do
     local queue = redis.call('HGET', GROUPS, stage .. ':' .. group)
     if queue then
-      local ids, trials = pick(tonumber(queue), limit, others)
+      local ids, trials = pick(tonumber(queue), limit)
       if #ids > 0 then return ids, trials, false end
     end
   end
@@ -123,7 +164,7 @@ if limit < 1 then
   remember()
   return nil
 end
-local ids, trials, alone = (refill == '1' and more_of or choose)(limit, live > 1)
+local ids, trials, alone = (refill == '1' and more_of or choose)(probes and 1 or limit)
 if #ids == 0 then return nil end
 
 for n, id in ipairs(ids) do

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import secrets
 
+import pytest
 import redis
 
+from common.doubts import Ruling
+from common.errors import PutAside
 from common.queue import TrialQueue
 from common.trial import TrialState
 from tests.contract.trials import DONE, SEARCH, ids, lose, made, until
+
+
+def strike(queue: TrialQueue, bad: tuple[str, str], good: tuple[str, str]) -> None:
+    """Three trials raise with the one worker, and complete with the other on another machine, so that the first machine is put aside."""
+    for n in range(3):
+        (claim,) = queue.claim(bad[0], 1, f"bad {n}", machine=bad[1])
+        assert queue.fail([(claim.fence, "boom")])[0].ruling is Ruling.PASSED
+        (claim,) = queue.claim(good[0], 1, f"good {n}", machine=good[1])
+        queue.finish([(claim.fence, DONE)])
 
 
 def test_a_claim_takes_trials_of_one_group_in_order(queue: TrialQueue) -> None:
@@ -169,6 +181,35 @@ def test_a_slow_trial_stays_where_no_other_worker_lives(queue: TrialQueue) -> No
     queue.publish(made(1))
     queue.take(queue.claim("slow", 1, "1")[0].fence, "slow")
     assert ids(queue.claim("slow", 1, "2")) == ["coarse-0000"]
+
+
+def test_a_slow_trial_stays_where_every_other_worker_is_put_aside(queue: TrialQueue) -> None:
+    bad, slow = ("bad", "A"), ("slow", "B")
+    for worker, machine in (bad, slow):
+        assert queue.claim(worker, 1, "0", machine=machine) == []
+    queue.publish(made(4))
+    strike(queue, bad, slow)
+    (claim,) = queue.claim("slow", 1, "first", machine="B")
+    queue.take(claim.fence, "slow")
+    with pytest.raises(PutAside):
+        queue.claim("bad", 1, "again", machine="A")
+    assert ids(queue.claim("slow", 1, "again", machine="B")) == [claim.trial.id]
+
+
+def test_a_slow_trial_that_raised_elsewhere_goes_to_another_worker_too(queue: TrialQueue) -> None:
+    for worker, machine in (("raises", "A"), ("slow", "B")):
+        queue.claim(worker, 1, "0", machine=machine)
+    queue.publish(made(1))
+    (claim,) = queue.claim("raises", 1, "1", machine="A")
+    assert queue.fail([(claim.fence, "boom")])[0].ruling is Ruling.PASSED
+    (claim,) = queue.claim("slow", 1, "1", machine="B")
+    queue.take(claim.fence, "slow")
+    assert queue.claim("raises", 1, "2", machine="A") == []
+    (claim,) = queue.claim("slow", 1, "2", machine="B")  # no other could take it
+    queue.take(claim.fence, "slow")
+    queue.claim("other", 0, "0", machine="C")
+    assert queue.claim("slow", 1, "3", machine="B") == []
+    assert ids(queue.claim("other", 1, "1", machine="C")) == ["coarse-0000"]
 
 
 def test_a_group_of_avoided_trials_does_not_hide_the_next(queue: TrialQueue) -> None:

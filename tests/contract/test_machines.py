@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import redis
 
@@ -13,6 +15,12 @@ from tests.contract.trials import DONE, SEARCH, heartbeat, ids, made, until
 
 FAILED = Result(TrialState.FAILED, "boom")
 PASSED, FINAL, LOST = Ruling.PASSED, Ruling.FINAL, Ruling.LOST
+
+
+@pytest.fixture
+def soon(client: redis.Redis) -> TrialQueue:
+    """The same search, for which a worker is gone, and the last alone for long, after a moment."""
+    return TrialQueue(client, SEARCH, live_s=0.05)
 
 
 class Worker:
@@ -135,8 +143,73 @@ def test_a_machine_that_fails_what_another_completes_is_put_aside(queue: TrialQu
         bad.queue.claim("w1", 1, "refill", group="any", alone=False, machine="A")
     assert good.raises(good.one()) is FINAL  # nobody is left to ask
     queue.leave("w2")
-    with pytest.raises(PutAside):  # rather wait than fail them all
+    with pytest.raises(PutAside):  # it may be back in a moment: rather wait than fail them all
         bad.claim()
+
+
+def now_s(queue: TrialQueue) -> float:
+    seconds, micros = queue.client.time()
+    return float(seconds) + micros / 1e6
+
+
+def alone_for_long(bad: Worker, brief: TrialQueue) -> Claim:
+    """What a machine that was put aside is given, once it has been the only one for a while."""
+    waiting = Worker(brief, bad.name, bad.machine)
+    waiting.requests = 100
+
+    def claimed() -> list[Claim]:
+        with contextlib.suppress(PutAside):
+            return waiting.claim(9)
+        return []
+
+    (claim,) = until(claimed, "the last machine to try again")  # one, however many were asked for
+    bad.requests = waiting.requests
+    return claim
+
+
+def test_the_last_machine_tries_one_trial_and_goes_on_where_it_completes(queue: TrialQueue, soon: TrialQueue) -> None:
+    bad, good = pair(queue)
+    queue.publish(made(12))
+    struck(bad, good, 4)
+    queue.leave("w2")
+    claim = alone_for_long(bad, soon)
+    with pytest.raises(PutAside):  # one, until it has ended
+        bad.claim()
+    bad.completes(claim)
+    assert len(bad.claim(5)) == 5
+
+
+def test_the_last_machine_fails_no_more_than_a_trial_at_a_time(queue: TrialQueue, soon: TrialQueue) -> None:
+    bad, good = pair(queue)
+    queue.publish(made(12))
+    struck(bad, good)
+    queue.leave("w2")
+    claim = alone_for_long(bad, soon)
+    assert bad.raises(claim) is FINAL
+    assert queue.finish([(claim.fence, FAILED)]) == ["ok"]
+    for _ in range(3):
+        with pytest.raises(PutAside):
+            bad.claim()
+    assert alone_for_long(bad, soon) != claim  # but the search goes on
+
+
+def test_a_machine_that_is_put_aside_does_not_try_again_while_another_is_able(queue: TrialQueue, soon: TrialQueue) -> None:
+    bad, good = pair(queue)
+    queue.publish(made(12))
+    struck(bad, good)
+    queue.leave("w2")
+    with pytest.raises(PutAside):
+        bad.claim()  # alone from now on
+    again = Worker(queue, "w3", "B")
+    claim = again.one()
+    with pytest.raises(PutAside):
+        bad.claim()  # no longer
+    again.completes(claim)
+    queue.leave("w3")
+    began = now_s(soon)
+    until(lambda: now_s(soon) > began + 0.1, "more than a moment to pass")
+    with pytest.raises(PutAside):  # and it has been alone only since now
+        Worker(soon, bad.name, bad.machine).claim()
 
 
 def test_a_worker_that_is_started_again_clears_its_machine(queue: TrialQueue) -> None:

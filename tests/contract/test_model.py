@@ -330,9 +330,10 @@ class QueueMachine(RuleBasedStateMachine):
         return bool(self._able() - {machine, *known.raised})
 
     def _may_try(self, known: Known, worker: str) -> bool:
-        if known.raised:
-            return not (MACHINES[worker] in known.raised and self._elsewhere(known, MACHINES[worker]))
-        return not (known.avoid == worker and len(self.live) > 1)
+        if MACHINES[worker] in known.raised and self._elsewhere(known, MACHINES[worker]):
+            return False
+        others = {MACHINES[other] for other in self.live - {worker}}
+        return known.avoid != worker or all(self._aside(machine) or machine in known.raised for machine in others)
 
     def _passes(self, known: Known) -> bool:
         machine = MACHINES[known.worker]
