@@ -3,7 +3,7 @@
 publish   nothing -> PENDING              expire, take   RUNNING -> PENDING, or FAILED when lost too often
 claim     PENDING -> RUNNING              kill           PENDING, RUNNING -> KILLED
 finish    RUNNING -> any ended state      retry          FAILED, KILLED -> PENDING
-release   RUNNING -> PENDING              restore        whatever has not ended -> what the folder says
+release   RUNNING -> PENDING              restore        anything -> the highest ended attempt in the folder
 fail      RUNNING -> PENDING, for another machine to try what raised on this one
 """
 
@@ -103,14 +103,21 @@ class TrialQueue(QueueView):
             added += int(self.run("publish", wire.dumps(rows)))
         return added
 
-    def restore(self, trial: Trial, attempt: int, result: Result) -> bool:
-        """Ends a trial as an ended record in the folder says, if Redis does not know it or that it ended.
+    def restore(self, trial: Trial, attempt: int, result: Result, floor: int = 0) -> bool:
+        """Ends a trial as an ended record in the folder says, unless Redis knows of a later attempt.
+
+        Args:
+            trial: which; it need not be published.
+            attempt: the record's.
+            result: the record's; it counts even where Redis has another one of the same attempt.
+            floor: highest attempt number that the folder knows; of a trial that does not run, a record below it does not count.
 
         Returns:
-            False: it has ended here, a later attempt is running, or a retry has set this attempt aside.
+            False: nothing has changed, since this or a later attempt has ended here, a later one is running or was lost, or a retry has
+            set this one aside.
         """
         words = (trial.id, trial.stage, trial.group, _index(trial), wire.trial_out(trial), attempt, _ended(result), wire.result_out(result))
-        return bool(self.run("restore", *words))
+        return bool(self.run("restore", *words, floor))
 
     # --- the worker's side ------------------------------------------------------------------------------------------------
 

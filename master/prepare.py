@@ -295,7 +295,7 @@ def publish(launched: Launched, stage: Stage, queue: TrialQueue, ranges_file: Pa
     trials = configurations(search.seed, stage, space, search.sampler, range(stage.trials))
     attempts = folder.highest_attempts()
     records = folder.records(warn, set_aside=True) if attempts else []
-    restored = 0 if stage.name in queue.counts() else restore(queue, trials, records)
+    restored = restore(queue, trials, records, attempts)
     added = queue.publish(trials, attempts)
     done = reconcile(queue, launched.folder, trials, records) if records or added < len(trials) else Reconciled()
     return Published(stage, space, trials, added, Reconciled(done.to_redis + restored, done.to_folder))

@@ -177,11 +177,24 @@ local function dequeue(id, trial)
   grown[queue] = (grown[queue] or 0) - 1
 end
 
+-- Notes how a trial has ended.
+local function settle(id, trial, state, attempt, result)
+  move(id, trial, state)
+  ended[#ended + 1] = id
+  ended[#ended + 1] = whole(attempt) .. ' ' .. result
+end
+
+-- The same, as the latest of all endings.
+local function conclude(id, trial, state, attempt, result)
+  trial.a, trial.o = math.max(trial.a, attempt), nil
+  settle(id, trial, state, attempt, result)
+  redis.call('RPUSH', ENDINGS, whole(attempt) .. ' ' .. whole(stage_number(trial)) .. ' ' .. id)
+end
+
 -- Ends a trial, pending or running, with the result of `attempt`.
 local function finish(id, trial, state, attempt, result)
   if trial.s == 'pending' then dequeue(id, trial) elseif trial.s then freed[#freed + 1] = id end
-  trial.a, trial.o = math.max(trial.a, attempt), nil
-  move(id, trial, state)
+  conclude(id, trial, state, attempt, result)
   for _, try in ipairs(trial.b or {}) do
     local known = doubts()[try[1]]
     if known then
@@ -189,9 +202,6 @@ local function finish(id, trial, state, attempt, result)
       doubt(try[1], known)
     end
   end
-  ended[#ended + 1] = id
-  ended[#ended + 1] = whole(attempt) .. ' ' .. result
-  redis.call('RPUSH', ENDINGS, whole(attempt) .. ' ' .. whole(stage_number(trial)) .. ' ' .. id)
 end
 
 -- A verdict against the holder: voids its fence under the next attempt number. Returns {attempt, state, worker, result}.

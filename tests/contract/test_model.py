@@ -274,11 +274,20 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(pick=PICK, by=st.integers(-1, 2), state=ENDINGS)
     def restore(self, pick: int, by: int, state: TrialState) -> None:
         for known in self._some_trial(pick):
-            attempt = max(1, known.attempt + by)
-            waits = known.state is PENDING and attempt > known.settled
-            right = waits or (known.state is RUNNING and attempt >= known.attempt)
-            assert self.queue.restore(known.trial, attempt, Result(state)) is right
-            if right:
+            attempt, above = max(1, known.attempt + by), pick % 3 - 1  # the folder's highest attempt
+            if known.state in ENDED:
+                told = self.queue.result(known.trial.id)
+                right = attempt > known.attempt or (attempt == known.attempt and told != (attempt, Result(state)))
+            else:
+                settled = known.state is PENDING and (attempt <= known.settled or above > 0)
+                right = attempt >= known.attempt and not settled
+            assert self.queue.restore(known.trial, attempt, Result(state), attempt + above) is right
+            if right and known.state in ENDED:
+                if attempt > known.attempt:
+                    known.attempt, known.fence = attempt, None
+                    self.endings += 1
+                known.state, known.result = state, (attempt, state)
+            elif right:
                 self._end(known, state, attempt, known.fence if attempt == known.attempt else None)
 
     # --- what must hold ---
