@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import faults
+from tests.chaos import answers, faults
 from tests.chaos.arena import Arena
 from tests.chaos.nursery import Nursery
 from tests.chaos.tally import TALLY, Episode
@@ -74,6 +74,9 @@ def episode(request: pytest.FixtureRequest) -> RunsEpisode:
             made = arena.run(faults.kinds(arena, *names), n, every_s).made
             made.update({name: arena.crew.ends[end] for end, name in ends.items()})
             account = arena.verdict(undisturbed)
+            asked_for = {f"{trial} ended 2 times in Redis" for trial in answers.sent_back(arena)}
+            assert asked_for <= set(account.double), f"killed and sent back, but ended once: {asked_for - set(account.double)}"
+            account.double = [told for told in account.double if told not in asked_for]
         TALLY.add(Episode(request.node.name, arena.seed, made, account, time.monotonic() - began))
         told = "\n".join(account.findings[:20])
         assert not account.findings, (

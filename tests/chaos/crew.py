@@ -17,11 +17,26 @@ WORKER = ("worker", "start", "--device", "cpu")
 RESTART_S = 0.1  # after the end of a process
 
 
+class Clock:
+    """The time of day as the processes of one place see it, by how much it is wrong."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def show(self, by_s: float) -> None:
+        """Moves the time of day of the process that runs there, and of those after it."""
+        new = self.file.with_suffix(".new")
+        new.write_text(f"{by_s:.3f}")
+        new.replace(self.file)
+
+
 class Slot:
     """A place for one process after the other."""
 
     def __init__(self, command: tuple[str, ...], log: Path, plan: dict[str, Any], environment: dict[str, str]) -> None:
-        self.command, self.log, self.plan, self.environment = command, log, plan, environment
+        self.clock = Clock(log.with_suffix(".clock"))
+        self.command, self.log, self.environment = command, log, environment
+        self.plan = {"clock": str(self.clock.file), **plan}
         self.next_plan: dict[str, Any] = {}  # what only the next process of this place does differently
         self.next_environment: dict[str, str] = {}
         self.pid: int | None = None

@@ -9,73 +9,71 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from tests.chaos.patches import STEPS
+from tests.chaos import aim, answers
+from tests.chaos.aim import LOOK_S
+from tests.chaos.patches import STEPS, SWEEP_S
 from tests.chaos.schedule import Kind, Made
 
 if TYPE_CHECKING:
     from tests.chaos.arena import Arena
-    from tests.chaos.crew import Slot
+    from tests.chaos.crew import Clock
 
+WITHIN = 0.3  # leases: short enough that whoever is cut off still holds his
 BEYOND = 1.6  # leases: long enough that whoever stands still has lost his
 PATIENCE_S = 10.0  # for a process to come to a certain step
-LOOK_S = 0.1
 TAIL = (0.02, 0.25)  # of the append-only file: from about its last second to its last quarter
-CLOCKS_S = (-86400.0, -5.0, 30.0, 7200.0, 40 * 86400.0)
+AHEAD_S, BEHIND_S = (7200.0, 40 * 86400.0), (-5.0, -86400.0)  # all files look an hour old, and more; time goes back
+WRONG_S = SWEEP_S + 0.5  # so long a clock stays wrong: every part of the program looks at it
 REDIS, MASTER, DISK = "redis", "master", "disk"
+NEEDS_OF_ANSWERS = {"publish": MASTER, "register": MASTER, "restore": REDIS, "kill": "orders", "retry": "orders"}
 
 
 def kinds(arena: Arena, *names: str) -> list[Kind]:
-    """The kinds of these names, to happen to ``arena``."""
-    return [Kind(name, partial(ALL[name][0], arena), ALL[name][1]) for name in names]
+    """The kinds of these names, to happen to ``arena`` while its search runs."""
+    return [Kind(name, partial(aim.while_it_runs, ALL[name][0], arena), ALL[name][1]) for name in names]
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
 def kill_worker(arena: Arena, draw: random.Random) -> Made:
-    yield from _sent(arena, draw.choice(arena.crew.workers), signal.SIGKILL)
+    yield from aim.hit_worker(arena, draw, signal.SIGKILL)
 
 
 def stop_worker(arena: Arena, draw: random.Random) -> Made:
-    pid = yield from _sent(arena, draw.choice(arena.crew.workers), signal.SIGSTOP)
+    pid = yield from aim.hit_worker(arena, draw, signal.SIGSTOP)
     yield BEYOND * arena.lease_s
     arena.crew.go_on(pid)
 
 
 def end_worker(arena: Arena, draw: random.Random) -> Made:
-    yield from _sent(arena, draw.choice(arena.crew.workers), signal.SIGTERM)
+    yield from aim.hit_worker(arena, draw, signal.SIGTERM)
 
 
 def slow_worker(arena: Arena, draw: random.Random) -> Made:
     """For two leases a worker runs a twentieth of the time, as beside a neighbour that takes all."""
-    slot = draw.choice(arena.crew.workers)
+    slot = yield from aim.worker(arena, draw)
     end = time.monotonic() + 2 * arena.lease_s
     while time.monotonic() < end:
-        pid = yield from _sent(arena, slot, signal.SIGSTOP)
+        pid = arena.crew.signal(slot, signal.SIGSTOP)
         yield 0.19
         arena.crew.go_on(pid)
         yield 0.01
 
 
 def kill_master(arena: Arena, draw: random.Random) -> Made:
-    yield from _sent(arena, arena.crew.master, signal.SIGKILL)
+    yield from aim.sent(arena, arena.crew.master, signal.SIGKILL)
     yield draw.uniform(0, 1)
 
 
 def stop_master(arena: Arena, draw: random.Random) -> Made:
-    pid = yield from _sent(arena, arena.crew.master, signal.SIGSTOP)
+    pid = yield from aim.sent(arena, arena.crew.master, signal.SIGSTOP)
     yield BEYOND * arena.lease_s
     arena.crew.go_on(pid)
-
-
-def _sent(arena: Arena, slot: Slot, number: signal.Signals) -> Any:
-    while (pid := arena.crew.signal(slot, number)) is None:
-        yield LOOK_S
-    return pid
 
 
 # -- Redis -------------------------------------------------------------------------------------------------------------
@@ -104,7 +102,7 @@ def cut_tail(arena: Arena, draw: random.Random) -> Made:
     arena.server.cut(draw.uniform(*TAIL))
     arena.forgotten()
     arena.server.start()
-    yield 2.0
+    yield 1.0
 
 
 def empty_redis(arena: Arena, draw: random.Random) -> Made:
@@ -119,12 +117,12 @@ def empty_redis(arena: Arena, draw: random.Random) -> Made:
     while not recovering.over:
         yield LOOK_S
     arena.require(recovering.code == 0, f"master recover ended with {recovering.code}: {recovering.said[-500:]}")
-    yield 2.0
+    yield 1.0
 
 
 def kill_embedded(arena: Arena, draw: random.Random) -> Made:
     yield from _embedded(arena, signal.SIGKILL)
-    yield 2.0
+    yield 1.0
 
 
 def stop_embedded(arena: Arena, draw: random.Random) -> Made:
@@ -134,24 +132,12 @@ def stop_embedded(arena: Arena, draw: random.Random) -> Made:
     yield 1.0
 
 
-def _embedded(arena: Arena, number: signal.Signals) -> Any:
+def _embedded(arena: Arena, number: signal.Signals) -> Generator[float, None, int]:
     while (pid := arena.embedded_pid()) is None:
+        aim.require_running(arena)
         yield LOOK_S
     os.kill(pid, number)
     return pid
-
-
-def lose_answer(script: str, arena: Arena, draw: random.Random) -> Made:
-    """Redis runs a script, and the connection breaks before its answer."""
-    assert arena.proxy
-    lost = arena.proxy.lose(script)
-    end = time.monotonic() + PATIENCE_S
-    while not lost.happened:
-        if time.monotonic() > end:
-            arena.proxy.forget(lost)
-            return False
-        yield LOOK_S
-    return True
 
 
 # -- a worker at a step of writing -------------------------------------------------------------------------------------
@@ -159,23 +145,25 @@ def lose_answer(script: str, arena: Arena, draw: random.Random) -> Made:
 
 def at_step(step: str, do: str, arena: Arena, draw: random.Random) -> Made:
     """A worker that kills or stops itself at a step; it takes the place of one that leaves."""
-    slot, marks = draw.choice(arena.crew.workers), arena.new_file("marks")
-    while slot.reserved:
-        yield LOOK_S
+    slot, marks = (yield from aim.worker(arena, draw)), arena.new_file("marks")
     slot.reserved = True
-    for nth in (draw.randint(1, 2), 1):  # a second try, where the step was not reached in time
-        slot.next_plan = {"at": {"step": step, "nth": nth, "do": do, "marks": str(marks)}}
-        yield from _sent(arena, slot, signal.SIGTERM)
+    try:
+        slot.next_plan = {"at": {"step": step, "nth": draw.randint(1, 2), "do": do, "marks": str(marks)}}
+        yield from aim.sent(arena, slot, signal.SIGTERM)
         end = time.monotonic() + PATIENCE_S
-        while not marks.exists() and time.monotonic() < end:
+        while not marks.exists():
+            aim.require_running(arena)
+            if time.monotonic() > end:
+                return False
             yield LOOK_S
-        if marks.exists():
-            break
-    if do == "stop" and marks.exists():
-        yield BEYOND * arena.lease_s
-        arena.crew.go_on(slot.pid)
-    slot.reserved = False
-    return marks.exists()
+        aim.require_running(arena)
+        if do == "stop":
+            yield BEYOND * arena.lease_s
+        return True
+    finally:
+        if do == "stop":
+            arena.crew.go_on(slot.pid)
+        slot.next_plan, slot.reserved = {}, False
 
 
 # -- disks, networks, clocks -------------------------------------------------------------------------------------------
@@ -189,24 +177,29 @@ def fill_disk(which: str, arena: Arena, draw: random.Random) -> Made:
     yield 1.0
 
 
-def cut_off_worker(arena: Arena, draw: random.Random) -> Made:
-    """The link goes down for longer than a lease, then up."""
+def cut_off_worker(for_leases: float, arena: Arena, draw: random.Random) -> Made:
+    """The link goes down, then up."""
     network = draw.choice(arena.networks)
     network.down()
-    yield BEYOND * arena.lease_s
+    yield for_leases * arena.lease_s
     network.up()
-    yield 2.0
+    yield 0.5
 
 
-def move_clock(arena: Arena, draw: random.Random) -> Made:
-    """The next process in a place has another time of day."""
-    slot = draw.choice(arena.crew.slots)
-    slot.next_plan = {"clock_s": draw.choice(CLOCKS_S)}
-    before = slot.started
-    yield from _sent(arena, slot, signal.SIGKILL)
-    while slot.started == before:
-        yield LOOK_S
-    yield 1.0
+def move_workers_clock(arena: Arena, draw: random.Random) -> Made:
+    slot = yield from aim.worker(arena, draw)
+    yield from _moved(slot.clock, draw)
+
+
+def move_masters_clock(arena: Arena, draw: random.Random) -> Made:
+    yield from _moved(arena.crew.master.clock, draw)
+
+
+def _moved(clock: Clock, draw: random.Random) -> Made:
+    """The time of day jumps in a process that runs: ahead and back, in either order; it stays wrong."""
+    for by_s in draw.sample((draw.choice(AHEAD_S), draw.choice(BEHIND_S)), 2):
+        clock.show(by_s)
+        yield WRONG_S
 
 
 ALL: dict[str, tuple[Callable[..., Made], str]] = {
@@ -222,15 +215,18 @@ ALL: dict[str, tuple[Callable[..., Made], str]] = {
     "Redis emptied, recovered": (empty_redis, REDIS),
     "embedded Redis killed": (kill_embedded, REDIS),
     "embedded Redis stopped past a lease": (stop_embedded, REDIS),
-    **{f"answer lost: {script}": (partial(lose_answer, script), script) for script in ("claim", "finish", "renew", "tick", "announce")},
+    **{f"answer lost: {script}": (fault, NEEDS_OF_ANSWERS.get(script, script)) for script, fault in answers.ALL.items()},
     **{f"worker killed at {step}": (partial(at_step, step, "kill"), "") for step in STEPS},
     **{f"worker stopped at {step}": (partial(at_step, step, "stop"), "") for step in ("after_claim", "record_temporary", "before_finish")},
     "disk full under the folder": (partial(fill_disk, "folder"), DISK),
     "disk full under Redis": (partial(fill_disk, "redis"), DISK),
-    "worker cut off the network": (cut_off_worker, "network"),
-    "clock moved": (move_clock, MASTER),
+    "worker cut off the network": (partial(cut_off_worker, BEYOND), "network"),
+    "worker cut off for a moment": (partial(cut_off_worker, WITHIN), "network"),
+    "worker's clock jumped": (move_workers_clock, ""),
+    "master's clock jumped": (move_masters_clock, MASTER),
 }
-OF_PROCESSES = ("worker killed", "worker stopped past", "worker slowed", "worker told", "master")
+OF_PROCESSES = ("worker killed", "worker stopped past", "worker slowed", "worker told", "master killed", "master stopped")
 PROCESSES = tuple(name for name in ALL if name.startswith(OF_PROCESSES) and " at " not in name)
 STEPWISE = tuple(name for name in ALL if " at " in name)
-ANSWERS = tuple(name for name in ALL if name.startswith("answer lost"))
+TO_TASKS = ("answer lost: fail", "answer lost: take", "answer lost: kill", "answer lost: retry")  # while tasks raise and hang
+ANSWERS = tuple(name for name in ALL if name.startswith("answer lost") and name not in TO_TASKS)

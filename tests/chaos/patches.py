@@ -4,7 +4,7 @@ and a step of writing at which it kills or stops itself.
 A plan, as it travels to the child (every part may be missing):
     ledger   file that gets a line for every claim that was answered and every finish that got a verdict
     pace     file with the seconds to sleep at every epoch boundary, so that a search lasts as long as its faults
-    clock_s  added to this process's clock
+    clock    file with the seconds by which this process's time of day is wrong, read again each time that it is asked for
     at       {"step": a name of STEPS, "nth": at which arrival, "do": "kill" | "stop", "marks": file that gets the step's name}
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import master.supervisor
+import worker.heartbeat
 import worker.recording
 from common import durable
 from common.queue import TrialQueue
@@ -33,13 +34,15 @@ STEPS = (
 )  # fmt: skip
 STATE_INTERVAL_S = 0.3  # leases are a twentieth of the usual here, and so is what else takes its time
 SWEEP_S = 2.0
+STUCK_GRACE_S = 0.5
 
 
 def apply(plan: Mapping[str, Any]) -> None:
     worker.recording.STATE_INTERVAL_S = STATE_INTERVAL_S
+    worker.heartbeat.STUCK_GRACE_S = STUCK_GRACE_S
     master.supervisor.SWEEP_S = SWEEP_S
-    if "clock_s" in plan:
-        move_clock(plan["clock_s"])
+    if "clock" in plan:
+        keep_clock(Path(plan["clock"]))
     if "pace" in plan:
         keep_pace(Path(plan["pace"]))
     if "at" in plan:
@@ -48,9 +51,18 @@ def apply(plan: Mapping[str, Any]) -> None:
         keep_ledger(plan["ledger"])
 
 
-def move_clock(by_s: float) -> None:
+def keep_clock(file: Path) -> None:
+    """The two words by which Python tells the time of day; what waits and measures goes by ``time.monotonic``, which nobody can move."""
     real = time.time
-    time.time = lambda: real() + by_s
+
+    def moved() -> float:
+        try:
+            return real() + float(file.read_text())
+        except FileNotFoundError:
+            return real()
+
+    time.time = moved
+    time.time_ns = lambda: int(moved() * 1e9)
 
 
 def keep_pace(file: Path) -> None:

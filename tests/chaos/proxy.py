@@ -6,12 +6,14 @@ import contextlib
 import socket
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
+import common
 from common import scripts
 from tests.chaos.servers import Server
 
 CHUNK = 1 << 16
-SCRIPTS = ("claim", "finish", "renew", "release", "tick", "expire", "publish", "announce", "fail")
+SCRIPTS = sorted(path.stem for path in (Path(common.__file__).parent / "lua").glob("*.lua") if path.stem != "shared")
 
 
 @dataclass
@@ -19,6 +21,7 @@ class Loss:
     """An answer to be lost: the next one to this script."""
 
     script: str
+    taken: bool = False  # a connection is to suffer it
     happened: bool = False
 
 
@@ -60,9 +63,9 @@ class Proxy:
         """The loss that this request is to suffer."""
         name = next((name for digest, name in self._names.items() if digest in request), None)
         with self._mutex:
-            found = next((loss for loss in self._losses if loss.script == name), None)
+            found = next((loss for loss in self._losses if loss.script == name and not loss.taken), None)
             if found is not None:
-                self._losses.remove(found)
+                found.taken = True
         return found
 
 
@@ -98,6 +101,8 @@ class _Connection:
         self._end()
 
     def _end(self) -> None:
+        if self._loss is not None and not self._loss.happened:
+            self._loss.taken = False  # broken by something else: the next one is to suffer it
         for end in (self._client, self._server):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -7,7 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Made = Generator[float, None, Any]  # yields how long to wait before it goes on; False: it could not be made
@@ -15,6 +15,7 @@ Fault = Callable[[random.Random], Made]
 
 EACH_S = 1.5  # what a fault takes that is late already, since those before it took long
 LAST_S = 4.0  # what the last ones take
+TRIES = 4  # of a fault that hit nothing
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,11 @@ class Planned:
     at_s: float  # since the begin, at the earliest
     kind: Kind
     seed: int
+    tries_left: int = TRIES
+
+    def again(self, at_s: float) -> Planned:
+        """The same kind once more; it draws anew."""
+        return replace(self, at_s=at_s, seed=random.Random(self.seed).getrandbits(32), tries_left=self.tries_left - 1)
 
 
 def planned(seed: str, kinds: Sequence[Kind], n: int, every_s: float) -> list[Planned]:
@@ -50,12 +56,12 @@ def planned(seed: str, kinds: Sequence[Kind], n: int, every_s: float) -> list[Pl
 
 @dataclass
 class Running:
-    """Faults as they go on, several at once, in one thread."""
+    """Faults as they go on, several at once, in one thread. One that hit nothing comes again, TRIES times in all."""
 
     plans: list[Planned]
-    made: Counter[str] = field(default_factory=Counter)
+    made: Counter[str] = field(default_factory=Counter)  # those that hit; a kind that never did is not in it
     _began: float = field(default_factory=time.monotonic)
-    _going: list[tuple[float, int, Kind, Made]] = field(default_factory=list)
+    _going: list[tuple[float, int, Planned, Made]] = field(default_factory=list)
     _busy: set[str] = field(default_factory=set)
     _number: int = 0
 
@@ -79,11 +85,14 @@ class Running:
             self.plans.remove(plan)
             self._busy |= {plan.kind.needs} - {""}
             self._number += 1
-            heapq.heappush(self._going, (now, self._number, plan.kind, plan.kind.fault(random.Random(plan.seed))))
+            heapq.heappush(self._going, (now, self._number, plan, plan.kind.fault(random.Random(plan.seed))))
         while self._going and self._going[0][0] <= now:
-            _, number, kind, fault = heapq.heappop(self._going)
+            _, number, plan, fault = heapq.heappop(self._going)
             try:
-                heapq.heappush(self._going, (now + next(fault), number, kind, fault))
+                heapq.heappush(self._going, (now + next(fault), number, plan, fault))
             except StopIteration as over:
-                self.made[kind.name] += over.value is not False
-                self._busy.discard(kind.needs)
+                self._busy.discard(plan.kind.needs)
+                if over.value is not False:
+                    self.made[plan.kind.name] += 1
+                elif plan.tries_left > 1:
+                    self.plans.append(plan.again(now - self._began))

@@ -47,6 +47,7 @@ class Tally:
             f"{sum(episode.seconds for episode in self.episodes):.0f} s",
             f"lost: {lost}   counted double: {double}   anything else that should not be: {other}",
             *(f"wrong build seen: {build}: {finding}" for build, finding in self.seen.items()),
+            "the seed repeats the plan of the faults, not whom they find at work",
             "longer: CHAOS_FAULTS=2000 make chaos; others: CHAOS_SEED=7 make chaos",
         ]  # fmt: skip
 
