@@ -128,7 +128,13 @@ def test_a_trial_that_kills_its_worker_fails_alone(here: Place) -> None:
     assert master.wait(100) == 0, here.output("m.log")
     ended_once(here, 12)
     rows = {r["trial"]: r for r in here.rank()}
-    assert rows[victim]["state"] == "failed" and "3 attempts while alone" in rows[victim]["reason"]
+    assert rows[victim]["state"] == "failed"
+    told = re.fullmatch(r"lost 3 attempts while alone: try (\d+) on (\S+), try (\d+) on (\S+), try (\d+) on (\S+)", rows[victim]["reason"])
+    assert told, rows[victim]["reason"]
+    tries, names = [int(told[n]) for n in (1, 3, 5)], [told[n] for n in (2, 4, 6)]
+    assert tries == list(range(tries[0], tries[0] + 3)) and rows[victim]["attempt"] == tries[-1] + 1  # the verdict has a number of its own
+    assert len(set(names)) == 3  # workers that it killed, each under the name that its log begins with
+    assert all(any(f"{name} on " in log.read_text() for log in here.root.glob("digits/logs/*.log")) for name in names), names
     assert {r["state"] for t, r in rows.items() if t != victim} <= {"completed", "exploded"}
     assert here.run("master", "retry", "--state", "failed").stdout.startswith("1 failed trials")
     healed = here.run("master", "launch", "--stage", "coarse", TROUBLE="")
@@ -238,6 +244,47 @@ def test_a_folder_without_its_redis_goes_on_in_another_place(here: Place) -> Non
         assert there.run("master", "launch", "--stage", "coarse").returncode == 0
         ended_once(there, 10)
         assert [r["trial"] for r in there.rank()] == [r["trial"] for r in before]
+
+
+STEADY = """
+import os, time
+from pathlib import Path
+
+
+def train(trial):
+    for epoch in range(round(trial.epoch) + 1, 7):
+        while trial.id == "coarse-0001" and epoch == 4 and "HOLD" in os.environ:
+            Path(os.environ["HOLD"]).touch()
+            trial.beat()
+            time.sleep(0.01)
+        with Path(os.environ["TRAINED"]).open("a") as file:
+            file.write(f"{trial.id} {epoch}\\n")
+        trial.report(epoch, val_acc=epoch / 10, val_loss=1 / epoch, state={"so far": epoch})
+"""
+
+
+def test_a_copied_folder_goes_on_from_its_saved_states(here: Place) -> None:
+    (here.path / "steady.py").write_text(STEADY)
+    here.write_search(task="steady.py:train", trials=3, epochs=6, hidden="16")
+    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    held, second = here.path / "held", here.path / "second"
+    worker = here.start("worker", "start", log="worker.log", HOLD=str(held), TRAINED=str(here.path / "first"))
+    wait_for(held.exists, "a trial that has come half-way")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(15) == 143
+    shutil.copytree(here.root, here.path / "another" / "checkpoints", ignore=shutil.ignore_patterns(".redis", "*.log"))
+    shutil.rmtree(here.root / "digits")
+    with place(here.path / "another") as there:
+        saved = there.root / "digits" / "coarse" / "resume" / "coarse-0001-try=1.pt"
+        assert saved.exists()
+        assert [row["trial"] for row in there.rank()] == ["coarse-0000"]  # at once, without a Redis
+        done = there.run("master", "launch", "--stage", "coarse", "--search", "digits", "--workers", "1", TRAINED=str(second))
+        assert done.returncode == 0, done.stderr
+        assert ended_once(there, 3) == {"coarse-0000": 1, "coarse-0001": 2, "coarse-0002": 1}
+        assert second.read_text().splitlines() == [f"coarse-0001 {n}" for n in (4, 5, 6)] + [f"coarse-0002 {n}" for n in range(1, 7)]
+        record = next(record for record in there.records() if record["trial"] == "coarse-0001")
+        assert record["curves"]["epoch"] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0] and record["epochs"] == 6.0  # what went before is not lost
+        assert not saved.exists()
 
 
 def test_sigterm_of_the_master(here: Place) -> None:
