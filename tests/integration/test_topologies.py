@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,69 +13,23 @@ import redis
 
 from common.broker import open_broker
 from common.errors import ConfigError, QueueError
-from common.queue import TrialQueue
+from common.eviction import eviction_warning
+from common.queue import TrialQueue, searches
 from common.redis_urls import parse, redact
-from common.trial import Result, Trial, TrialState, trial_id
+from common.trial import Progress, Result, Trial, TrialState, WorkerInfo, trial_id
 from common.verdict import Verdict
+from common.wire import curves_out
 from common.workers import WorkerRegistry
 from tests.integration.commands import Place, wait_for
-from tests.redis_server import program
+from tests.integration.servers import a_cluster, a_sentinel, free_port, running
 
 SEARCH = "0123456789abcdef"
 
 
-def free_port(also: int = 0) -> int:
-    """A port that is free now, as is the one ``also`` above it."""
-    while True:
-        with socket.socket() as one, socket.socket() as two:
-            one.bind(("127.0.0.1", 0))
-            port = int(one.getsockname()[1])
-            if port + also > 65535:
-                continue
-            try:
-                two.bind(("127.0.0.1", port + also if also else 0))
-            except OSError:
-                continue
-            return port
-
-
-@contextmanager
-def running(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server on loopback, killed at the end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [program("7"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
-    process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: _answers(port), f"the server on port {port}")
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(port: int) -> bool:
-    with redis.Redis(port=port) as client, contextlib.suppress(redis.ConnectionError):
-        return bool(client.ping())
-    return False
-
-
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[str]:
-    """Three nodes that share the slots."""
-    ports = [free_port(also=10_000) for _ in range(3)]
-    with ExitStack() as stack:
-        for port in ports:
-            stack.enter_context(running(tmp_path / str(port), port, "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"))
-        share = 16384 // 3 + 1
-        for number, port in enumerate(ports):
-            with redis.Redis(port=port) as node:
-                node.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, min((number + 1) * share, 16384) - 1)
-                node.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
-        for port in ports:
-            with redis.Redis(port=port, decode_responses=True) as node:
-                wait_for(lambda node=node: "cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")), "the cluster")
-        yield f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}"
+    with a_cluster(tmp_path) as nodes:
+        yield nodes.url
 
 
 def trials(n: int) -> list[Trial]:
@@ -96,6 +46,43 @@ def test_a_search_runs_on_a_cluster(cluster: str, tmp_path: Path) -> None:
     assert place.run("master", "workers").returncode == 0
 
 
+def test_every_word_is_understood_by_a_cluster(cluster: str, tmp_path: Path) -> None:
+    """What its client refuses (commands without a key in a pipeline, keys of several slots) shows nowhere else."""
+    with open_broker(cluster, tmp_path) as broker:
+        assert eviction_warning(broker) is None
+        queue, registry, (trial, *_) = TrialQueue(broker.client, SEARCH), WorkerRegistry(broker.client), trials(5)
+        queue.register("digits")
+        assert searches(broker.client) == [(SEARCH, "digits")]
+        assert not queue.master_alive() and queue.freeze("coarse", {"seed": 1}) == queue.frozen("coarse")
+        queue.refreeze("coarse", "task_digest", "0")
+        queue.restore(trial, 1, Result(TrialState.COMPLETED))
+        assert queue.publish(trials(5)) == 4
+        first, second, third, fourth = queue.claim("worker", 4, "request", machine="m")
+        queue.tick(master=True)
+        assert queue.master_alive() and queue.live_workers() == {"worker"} and queue.unfinished() == len(queue.running()) == 4
+        curves = {first.trial.id: curves_out({"epoch": [1.0], "val_acc": [0.5]})}
+        assert queue.renew("worker", [Progress(first.fence, 1)], curves) == {} and queue.curves(first.trial.id)
+        queue.finish([(first.fence, Result(TrialState.COMPLETED))])
+        queue.fail([(second.fence, "raised")])
+        queue.release([second.fence])
+        assert queue.take(third.fence, "slow") and queue.kill(fourth.trial.id, "by hand") and queue.retry(fourth.trial.id)
+        assert queue.expire(third.fence) is None
+        with queue.lock("janitor", 10.0) as held:
+            assert held
+        assert queue.pending_total() == 3 and len(queue.by_state(TrialState.COMPLETED)) == len(queue.ended_since(0)) == 2
+        assert len(list(queue.trials())) == len(queue.trials_of([t.id for t in trials(5)])) == 5
+        assert queue.result(trial.id) and queue.attempt(trial.id) == 1 and queue.state(trial.id) is TrialState.COMPLETED
+        registry.announce(WorkerInfo("worker", "host", 1, "cpu"))
+        registry.order_quit("worker")
+        registry.mark_slow("worker")
+        assert [worker.state for worker in registry.list()] == ["slow"]
+        assert "quit" in registry.announce(WorkerInfo("worker", "host", 1, "cpu"))
+        registry.leave("worker")
+        queue.leave("worker")
+        queue.drop()
+        assert registry.list() == [] and not queue.counts() and searches(broker.client) == []
+
+
 def test_a_node_of_the_url_may_be_down(cluster: str, tmp_path: Path) -> None:
     with open_broker(cluster.replace("cluster://", f"cluster://127.0.0.1:{free_port()},"), tmp_path) as broker:
         queue = TrialQueue(broker.client, SEARCH)
@@ -105,32 +92,18 @@ def test_a_node_of_the_url_may_be_down(cluster: str, tmp_path: Path) -> None:
 
 
 def test_sentinel_leads_to_the_new_primary(tmp_path: Path) -> None:
-    primary, replica, watcher = free_port(), free_port(), free_port()
-    settings = f"port {watcher}\nbind 127.0.0.1\ndir {tmp_path}\nsentinel monitor search 127.0.0.1 {primary} 1\n"
-    settings += "sentinel down-after-milliseconds search 300\nsentinel failover-timeout search 2000\n"
-    (tmp_path / "sentinel.conf").write_text(settings)
-    with ExitStack() as stack:
-        dying = stack.enter_context(running(tmp_path / "primary", primary))
-        stack.enter_context(running(tmp_path / "replica", replica, "--replicaof", "127.0.0.1", str(primary)))
-        command = [str(program("7")), str(tmp_path / "sentinel.conf"), "--sentinel"]
-        sentinel = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        stack.callback(sentinel.wait)
-        stack.callback(sentinel.kill)
-        wait_for(lambda: _answers(watcher), "the Sentinel")
-        with redis.Redis(port=watcher, decode_responses=True) as asked:
-            wait_for(lambda: len(asked.sentinel_slaves("search")) == 1, "the Sentinel to know the replica")
-        with open_broker(f"redis+sentinel://127.0.0.1:{watcher}/search/0", tmp_path) as broker:
-            queue = TrialQueue(broker.client, SEARCH)
-            queue.publish(trials(4))
-            queue.tick(master=True)
-            claims = queue.claim("worker", 4, "first")
-            with redis.Redis(port=replica) as copy:
-                wait_for(lambda: copy.exists(queue.keys["leases"]), "the replica to follow")
-            os.kill(dying.pid, signal.SIGKILL)
-            results = [(claim.fence, Result(TrialState.COMPLETED)) for claim in claims]
-            verdicts = wait_for(lambda: _finished(queue, results), "the new primary")
-            assert set(verdicts) == {Verdict.OK}
-            assert "'search', which Sentinel watches" in queue.where
+    with a_sentinel(tmp_path) as watched, open_broker(watched.url, tmp_path) as broker:
+        queue = TrialQueue(broker.client, SEARCH)
+        queue.publish(trials(4))
+        queue.tick(master=True)
+        claims = queue.claim("worker", 4, "first")
+        with redis.Redis(port=watched.replica_port) as copy:
+            wait_for(lambda: copy.exists(queue.keys["leases"]), "the replica to follow")
+        os.kill(watched.primary.pid, signal.SIGKILL)
+        results = [(claim.fence, Result(TrialState.COMPLETED)) for claim in claims]
+        verdicts = wait_for(lambda: _finished(queue, results), "the new primary")
+        assert set(verdicts) == {Verdict.OK}
+        assert "'search', which Sentinel watches" in queue.where
 
 
 def _finished(queue: TrialQueue, results: list[tuple[object, Result]]) -> list[Verdict] | None:
