@@ -91,7 +91,10 @@ def _packed(name: CheckpointName, predicted: Callable[[], dict[str, Any]], say: 
     try:
         arrays = predicted()
         return predictions.pack(arrays) if arrays else None  # a task without classes has none
-    except Exception as error:  # whatever a user's model raises on the test part: its weights count for more than its place in an ensemble
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever a user's model raises on the test part: its weights count for more than its place in an ensemble
         say(f"{name}: has no predictions beside it, so it takes part in no ensemble ({type(error).__name__}: {error})")
         return None
 
@@ -102,6 +105,6 @@ def _tried(name: CheckpointName, what: str, make: Callable[[], T] | None, say: C
         return None
     try:
         return make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         say(f"{name}: has no {what} ({type(error).__name__}: {error})")
         return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,6 @@ from common.practice import DATA, Kind
 from common.search import AVERAGED, METRIC_PATTERN
 from common.space import Scalar
 
-T = TypeVar("T")
 Measure = Callable[[Tensor, Tensor], Any]  # (outputs (N, ...), targets (N, ...)) of one trial's whole validation part -> one number
 CURVE_NAMES = frozenset({"epoch", "seconds", "train_loss", "train_acc", "val_loss", "val_acc", "learning_rate", "grad_norm", "wiggle"})
 
@@ -106,7 +106,8 @@ def data_of(task: Task) -> Data:
         TaskError: it is no ``Data``, or has no classes although the task has no loss of its own.
         Exception: whatever the task's ``data`` raises.
     """
-    data = _without_exit(task.data, "data()")
+    with no_exit("data()"):
+        data = task.data()
     if not isinstance(data, Data):
         raise TaskError(f"data() returned a {type(data).__name__}; return Data(train=Part(...), val=Part(...), test=None, n_classes=10)")
     if data.n_classes is None and own_loss(task) is None:
@@ -123,16 +124,25 @@ def model_of(task: Task, hp: Mapping[str, Scalar]) -> nn.Module:
         TaskError: it is no module.
         Exception: whatever the task's ``model`` raises.
     """
-    module = _without_exit(lambda: task.model(hp), "model(hp)")
+    with no_exit("model(hp)"):
+        module = task.model(hp)
     if not isinstance(module, nn.Module):
         raise TaskError(f"model(hp) returned {module!r}; return a torch.nn.Module")
     return module
 
 
-def _without_exit(call: Callable[[], T], name: str) -> T:
-    """What ``call`` gives; a task that exits ends its trial, not the process that trains others beside it."""
+@contextmanager
+def no_exit(name: str) -> Iterator[None]:
+    """A task that exits inside the block ends its trial, not the process that trains others beside it.
+
+    Args:
+        name: of what is called.
+
+    Raises:
+        TaskError: it called ``exit``.
+    """
     try:
-        return call()
+        yield
     except SystemExit as error:
         code = "" if error.code is None else repr(error.code)
         raise TaskError(f"{name} called exit({code}); raise an exception that says why instead") from error

@@ -11,12 +11,12 @@ from common.errors import TaskError
 from common.practice import BUILT_IN_TASKS
 from common.search import AVERAGED, Stage
 from common.space import Scalar
-from worker.tasks.base import Task, check_metric, data_of, measured_by, model_of
+from worker.tasks.base import Task, check_metric, data_of, measured_by, model_of, no_exit
 from worker.training.array import Entry
 from worker.training.backends import AUTO, Backends
 from worker.training.interface import Boundary, Curves, Job, Outcome, View, Watch
 from worker.training.recipe import Recorded, read_recipe
-from worker.training.session import Session
+from worker.training.session import USED, Session
 from worker.training.setting import Options, Setting
 from worker.training.structure import Model, Structure, give_back_dropout, mask_shapes, prepare
 from worker.training.width import Threads, Widths, slot_step_s
@@ -141,7 +141,8 @@ class Engine:
         if model.structure not in self._shapes:
             setting = self.setting()
             try:
-                self._shapes[model.structure] = mask_shapes(model, setting.sample(model)[0], setting.n_classes)
+                with no_exit(USED):
+                    self._shapes[model.structure] = mask_shapes(model, setting.sample(model)[0], setting.n_classes)
                 self._shapeless[model.structure] = "a dropout layer is passed through more than once, or never"
             except TaskError:
                 raise
@@ -152,7 +153,8 @@ class Engine:
 
     def slot_step_s(self, model: Model, width: int) -> float:
         """Seconds that one step takes for each of ``width`` slots."""
-        return slot_step_s(model, self.shapes(model) or [], width, self.setting())
+        with no_exit(USED):
+            return slot_step_s(model, self.shapes(model) or [], width, self.setting())
 
     def share_cores(self, structure: Structure, step_s: Callable[[], float]) -> None:
         """Sets the number of threads for the array that comes next; ``step_s`` tells the seconds of one of its steps."""

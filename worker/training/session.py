@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from common.trial import TrialState
+from worker.tasks.base import no_exit
 from worker.training.array import Entry, TrialArray
 from worker.training.interface import Boundary, Job, Outcome, View, Watch
 from worker.training.obstacles import explained
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LOADING_S = 600.0  # a data set may have to be downloaded and unpacked
 MEASURING_S = 120.0  # some hundred steps of a model that nobody has timed yet
+USED = "the model, the loss or a metric"
 OTHER_DEVICE = ("not on the expected device", "to be on the same device")  # of torch's messages
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of the CPU allocator's RuntimeError
 
@@ -96,7 +98,8 @@ class Session:
     def _advance(self, array: TrialArray) -> None:
         """One segment. What raises costs no trial but the one whose own model raises."""
         try:
-            array.advance(self._watch)
+            with no_exit(USED):
+                array.advance(self._watch)
         except Exception as error:
             everyone = range(array.width)
             short = _out_of_memory(error)
@@ -123,8 +126,9 @@ class Session:
         self._take(group)
         self._share_cores(first, len(group))
         try:
-            array = TrialArray(group, self._engine.shapes(first.model) or [], self._engine.setting(), self._engine.backends)
-            strangers = array.strangers(range(array.width)) if array.stacked else {}
+            with no_exit(USED):
+                array = TrialArray(group, self._engine.shapes(first.model) or [], self._engine.setting(), self._engine.backends)
+                strangers = array.strangers(range(array.width)) if array.stacked else {}
         except Exception as error:
             self._regroup(group, error)
             return None
@@ -145,8 +149,9 @@ class Session:
         self._take(entries)
         before = array.width
         try:
-            array.admit(entries)
-            strangers = array.strangers(range(before, array.width))
+            with no_exit(USED):
+                array.admit(entries)
+                strangers = array.strangers(range(before, array.width))
         except Exception as error:
             array.drop(range(before, array.width))
             self._regroup(entries, error)

@@ -60,12 +60,16 @@ def test_a_model_that_cannot_predict_keeps_its_weights(folder: StageFolder) -> N
     def raises() -> dict[str, Any]:
         raise RuntimeError("the test part does not fit")
 
+    def leaves() -> dict[str, Any]:
+        raise SystemExit("the test part is secret")
+
     said: list[str] = []
     keep(folder, {name(1): outcome(1, predictions=raises, snapshots=())}, said.append)
     keep(folder, {name(2): outcome(2, predictions=lambda: ARRAYS | {"val": np.full((4, 2), np.nan)}, snapshots=())}, said.append)
     keep(folder, {name(3): outcome(3, predictions=None, snapshots=())}, said.append)  # no classification
-    assert files(folder) == [str(name(n)) for n in (1, 2, 3)]
-    assert "the test part does not fit" in said[0] and "no probabilities" in said[1] and len(said) == 2
+    keep(folder, {name(4): outcome(4, predictions=leaves, portrait=leaves, snapshots=())}, said.append)
+    assert files(folder) == [str(name(n)) for n in (1, 2, 3, 4)]
+    assert "the test part does not fit" in said[0] and "no probabilities" in said[1] and "is secret" in said[2] + said[3] and len(said) == 4
 
 
 class FakeQueue:
