@@ -182,6 +182,7 @@ class Recorder:
 
     def _write_ended(self) -> bool:
         """Writes what has ended, but for trials that raised; False while nobody can tell whose the folder is."""
+        self._ended = [outcome for outcome in self._ended if self._heartbeat.holds(outcome.job.claim.fence)]
         if not self._ended and not self._raising.trials():
             return True
         ours = self._is_ours()
@@ -191,9 +192,8 @@ class Recorder:
             self._leave_out()
             return True
         ended, self._ended = self._ended, []
-        alive = [o for o in ended if self._heartbeat.holds(o.job.claim.fence)]
-        for stage in {o.job.claim.trial.stage for o in alive}:
-            own = [o for o in alive if o.job.claim.trial.stage == stage]
+        for stage in {o.job.claim.trial.stage for o in ended}:
+            own = [o for o in ended if o.job.claim.trial.stage == stage]
             kept = self._keep(self._stage(stage), own)
             records = [(o.job.claim.fence, self._record(o, kept.get(o.job.claim.trial.id))) for o in own]
             self._write_records(stage, [pair for pair in records if pair[1].state != TrialState.FAILED])
@@ -204,7 +204,7 @@ class Recorder:
 
     def _leave_out(self) -> None:
         """Another search has the folder now: what ended here belongs nowhere, and its leases go back."""
-        fences = [o.job.claim.fence for o in self._ended if self._heartbeat.holds(o.job.claim.fence)] + self._raising.fences()
+        fences = [outcome.job.claim.fence for outcome in self._ended] + self._raising.fences()
         self._session.queue.release(fences)
         self._heartbeat.drop([fence.trial_id for fence in fences])
         self._say(f"search {self._session.search.name!r} was replaced by another in its folder: {len(fences)} results are left out")

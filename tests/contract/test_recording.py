@@ -207,6 +207,17 @@ def test_where_another_search_has_the_folder_the_leases_go_back(worker: Worker) 
     assert worker.sessions.find(SEARCH, "digits") is not None
 
 
+def test_where_the_lease_is_gone_too_nothing_is_said_of_results(worker: Worker) -> None:
+    claims = worker.claim(4)
+    for claim in claims:
+        worker.queue.kill(claim.trial.id, "killed by the user")
+    worker.heart.once()
+    worker.said.clear()
+    worker.file.write_text(f'id = "{OTHER}"\n{default_text()}')
+    worker.recorder.record(list(map(completed, claims)))
+    assert worker.recorder.flush() and not worker.said and worker.states() == ["killed"] * 4
+
+
 def test_where_the_whole_folder_is_gone_the_worker_leaves_with_one_message(worker: Worker) -> None:
     claims = worker.claim(4)
     shutil.rmtree(worker.session.folder.path)
