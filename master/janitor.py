@@ -1,6 +1,7 @@
 """Removes what is no longer needed from a stage's folder: weights that fell out of ``keep``, superseded and orphaned files.
 
-Weights go with all that belongs to them: what they predict, and the snapshots of their attempt.
+Weights go with all that belongs to them: what they predict, and the snapshots of their attempt. Of a trial that has ended only those stay
+that the record of its highest ended attempt names; a record is written after its weights, so where there is none yet, they wait for it.
 
 One at a time, under a lock in Redis. Records are always kept.
 """
@@ -41,10 +42,13 @@ def sweep(queue: TrialQueue, folder: StageFolder, keep: int, now_s: float | None
         if not ours:
             return 0
         names = folder.checkpoints(mode)
-        weights = superfluous_weights(names, keep, accepted_attempts(queue, names))
+        recorded = recorded_weights(queue.search_id, folder, names)
+        weights = superfluous_weights(names, keep, accepted_attempts(queue, names), recorded)
         states = ended_states(folder.attempts(folder.resume), queue.state)
         now_s = folder_now_s(folder.path) if now_s is None else now_s
-        doomed = [path for name in weights for path in folder.belongings(name) if path.exists()] + [file.path for file in states]
+        shared = {path for name in names if name not in weights for path in folder.belongings(name)}  # by two writers of one number
+        going = (path for name in weights for path in folder.belongings(name) if path not in shared and path.exists())
+        doomed = [*dict.fromkeys(going), *(file.path for file in states)]
         doomed += orphans((folder.path, folder.trials, folder.resume, folder.snapshots, folder.pictures), now_s)
         doomed += [path for path in aged(folder.left_behind(), now_s) if path not in doomed]
         durable.remove(doomed)
@@ -57,14 +61,27 @@ def accepted_attempts(queue: TrialQueue, names: Sequence[CheckpointName]) -> dic
     return {trial_id: result[0] for trial_id, result in results.items() if result is not None}
 
 
-def superfluous_weights(names: Sequence[CheckpointName], keep: int, accepted: Mapping[str, int]) -> list[CheckpointName]:
-    """Weights beyond the best ``keep``, and those of an attempt below the one that was accepted.
+def recorded_weights(search_id: str, folder: StageFolder, names: Sequence[CheckpointName]) -> dict[tuple[str, int], str | None]:
+    """(trial id, attempt) -> the weights that the attempt's record names, if any; attempts without a record are left out."""
+    records = {name.tried: folder.record(*name.tried) for name in names}
+    return {tried: record.checkpoint for tried, record in records.items() if record is not None and record.search_id == search_id}
+
+
+def superfluous_weights(
+    names: Sequence[CheckpointName], keep: int, accepted: Mapping[str, int], recorded: Mapping[tuple[str, int], str | None]
+) -> list[CheckpointName]:
+    """Weights beyond the best ``keep``, those below the attempt that counts, and those of an attempt whose record names others.
 
     Args:
         names: all weights files, best first.
         accepted: trial id to the attempt that it ended with.
+        recorded: (trial id, attempt) to the weights that the attempt's record names; nobody else will write a record of that attempt.
     """
-    superseded = [name for name in names if name.attempt < accepted.get(name.trial_id, 0)]
+    counts = dict(accepted)
+    for trial_id, attempt in recorded:  # the highest with a record, of which Redis hears at the next launch
+        if trial_id in counts:
+            counts[trial_id] = max(counts[trial_id], attempt)
+    superseded = [name for name in names if name.attempt < counts.get(name.trial_id, 0) or recorded.get(name.tried, str(name)) != str(name)]
     current = [name for name in names if name not in superseded]
     return superseded + current[keep:]
 

@@ -25,9 +25,9 @@ def name(value: float, index: int, attempt: int = 1) -> CheckpointName:
 def test_the_best_are_kept_and_superseded_attempts_go() -> None:
     names = [name(0.9, 1, 1), name(0.8, 2), name(0.7, 1, 2), name(0.6, 3), name(0.5, 4)]
     accepted = {"coarse-0001": 2, "coarse-0002": 1, "coarse-0003": 1, "coarse-0004": 1}
-    assert superfluous_weights(names, 2, accepted) == [names[0], names[3], names[4]]
-    assert superfluous_weights(names, 10, accepted) == [names[0]]
-    assert superfluous_weights(names, 10, {}) == []  # of what Redis does not know, nothing is superseded
+    assert superfluous_weights(names, 2, accepted, {}) == [names[0], names[3], names[4]]
+    assert superfluous_weights(names, 10, accepted, {}) == [names[0]]
+    assert superfluous_weights(names, 10, {}, {}) == []  # of what Redis does not know, nothing is superseded
 
 
 def test_only_states_of_ended_trials_go(tmp_path: Path) -> None:
@@ -47,6 +47,8 @@ def test_only_old_temporary_files_are_orphans(tmp_path: Path) -> None:
 
 class KnowsNothing:
     """As much of a queue as the janitor asks, while no trial has ended."""
+
+    search_id = ""
 
     def lock(self, _name: str, _ttl_s: float) -> Any:
         return nullcontext(True)
