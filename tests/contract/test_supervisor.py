@@ -15,11 +15,11 @@ from common.errors import ConfigError
 from common.queue import TrialQueue
 from common.records import SearchFolder
 from common.search import default_text, parse_search
-from common.trial import Claim, Progress, WorkerInfo
+from common.trial import Claim, Progress, TrialState, WorkerInfo
 from common.workers import WorkerRegistry
 from master import supervisor as module
 from master.supervisor import Supervisor
-from tests.contract.trials import DONE, made
+from tests.contract.trials import DONE, made, until
 
 
 @pytest.fixture
@@ -135,3 +135,38 @@ def test_a_slow_trial_is_passed_on_only_where_somebody_could_take_it(crew: Crew,
     crew.queue.renew("slow", [Progress(claim.fence, 1, epoch=2.5, epoch_elapsed_s=1000.0, device_model="cpu", array_width=1)])
     crew.master._care()
     assert told in crew.said()
+
+
+# -- local workers that hold trials when they end
+
+
+def test_who_left_the_list_but_gave_nothing_back_still_holds_its_trials(crew: Crew) -> None:
+    crew.master.local = Mock(pids=[71], given_up=False)
+    crew.announce("exits", pid=71)
+    claim = crew.claim("exits")
+    for leave in (False, True, True):
+        if leave:
+            WorkerRegistry(crew.client).leave("exits")
+        crew.master._care()
+        assert crew.master.local.poll.call_args.args == ({71},)
+    crew.queue.release([claim.fence])
+    crew.master._care()
+    assert crew.master.local.poll.call_args.args == (set(),)
+
+
+def test_whose_lease_runs_out_before_its_end_is_seen_has_died_with_it(crew: Crew, brief: TrialQueue) -> None:
+    crew.master.local = Mock(pids=[71], given_up=False)
+    crew.announce("exits", pid=71)
+    (claim,) = brief.claim("exits", 1, "r", machine="EXITS")
+    until(lambda: crew.queue.tick(True).expired, "the lease is over")
+    crew.master._care()
+    assert crew.queue.state(claim.trial.id) is TrialState.PENDING
+    assert crew.master.local.poll.call_args.args == ({71},)
+
+
+def test_who_goes_by_order_is_not_started_again_though_redis_did_not_hear_what_it_gave_back(crew: Crew) -> None:
+    crew.master.local = Mock(pids=[71], given_up=False)
+    crew.announce("goes", "quitting", 71)
+    crew.claim("goes")
+    crew.master._care()
+    assert crew.master.local.poll.call_args.args == (set(),)
