@@ -32,6 +32,7 @@ NODE: Any = ClusterNode  # these two bring no types
 SENTINEL: Any = Sentinel
 ONCE: dict[str, Any] = {
     "decode_responses": True,
+    "encoding_errors": "replace",  # what is no text is looked at where it is read, and refused there
     "retry": Retry(NoBackoff(), 0),
     "retry_on_error": [],
     "health_check_interval": 0,

@@ -8,10 +8,11 @@ trial that raised goes back to the queue for that one, and counts as FAILED only
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from common import wire
 from common.errors import PutAside
 
 MAX_RAISED = 3  # tries that raised and end a trial though one machine had them all: the others came and went
@@ -47,15 +48,32 @@ class Answer:
     earlier: tuple[Raised, ...] = ()
 
 
-def answer_in(word: str | Sequence[Sequence[Any]]) -> Answer:
-    """One of the answers of ``fail.lua``."""
-    if isinstance(word, str):
-        return Answer(Ruling(word))
-    return Answer(Ruling.FINAL, tuple(Raised(*earlier) for earlier in word))
+def answer_in(word: Any) -> Answer:
+    """One of the answers of ``fail.lua``.
+
+    Raises:
+        DamagedReplyError: it has put values into it that this program has not written.
+    """
+    try:
+        if isinstance(word, str):
+            return Answer(Ruling(word))
+        earlier = tuple(Raised(*row) for row in word)
+    except (TypeError, ValueError):
+        raise wire.unwritten("answer to what raised", word) from None
+    if not all(isinstance(text, str) for try_ in earlier for text in (try_.machine, try_.worker, try_.reason)):
+        raise wire.unwritten("answer to what raised", word)
+    return Answer(Ruling.FINAL, tuple(replace(try_, attempt=wire.whole_in(try_.attempt, "attempt")) for try_ in earlier))
 
 
-def put_aside(kind: str, reason: str, *trials: str) -> PutAside:
-    """The error for what ``claim.lua`` answers to a machine that gets no trials."""
+def put_aside(found: Sequence[Any]) -> PutAside:
+    """The error for what ``claim.lua`` answers to a machine that gets no trials.
+
+    Raises:
+        DamagedReplyError: it has put values into it that this program has not written.
+    """
+    if len(found) < 2 or not all(isinstance(text, str) for text in found):
+        raise wire.unwritten("machine that was put aside", found)
+    kind, reason, *trials = found
     if kind == "wait":
         return PutAside(f"one trial after the other raised on this machine ({reason}); it waits until another machine has tried them")
     return PutAside(

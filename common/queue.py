@@ -22,7 +22,7 @@ from redis.exceptions import LockNotOwnedError
 from common import scripts, wire
 from common.doubts import MAX_RAISED, MOST_REASON, Answer, answer_in, put_aside
 from common.errors import DamagedReplyError
-from common.queue_view import MOST_DIGITS, QueueView
+from common.queue_view import QueueView
 from common.redis_errors import translated
 from common.trial import ENDED, TRIAL_PATTERN, Claim, Fence, Progress, Result, Trial, TrialState
 from common.verdict import Taken, Tick, Verdict, taken_in
@@ -100,7 +100,7 @@ class TrialQueue(QueueView):
         floors, added, remaining = attempts or {}, 0, iter(trials)
         while batch := list(islice(remaining, PUBLISH_BATCH)):
             rows = [[t.id, t.stage, t.group, _index(t), floors.get(t.id, 0), wire.trial_out(t)] for t in batch]
-            added += int(self.run("publish", wire.dumps(rows)))
+            added += wire.whole_in(self.run("publish", wire.dumps(rows)), "number of new trials")
         return added
 
     def restore(self, trial: Trial, attempt: int, result: Result, floor: int = 0) -> bool:
@@ -126,8 +126,8 @@ class TrialQueue(QueueView):
 
         The group with most pending trials of the earliest stage comes first: arrays get wide, and workers spread over the groups
         instead of sharing one. A suspect (its last attempt was lost) comes as a list of one, after its stage's other trials. A trial
-        that was taken from this worker for being slow is passed over while another worker lives; one that raised on this machine, while
-        another machine lives that could try it.
+        that was taken from this worker for being slow is passed over while another worker lives that could take it; one that raised on this
+        machine, while another machine lives that could try it.
 
         Args:
             worker: the claimer's name, unique among the living.
@@ -146,14 +146,15 @@ class TrialQueue(QueueView):
         reply = self.run("claim", *words)
         if reply is None:
             return []
-        held, suspect, *found = wire.loads(reply)
+        held, *found = wire.reply_in(reply, "claim")
         if not held:
-            raise put_aside(suspect, *found)
+            raise put_aside(found)
+        suspect, *found = found
         claims, damaged = [], []
         for trial, attempt, stored in (found[first : first + 3] for first in range(0, len(found), 3)):
-            fence = Fence(trial, attempt, held)
+            fence = Fence(trial, wire.whole_in(attempt, "attempt"), held)
             try:
-                claims.append(Claim(wire.trial_in(trial, stored), fence, suspect))
+                claims.append(Claim(wire.trial_in(trial, stored), fence, bool(suspect)))
             except DamagedReplyError as error:
                 damaged.append((fence, Result(TrialState.FAILED, str(error), worker=worker)))
         if damaged:  # nobody can train them, and given back they would be handed out for ever
@@ -170,7 +171,8 @@ class TrialQueue(QueueView):
 
         Returns:
             trial id -> why, for each fence that is stale: "expired", "stuck", "slow", "killed", "retried", "released", "recovered",
-            "ended" (its own finish was accepted) or "gone" (the search was removed).
+            "ended" (its own finish was accepted), "damaged" (somebody else has written where the trial stands) or "gone" (the search was
+            removed).
         """
         stale: dict[str, str] = {}
         for first in range(0, max(len(progress), 1), WORD_BATCH):
@@ -200,7 +202,8 @@ class TrialQueue(QueueView):
         answers: list[Answer] = []
         for first in range(0, len(raised), WORD_BATCH):
             rows = [[*_fence(fence), reason[:MOST_REASON]] for fence, reason in raised[first : first + WORD_BATCH]]
-            answers += [answer_in(word) for word in wire.loads(self.run("fail", wire.dumps(rows), MAX_RAISED, self.live_ms))]
+            reply = self.run("fail", wire.dumps(rows), MAX_RAISED, self.live_ms)
+            answers += [answer_in(word) for word in wire.reply_in(reply, "answer to what raised")]
         return answers
 
     def release(self, fences: Sequence[Fence]) -> list[Verdict]:
@@ -222,10 +225,13 @@ class TrialQueue(QueueView):
         return self.lease_s / 5
 
     def tick(self, master: bool) -> Tick:
-        """Looks for expired leases, at most 1,000 a call; ``master``: also notes that a master lives."""
+        """Looks for expired leases, at most 1,000 a call; ``master``: also notes that a master lives.
+
+        A trial under such a lease whose state somebody else has written has FAILED: nobody could end it, and all would wait for it.
+        """
         extended, *found = self.run("tick", self.lease_ms, int(master), MAX_EXPIRED)
         rows = (found[first : first + 4] for first in range(0, len(found), 4))
-        named = ((wire.text(trial), int(a), wire.text(token), wire.text(worker)) for trial, a, token, worker in rows)
+        named = ((wire.text(trial), wire.whole_in(a, "attempt"), wire.text(token), wire.text(worker)) for trial, a, token, worker in rows)
         expired = tuple((Fence(trial, a, token), worker) for trial, a, token, worker in named if TRIAL_PATTERN.fullmatch(trial))
         return Tick(wire.text(extended) == "1", expired)
 
@@ -313,7 +319,7 @@ def searches(client: redis.Redis) -> list[tuple[str, str]]:
     with translated(scripts.where_of(client)):
         stored: dict[Any, Any] = client.hgetall(SEARCHES)
     launched = [(wire.text(search_id), *wire.text(value).partition(" ")[::2]) for search_id, value in stored.items()]
-    ours = [row for row in launched if row[1].isascii() and row[1].isdecimal() and len(row[1]) < MOST_DIGITS]
+    ours = [row for row in launched if row[1].isascii() and row[1].isdecimal() and len(row[1]) < wire.MOST_DIGITS]
     return [(search_id, name) for search_id, _, name in sorted(ours, key=lambda row: (int(row[1]), row[0]))]
 
 

@@ -14,7 +14,6 @@ from common.redis_errors import translated
 from common.trial import ENDED, Fence, Result, Running, Trial, TrialState
 
 PAGE = 1000  # entries a reading call: some hundred kilobytes
-MOST_DIGITS = 18  # of a number in a text: below 2^63
 STAGE_QUEUES = 1 << 20  # as in shared.lua: a queue is its stage's number times this, plus its group's
 
 
@@ -43,12 +42,12 @@ class QueueView:
         return None if stored is None else wire.trial_in(trial_id, stored)
 
     def trials_of(self, trial_ids: Sequence[str]) -> list[Trial | None]:
-        """The configurations of these trials in one call, None for one that was never published."""
+        """The configurations of these trials in one call, None for one that was never published or is damaged."""
         if not trial_ids:
             return []
         with translated(self.where):
             stored = self.client.hmget(self.keys["trials"], list(trial_ids))
-        return [None if own is None else wire.trial_in(trial_id, own) for trial_id, own in zip(trial_ids, stored, strict=True)]
+        return [_trial(trial_id, own) for trial_id, own in zip(trial_ids, stored, strict=True)]
 
     def state(self, trial_id: str) -> TrialState | None:
         """Where the trial stands, None if it was never published."""
@@ -78,11 +77,14 @@ class QueueView:
                 yield trial
 
     def by_state(self, *states: TrialState, stage: str | None = None) -> list[str]:
-        """Ids of the trials that stand in one of ``states``, first published stage first, then by index."""
+        """Ids of the trials that stand in one of ``states``, first published stage first, then by index; damaged ones are left out."""
         numbers = self._stage_numbers()
         found = []
         for trial_id, stored in self._scan("states"):
-            state = wire.state_in(stored)
+            try:
+                state = wire.state_in(stored)
+            except DamagedReplyError:
+                continue
             number = state["g"] // STAGE_QUEUES
             if state["s"] in states and (stage is None or numbers.get(stage) == number):
                 found.append((number, state["i"], trial_id))
@@ -92,8 +94,11 @@ class QueueView:
         """How many trials stand where: stage -> state -> n, stages in the order of their publishing, all states present."""
         with translated(self.where):
             groups, counts = self.client.pipeline().hgetall(self.keys["groups"]).hgetall(self.keys["counts"]).execute()
-        stored = {wire.text(field): int(n) for field, n in counts.items()}
-        return {stage: {s.value: stored.get(f"{number}:{s}", 0) for s in TrialState} for stage, number in _numbers(groups).items()}
+        stored = {wire.text(field): n for field, n in counts.items()}
+        return {
+            stage: {s.value: wire.whole_in(stored.get(f"{number}:{s}", 0), "count of trials") for s in TrialState}
+            for stage, number in _numbers(groups).items()
+        }
 
     def pending_total(self) -> int:
         """How many trials wait, in all stages."""
@@ -114,7 +119,7 @@ class QueueView:
 
     def running(self) -> list[Running]:
         """The trials under lease at one moment, with durations by the server's clock. One whose values are damaged is left out."""
-        now, *found = wire.loads(self.run("running"))
+        now, *found = wire.reply_in(self.run("running"), "list of running trials")
         readable = (_running(now, *found[first : first + 4]) for first in range(0, len(found), 4))
         return [running for running in readable if running is not None]
 
@@ -152,7 +157,8 @@ class QueueView:
     def master_alive(self, within_s: float = 10.0) -> bool:
         """Whether a master has ticked in the last ``within_s`` seconds, by the server's clock."""
         last = self._field("meta", "master")
-        return last is not None and self._now_ms() - int(last) <= within_s * 1000
+        ticked_ms = _whole(last or "")  # what is no number is no word of a master's, and the next master's replaces it
+        return ticked_ms >= 0 and self._now_ms() - ticked_ms <= within_s * 1000
 
     def _now_ms(self) -> int:
         """The time of the server that has the search: in a Cluster the command TIME may reach another one."""
@@ -182,8 +188,8 @@ class QueueView:
 
 def _numbers(groups: dict[Any, Any]) -> dict[str, int]:
     """Stage -> number, in their order. A stage's name has neither ':' nor '#'; groups and counters have."""
-    plain = {wire.text(field): int(number) for field, number in groups.items()}
-    stages = {name: number for name, number in plain.items() if ":" not in name and "#" not in name}
+    plain = {wire.text(field): number for field, number in groups.items()}
+    stages = {name: wire.whole_in(number, "number of a stage") for name, number in plain.items() if ":" not in name and "#" not in name}
     return dict(sorted(stages.items(), key=lambda item: item[1]))
 
 
@@ -207,16 +213,27 @@ def _ending(entry: str | bytes) -> tuple[int, str]:
 
 def _whole(number: str) -> int:
     """A number of an attempt or a beat; -1, which none has, for what is no number."""
-    return int(number) if number.isascii() and number.isdecimal() and len(number) < MOST_DIGITS else -1
+    try:
+        return wire.whole_in(number, "number")
+    except DamagedReplyError:
+        return -1
+
+
+def _trial(trial_id: str, stored: str | bytes | None) -> Trial | None:
+    try:
+        return None if stored is None else wire.trial_in(trial_id, stored)
+    except DamagedReplyError:
+        return None
 
 
 def _running(now_ms: int, trial_id: str, stored: str, configuration: str, heartbeat: str) -> Running | None:
     try:
         state, trial = wire.state_in(stored), wire.trial_in(trial_id, configuration)
-        fence = Fence(trial_id, state["a"], str(state["t"]))
-        claimed_s, worker = (now_ms - int(state["c"])) / 1000, str(state["w"])
-    except (DamagedReplyError, KeyError, TypeError, ValueError):
+    except DamagedReplyError:
         return None
+    if state["s"] != TrialState.RUNNING:
+        return None
+    fence, worker, claimed_s = Fence(trial_id, state["a"], state["t"]), state["w"], (now_ms - state["c"]) / 1000
     progress, still_s = None, claimed_s
     if heartbeat:
         beat, moved, told = [*heartbeat.split(" ", 2), "", ""][:3]

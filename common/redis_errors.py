@@ -27,6 +27,7 @@ REFUSALS = {
     "MOVED": "is a node of a Redis Cluster that holds other keys; give the node that MOVED names, or a Redis that is no cluster",
 }
 IN_A_SCRIPT = "@user_script"
+OTHER_TYPE = "WRONGTYPE"  # a list where a search has a hash
 DAMAGED = "holds what a script of this program cannot read; see who else uses it, then run `master recover`"
 DENIED_IN_A_SCRIPT = "The user executing the script can't"  # 7.0 forgets the mark there
 NO_CLIENTS_LEFT = "has no connection left; raise its maxclients, or stop clients that are not needed"
@@ -62,7 +63,7 @@ def translated(where: str) -> Iterator[None]:
         if message is not None:
             kind = NotAllowedError if refusal(error) == "NOPERM" else QueueError
             raise kind(f"{where} {message}") from error
-        if IN_A_SCRIPT in str(error):
+        if IN_A_SCRIPT in str(error) or OTHER_TYPE in str(error):
             raise DamagedReplyError(f"{where} {DAMAGED} (it says: {_first_line(error)})") from error
         raise
 

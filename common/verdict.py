@@ -40,10 +40,19 @@ class Tick:
 
 
 def taken_in(trial_id: str, reply: Any, fence: Fence | None) -> Taken | None:
-    """Reads what the scripts expire, take and kill answer; None where they changed nothing."""
+    """Reads what the scripts expire, take and kill answer; None where they changed nothing.
+
+    Raises:
+        DamagedReplyError: they have put values into it that this program has not written.
+    """
     if reply is None:
         return None
-    state = TrialState(wire.text(reply[1]))
-    result = wire.result_in(reply[3]) if reply[3] else None
+    try:
+        attempt, state, worker, stored = reply
+        stands = TrialState(wire.text(state))
+        holder = wire.text(worker) or None
+    except (AttributeError, TypeError, ValueError):
+        raise wire.unwritten("verdict", reply) from None
+    result = wire.result_in(stored) if stored else None
     token = "" if result or not fence else fence.token  # a verdict is nobody's lease
-    return Taken(Fence(trial_id, int(reply[0]), token), state, result, wire.text(reply[2]) or None)
+    return Taken(Fence(trial_id, wire.whole_in(attempt, "attempt"), token), stands, result, holder)

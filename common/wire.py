@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +16,16 @@ from common.trial import ENDED, TRIAL_PATTERN, Fence, Progress, Result, Trial, T
 
 NON_FINITE = "$float"  # {"$float": "nan"}: strict JSON has no word for it, and a plain string could be the user's own
 MOST_CHARACTERS = 1 << 20  # of one value: a configuration is smaller than its search file, anything larger is not ours
+MOST_DIGITS = 18  # of a number in a text: below 2^63
 MOST_SHOWN = 60  # characters of a damaged value in a message
+MOST_WHOLE = 1 << 63  # no whole number of ours is as large, and not every larger one becomes a float
 MOST_POINTS = 100  # of a curve that is sent while it grows: more than a screen shows, some kilobytes
 ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 DEFAULTS = {name: field.default for name, field in Result.__dataclass_fields__.items()}
 NUMBER, TEXT = (int, float), (str,)
 KINDS: dict[str, tuple[type, ...]] = {"str": TEXT, "int": (int,), "float": NUMBER, "bool": (bool,)}  # by a field's annotation
 SCALARS = (bool, int, float, str)
+HALF_A_PAIR = re.compile(r"\\u[dD][89a-fA-F]")  # what JSON can say and no terminal, file or server takes
 PROGRESS_FIELDS = [name for name in Progress.__dataclass_fields__ if name not in ("fence", "beat")]
 
 
@@ -39,7 +43,11 @@ def loads(stored: str | bytes) -> Any:
     Raises:
         ValueError, TypeError, RecursionError: it is something else.
     """
-    return json.loads(stored, object_hook=_unmarked) if NON_FINITE in text(stored) else json.loads(stored)
+    plain = text(stored)
+    found = json.loads(plain, object_hook=_unmarked) if NON_FINITE in plain else json.loads(plain)
+    if HALF_A_PAIR.search(plain):
+        json.dumps(found, ensure_ascii=False).encode()
+    return found
 
 
 def _marked(value: Any) -> Any:
@@ -58,7 +66,35 @@ def _unmarked(value: dict[str, Any]) -> Any:
 
 def text(value: str | bytes) -> str:
     """A reply as text, whether or not the client decodes."""
-    return value if isinstance(value, str) else value.decode()
+    return value if isinstance(value, str) else value.decode(errors="replace")
+
+
+def whole_in(stored: str | bytes | int | None, what: str) -> int:
+    """A number that a script counts or numbers things with: whole, not negative.
+
+    Raises:
+        DamagedReplyError: no script has written it.
+    """
+    if isinstance(stored, str | bytes) and len(stored) < MOST_DIGITS and (digits := text(stored)).isascii() and digits.isdecimal():
+        return int(digits)
+    if isinstance(stored, int) and not isinstance(stored, bool) and 0 <= stored < MOST_WHOLE:
+        return stored
+    raise unwritten(what, stored)
+
+
+def reply_in(stored: str | bytes | None, what: str) -> list[Any]:
+    """The array that a script answers.
+
+    Raises:
+        DamagedReplyError: it has put values into it that this program has not written.
+    """
+    try:
+        found = loads(stored or "")
+    except (ValueError, TypeError, RecursionError):
+        raise unwritten(what, stored) from None
+    if not isinstance(found, list):
+        raise unwritten(what, stored)
+    return found
 
 
 def trial_out(trial: Trial) -> str:
@@ -74,13 +110,13 @@ def trial_in(stored_id: str | bytes, configuration: str | bytes) -> Trial:
     """
     found, what = _value(configuration, "trial"), text(stored_id)
     if not isinstance(found, list) or len(found) != 6:
-        raise _damaged("trial", configuration)
+        raise unwritten("trial", configuration)
     trial = Trial(what, *found)
     _check(trial, "trial", configuration)
     named = TRIAL_PATTERN.fullmatch(what) and trial.id == trial_id(trial.stage, trial.index)
     plain = isinstance(trial.hyperparameters, dict) and all(isinstance(value, SCALARS) for value in trial.hyperparameters.values())
     if not named or not plain or not 0 < trial.epochs < math.inf:
-        raise _damaged(f"trial {what[:MOST_SHOWN]!r}", configuration)
+        raise unwritten(f"trial {what[:MOST_SHOWN]!r}", configuration)
     return trial
 
 
@@ -97,7 +133,7 @@ def result_in(stored: str | bytes) -> Result:
     """
     found = _table(stored, "result")
     if not isinstance(found.get("state"), str) or found["state"] not in ENDED:
-        raise _damaged("result", stored)
+        raise unwritten("result", stored)
     result = Result(**{name: value for name, value in found.items() if name in DEFAULTS} | {"state": TrialState(found["state"])})
     _check(result, "result", stored)
     return result
@@ -110,9 +146,15 @@ def state_in(stored: str | bytes) -> dict[str, Any]:
         DamagedReplyError: no script has written it.
     """
     found = _table(stored, "state")
-    numbers = all(isinstance(found.get(field), int) for field in ("g", "i", "a"))
-    if not numbers or not isinstance(found.get("s"), str) or found["s"] not in set(TrialState):
-        raise _damaged("state", stored)
+    if not isinstance(found.get("s"), str) or found["s"] not in set(TrialState):
+        raise unwritten("state", stored)
+    leased = found["s"] == TrialState.RUNNING
+    numbers = [found.get(field) for field in ("g", "i", "a", *("c" if leased else ""))]
+    texts = [found.get(field) for field in ("t", "w")] + [found.get("v") or ""]
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < MOST_WHOLE for n in numbers) or not all(
+        isinstance(value, str) or (value is None and not leased) for value in texts
+    ):
+        raise unwritten("state", stored)
     return found
 
 
@@ -126,7 +168,7 @@ def worker_in(stored: str | bytes) -> WorkerInfo:
     try:
         info = WorkerInfo(**{name: value for name, value in found.items() if name in WorkerInfo.__dataclass_fields__})
     except TypeError:
-        raise _damaged("worker", stored) from None
+        raise unwritten("worker", stored) from None
     _check(info, "worker", stored)
     return info
 
@@ -159,8 +201,8 @@ def curves_in(stored: str | bytes) -> dict[str, list[float | None]]:
     """
     found = _table(stored, "curves")
     for values in found.values():
-        if not isinstance(values, list) or not all(value is None or isinstance(value, NUMBER) for value in values):
-            raise _damaged("curves", stored)
+        if not isinstance(values, list) or not all(value is None or (isinstance(value, NUMBER) and _fits(value)) for value in values):
+            raise unwritten("curves", stored)
     return found
 
 
@@ -181,25 +223,25 @@ def progress_in(fence: Fence, beat: int, stored: str | bytes) -> Progress:
     """
     found = _value(stored, "heartbeat")
     if not isinstance(found, list):
-        raise _damaged("heartbeat", stored)
+        raise unwritten("heartbeat", stored)
     progress = Progress(fence, beat, **dict(zip(PROGRESS_FIELDS, found, strict=False)))
     _check(progress, "heartbeat", stored)
     return progress
 
 
-def _value(stored: str | bytes, what: str) -> Any:
-    if len(stored) > MOST_CHARACTERS:
-        raise _damaged(what, stored)
+def _value(stored: str | bytes | None, what: str) -> Any:
+    if stored is None or len(stored) > MOST_CHARACTERS:
+        raise unwritten(what, stored)
     try:
         return loads(stored)
     except (ValueError, TypeError, RecursionError):
-        raise _damaged(what, stored) from None
+        raise unwritten(what, stored) from None
 
 
-def _table(stored: str | bytes, what: str) -> dict[str, Any]:
+def _table(stored: str | bytes | None, what: str) -> dict[str, Any]:
     found = _value(stored, what)
     if not isinstance(found, dict):
-        raise _damaged(what, stored)
+        raise unwritten(what, stored)
     return found
 
 
@@ -210,12 +252,18 @@ def _check(value: Trial | Result | Progress | WorkerInfo, what: str, stored: str
         found, kinds = getattr(value, name), KINDS.get(plain)
         if kinds is None or (found is None and none == "None"):
             continue
-        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds):
-            raise _damaged(what, stored)
+        if not isinstance(found, kinds) or (isinstance(found, bool) and bool not in kinds) or not _fits(found):
+            raise unwritten(what, stored)
 
 
-def _damaged(what: str, stored: str | bytes) -> DamagedReplyError:
-    shown = repr(stored[:MOST_SHOWN]) + (f" and {len(stored) - MOST_SHOWN} more" if len(stored) > MOST_SHOWN else "")
+def _fits(value: Any) -> bool:
+    return not isinstance(value, int) or -MOST_WHOLE <= value < MOST_WHOLE
+
+
+def unwritten(what: str, stored: Any) -> DamagedReplyError:
+    """The error for a value that this program has not written; ``what`` it was to be."""
+    whole = stored if isinstance(stored, str | bytes) else repr(stored)
+    shown = repr(whole[:MOST_SHOWN]) + (f" and {len(whole) - MOST_SHOWN} more" if len(whole) > MOST_SHOWN else "")
     return DamagedReplyError(
         f"Redis holds a {what} that this program has not written ({shown}); see who else uses this Redis, then run `master recover`"
     )

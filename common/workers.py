@@ -69,7 +69,8 @@ class WorkerRegistry:
     def _info(self, line: Any, unseen_ms: Any, slow: Any) -> WorkerInfo | None:
         """One of them; None where it is no worker of ours that says so."""
         try:
-            info = replace(wire.worker_in(line), last_seen_s=int(unseen_ms) / 1000)
+            unseen = wire.whole_in(wire.text(unseen_ms).removeprefix("-"), "time")  # before now where the server's clock went back
+            info = replace(wire.worker_in(line), last_seen_s=0.0 if wire.text(unseen_ms).startswith("-") else unseen / 1000)
         except DamagedReplyError:
             return None
         if info.last_seen_s > self.lost_s:

@@ -39,7 +39,7 @@ class RedisServer:
     def client(self, **options: object) -> redis.Redis:
         """A client that sends everything once, as the broker's."""
         fixed = {"unix_socket_path": str(self.socket), "retry": Retry(NoBackoff(), 0), "retry_on_error": [], "protocol": 2}
-        return redis.Redis(**{"decode_responses": True, **fixed, **options})  # type: ignore[arg-type]
+        return redis.Redis(**{"decode_responses": True, "encoding_errors": "replace", **fixed, **options})  # type: ignore[arg-type]
 
     def stop(self) -> None:
         self.process.kill()

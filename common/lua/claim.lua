@@ -1,7 +1,7 @@
 -- Hands out up to n trials of one group: PENDING -> RUNNING. Repeats its answer for the same request of the same worker.
 -- ARGV  worker, n, request id, "1" if only of a group, that group, "1" if a suspect may be handed out, token, lease (ms), live (ms), machine or ""
 -- Reads trials HASH, groups HASH; writes states HASH, pending ZSET, open ZSET, counts HASH, leases ZSET, progress HASH, workers ZSET,
--- requests HASH, machines HASH, doubts HASH.
+-- requests HASH, machines HASH, doubts HASH; for a trial whose state is damaged also results HASH, endings LIST.
 -- Returns JSON [token, alone, then per trial: id, attempt, configuration], nil for nothing; where the worker's machine gets no more trials:
 -- JSON [false, "aside" or "wait", reason of the first that raised, then the trials that ended well elsewhere].
 
@@ -16,7 +16,7 @@ local function answer(ids, trials, with, alone)
   for n, id in ipairs(ids) do
     reply[#reply + 1] = id
     reply[#reply + 1] = trials[n].a
-    reply[#reply + 1] = configurations[n]
+    reply[#reply + 1] = configurations[n] or ''
   end
   return cjson.encode(reply)
 end
@@ -24,7 +24,7 @@ end
 local function repeated(last)
   local ids, trials = {}, {}
   for _, id in ipairs(last.ids) do
-    local trial = state_of(id)
+    local trial = state_in(redis.call('HGET', STATES, id))
     if trial and trial.s == 'running' and trial.t == last.token then
       ids[#ids + 1] = id
       trials[#trials + 1] = trial
@@ -37,7 +37,7 @@ end
 -- so that it does not fail what another, which is just being started again, would complete. What it completes clears it. Its p is the time
 -- of its last try, or since when it has been alone.
 local function may_probe(known)
-  local since = known.p and known.p <= now and known.p
+  local since = natural(known.p, now + 1) and known.p
   if next(able_machines(now, live_ms)) then
     if since then
       known.p = nil
@@ -98,6 +98,9 @@ local function may_try(trial)
   return true
 end
 
+-- Trials that wait, but whose state does not say so -> their queue.
+local buried = {}
+
 -- The first trials of a queue that this worker may have.
 local function pick(queue, limit)
   local ids, trials, offset = {}, {}, 0
@@ -106,8 +109,10 @@ local function pick(queue, limit)
     local asked = math.max(limit - #ids, offset > 0 and LOOK or 0) -- the first look mostly is the last
     local found = redis.call('ZRANGEBYSCORE', PENDING, low, high, 'LIMIT', offset, asked)
     for n, raw in ipairs(fields(STATES, found)) do
-      local trial = cjson.decode(raw)
-      if #ids < limit and may_try(trial) then
+      local trial = state_in(raw)
+      if not trial or trial.s ~= 'pending' or queue_of(trial) ~= queue then
+        buried[found[n]] = queue
+      elseif #ids < limit and may_try(trial) then
         ids[#ids + 1] = found[n]
         trials[#trials + 1] = trial
       end
@@ -122,10 +127,11 @@ end
 local function choose(limit)
   local position = 0
   while true do
-    local queue = tonumber(redis.call('ZRANGE', OPEN, position, position)[1])
-    if not queue then return {}, {}, false end
-    local suspect = queue % PER_STAGE == 0
-    if not suspect or suspects == '1' then
+    local member = redis.call('ZRANGE', OPEN, position, position)[1]
+    if not member then return {}, {}, false end
+    local queue = tonumber(member)
+    local suspect = natural(queue, MOST_QUEUES) and queue % PER_STAGE == 0
+    if natural(queue, MOST_QUEUES) and (not suspect or suspects == '1') then
       local ids, trials = pick(queue, suspect and 1 or limit)
       if #ids > 0 then return ids, trials, suspect end
     end
@@ -135,10 +141,10 @@ end
 
 -- From this group alone, the first stage that has some.
 local function more_of(limit)
-  for stage = 0, tonumber(redis.call('HGET', GROUPS, '#') or 0) - 1 do
-    local queue = redis.call('HGET', GROUPS, stage .. ':' .. group)
-    if queue then
-      local ids, trials = pick(tonumber(queue), limit)
+  for stage = 0, math.min(tonumber(redis.call('HGET', GROUPS, '#') or 0) or 0, MOST_STAGES) - 1 do
+    local queue = tonumber(redis.call('HGET', GROUPS, stage .. ':' .. group))
+    if natural(queue, MOST_QUEUES) then
+      local ids, trials = pick(queue, limit)
       if #ids > 0 then return ids, trials, false end
     end
   end
@@ -147,10 +153,8 @@ end
 
 seen(worker, now)
 local last = redis.call('HGET', REQUESTS, worker)
-if last then
-  last = cjson.decode(last)
-  if last.request == request then return repeated(last) end
-end
+last = last and table_in(last)
+if last and last.request == request and text(last.token) and list_of(last.ids, text) then return repeated(last) end
 
 local bar = barred()
 if bar then
@@ -165,7 +169,11 @@ if limit < 1 then
   return nil
 end
 local ids, trials, alone = (refill == '1' and more_of or choose)(probes and 1 or limit)
-if #ids == 0 then return nil end
+for id, queue in pairs(buried) do bury(id, 'pending', queue) end
+if #ids == 0 then
+  save()
+  return nil
+end
 
 for n, id in ipairs(ids) do
   local trial = trials[n]

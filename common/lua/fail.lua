@@ -19,7 +19,7 @@ end
 
 for n, row in ipairs(rows) do
   local id, attempt, token, reason = unpack(row)
-  local trial = changed[id] or state_of(id)
+  local trial = changed[id] or state_in(redis.call('HGET', STATES, id))
   if holds(trial, attempt, token) then
     local machine = redis.call('HGET', MACHINES, trial.w)
     if passes(trial, machine) then

@@ -31,7 +31,7 @@ end
 
 for n, row in ipairs(rows) do
   local id, attempt, token, state, result = unpack(row)
-  local trial = changed[id] or (states[n] and cjson.decode(states[n]))
+  local trial = changed[id] or state_in(states[n])
   if holds(trial, attempt, token) then
     trial.y = 'ended'
     judge(id, trial, state)

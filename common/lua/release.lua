@@ -6,7 +6,7 @@
 local verdicts = {}
 for _, row in ipairs(cjson.decode(ARGV[1])) do
   local id, attempt, token = unpack(row)
-  local trial = changed[id] or state_of(id)
+  local trial = changed[id] or state_in(redis.call('HGET', STATES, id))
   if holds(trial, attempt, token) then
     trial.y = 'released'
     requeue(id, trial)

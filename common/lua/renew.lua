@@ -12,7 +12,7 @@ local states, before = fields(STATES, ids), fields(PROGRESS, ids)
 
 for n, row in ipairs(rows) do
   local id, attempt, token, beat, progress, curves = unpack(row)
-  local trial = states[n] and cjson.decode(states[n])
+  local trial = state_in(states[n])
   if holds(trial, attempt, token) then
     local last_beat, moved = string.match(before[n] or '', '^(%d+) (%d+) ')
     if not last_beat or beat > tonumber(last_beat) then
@@ -28,7 +28,7 @@ for n, row in ipairs(rows) do
     end
   else
     stale[#stale + 1] = id
-    stale[#stale + 1] = trial and trial.y or 'gone'
+    stale[#stale + 1] = trial and trial.y or states[n] and 'damaged' or 'gone'
   end
 end
 in_slices('HSET', PROGRESS, heard)

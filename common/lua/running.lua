@@ -7,6 +7,6 @@ local ids = redis.call('ZRANGE', LEASES, 0, -1)
 local states, configurations, progress = fields(STATES, ids), fields(TRIALS, ids), fields(PROGRESS, ids)
 local reply = { now_ms() }
 for n, id in ipairs(ids) do
-  for _, value in ipairs({ id, states[n], configurations[n], progress[n] or '' }) do reply[#reply + 1] = value end
+  for _, value in ipairs({ id, states[n] or '', configurations[n] or '', progress[n] or '' }) do reply[#reply + 1] = value end
 end
 return cjson.encode(reply)

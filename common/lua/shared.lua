@@ -35,6 +35,12 @@ local PER_STAGE = 1048576 -- 2^20 groups a stage and 2^20 trials a group; with 2
 local FORGET_MS = 86400000 -- a day: no outage that a worker waits out is longer
 local STRIKES = 3 -- trials that raise on a machine and not elsewhere: once may be chance, three times is the machine
 local SLICE = 2000 -- arguments a call; unpack fails above about 8,000
+local MOST_STAGES = 4096
+local MOST_QUEUES = MOST_STAGES * PER_STAGE
+local MOST_ATTEMPTS = 1000000000 -- nine digits, as in the names of records
+local UNKNOWN_ATTEMPT = 1048576 -- above any that a search has, for a trial of which nobody knows it any more
+local LATEST = 2 ^ 53
+local PLACES = { pending = true, running = true, completed = true, exploded = true, stopped = true, killed = true, failed = true }
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -65,13 +71,64 @@ local function column(rows, number)
   return values
 end
 
-local function state_of(id)
-  local raw = redis.call('HGET', STATES, id)
-  return raw and cjson.decode(raw)
-end
-
 local function whole(number)
   return string.format('%.0f', number)
+end
+
+local function natural(number, below)
+  return type(number) == 'number' and number >= 0 and number < below and number == math.floor(number)
+end
+
+-- A list of which `good` holds for every entry.
+local function list_of(value, good)
+  if type(value) ~= 'table' then return false end
+  for key, entry in pairs(value) do
+    if not natural(key, #value + 1) or not good(entry) then return false end
+  end
+  return true
+end
+
+local function text(value)
+  return type(value) == 'string'
+end
+
+local function try_that_raised(try)
+  return type(try) == 'table' and text(try[1]) and natural(try[2], MOST_ATTEMPTS) and text(try[3]) and text(try[4])
+end
+
+-- A table out of JSON, nil for anything else.
+local function table_in(raw)
+  local good, value = pcall(cjson.decode, raw)
+  return good and type(value) == 'table' and value or nil
+end
+
+-- A state as these scripts have written it; nil for none, and for what somebody else has put there: nothing is worked out of that.
+local function state_in(raw)
+  local trial = raw and table_in(raw)
+  if not trial or not PLACES[trial.s] then return nil end
+  if not (natural(trial.g, MOST_QUEUES) and natural(trial.i, PER_STAGE) and natural(trial.a, MOST_ATTEMPTS)) then return nil end
+  for _, field in ipairs({ 't', 'w', 'v', 'y' }) do
+    if trial[field] ~= nil and not text(trial[field]) then return nil end
+  end
+  if trial.s == 'running' and not (trial.t and trial.w and natural(trial.c, LATEST)) then return nil end
+  if (trial.l ~= nil and not list_of(trial.l, text)) or (trial.b ~= nil and not list_of(trial.b, try_that_raised)) then return nil end
+  if trial.f ~= nil and not natural(trial.f, MOST_ATTEMPTS) then return nil end
+  return trial
+end
+
+-- For a word about this very trial, which must not be answered as if there were none.
+local function state_of(id)
+  local raw = redis.call('HGET', STATES, id)
+  local trial = state_in(raw)
+  if raw and not trial then error('a damaged state') end
+  return trial
+end
+
+-- What is held against a machine (see doubt); nil, so nothing, where somebody else has written it.
+local function doubt_in(raw)
+  local known = table_in(raw)
+  if not known or not (natural(known.o, LATEST) and natural(known.f, LATEST) and natural(known.s, LATEST)) then return nil end
+  return list_of(known.n, text) and #known.n <= STRIKES and text(known.y) and known or nil
 end
 
 -- The machines whose trials raised, read at first need: most searches have none, and pay for one HLEN.
@@ -80,7 +137,7 @@ local function doubts()
   if not doubted then
     doubted = {}
     local stored = redis.call('HLEN', DOUBTS) > 0 and redis.call('HGETALL', DOUBTS) or {}
-    for n = 1, #stored, 2 do doubted[stored[n]] = cjson.decode(stored[n + 1]) end
+    for n = 1, #stored, 2 do doubted[stored[n]] = doubt_in(stored[n + 1]) end
   end
   return doubted
 end
@@ -226,6 +283,27 @@ local function lose(id, trial, why, limit)
   trial.t, trial.y = nil, why
   requeue(id, trial)
   return { trial.a, 'pending', trial.w, '' }
+end
+
+-- Sees to a trial that waits in a queue, or is under lease, though its state does not say so: somebody else has written to the keys. It
+-- leaves that place; and if no other key knows of it, it has FAILED, since otherwise the search would wait for it for ever. The lists of
+-- what is to be written are not yet saved.
+local function bury(id, from, queue)
+  if from == 'pending' then
+    dequeued[#dequeued + 1] = id
+    grown[queue] = (grown[queue] or 0) - 1
+  else
+    freed[#freed + 1] = id
+  end
+  local stage = string.match(id, '^(%a[%w_]*)%-%d+$')
+  local number, index = tonumber(stage and redis.call('HGET', GROUPS, stage)), tonumber(string.match(id, '%d+$'))
+  if not natural(number, MOST_STAGES) or not natural(index, PER_STAGE) or not fields(TRIALS, { id })[1] then return end
+  local other = from == 'pending' and redis.call('ZSCORE', LEASES, id) or from == 'running' and redis.call('ZSCORE', PENDING, id)
+  if other or redis.call('HGET', RESULTS, id) then return end
+  local said = table_in(fields(STATES, { id })[1]) or {}
+  local trial = { g = number * PER_STAGE + 1, i = index, a = natural(said.a, UNKNOWN_ATTEMPT) and said.a or UNKNOWN_ATTEMPT, x = true }
+  count(trial, from, -1)
+  condemn(id, trial, 'failed', 'damaged', 'Redis held a state of it that this program has not written; see who else uses this Redis')
 end
 
 local function holds(trial, attempt, token)

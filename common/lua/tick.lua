@@ -1,11 +1,23 @@
--- Looks for expired leases; after a gap in the ticks (an outage) extends all of them once instead.
+-- Looks for expired leases, and ends those whose trial's state is damaged; after a gap in the ticks (an outage) extends all of them once
+-- instead. Where the server's clock went back, nothing is left to lie further ahead than it could.
 -- ARGV  lease (ms), "1" if a master ticks, most leases to report
--- Reads states HASH; writes meta HASH, leases ZSET.
+-- Reads states HASH; writes meta HASH, leases ZSET, workers ZSET; for a damaged trial also states HASH, counts HASH, progress HASH,
+-- curves HASH, results HASH, endings LIST.
 -- Returns {"1" if extended, then per expired lease: id, attempt, token, worker}.
 
 local lease, master, most = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local now = now_ms()
-local last = tonumber(redis.call('HGET', META, 'tick') or 0)
+local last = tonumber(redis.call('HGET', META, 'tick') or 0) or 0
+if now < last then -- it was set back, or another server took over whose clock is behind
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '(' .. whole(now + lease), '+inf')) do
+    due[#due + 1] = whole(now + lease)
+    due[#due + 1] = id
+  end
+  for _, name in ipairs(redis.call('ZRANGEBYSCORE', WORKERS, '(' .. whole(now), '+inf')) do
+    redis.call('ZADD', WORKERS, whole(now), name)
+  end
+  if (tonumber(redis.call('HGET', META, 'master') or 0) or 0) > now then redis.call('HSET', META, 'master', whole(now)) end
+end
 redis.call('HSET', META, 'tick', whole(now))
 if master == '1' then redis.call('HSET', META, 'master', whole(now)) end
 redis.call('PEXPIRE', META, FORGET_MS)
@@ -22,7 +34,12 @@ end
 local reply = { '0' }
 local ids = redis.call('ZRANGEBYSCORE', LEASES, '-inf', '(' .. whole(now), 'LIMIT', 0, most)
 for n, raw in ipairs(fields(STATES, ids)) do
-  local trial = cjson.decode(raw)
-  for _, value in ipairs({ ids[n], trial.a, trial.t, trial.w }) do reply[#reply + 1] = value end
+  local trial = state_in(raw)
+  if trial and trial.s == 'running' then
+    for _, value in ipairs({ ids[n], trial.a, trial.t, trial.w }) do reply[#reply + 1] = value end
+  else
+    bury(ids[n], 'running')
+  end
 end
+save()
 return reply

@@ -8,10 +8,16 @@ import redis
 from common.errors import DamagedReplyError
 from common.queue import TrialQueue, searches
 from common.trial import Fence, TrialState, WorkerInfo
+from common.verdict import Verdict
 from common.workers import KEYS, WorkerRegistry
-from tests.contract.trials import DONE, SEARCH, heartbeat, ids, made
+from tests.contract.trials import DONE, GROUP, SEARCH, check_consistent, heartbeat, ids, made
 
 NONSENSE = ["", "null", "[]", "{}", "[1,2", '["../../up",1,1,1.0,{},"{}"]', '{"state":"ruled"}', "9" * 5000, "\x1b[2J"]
+
+STATES = [
+    "", "[1,2", "9" * 5000, "\x1b[2J", "null", "[]", '{"s":"running","g":1,"i":0,"a":"x"}', '{"s":"running","g":1,"i":0,"a":1}',
+    '{"s":"pending","g":1,"i":0,"a":1,"b":5}', '{"s":"ruled","g":1,"i":0,"a":1}', '{"s":"pending","g":[],"i":{},"a":null}',
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -74,13 +80,34 @@ def test_searches_and_options_that_are_damaged(torn: TrialQueue, nonsense: str) 
             torn.frozen("coarse")
 
 
-@pytest.mark.parametrize("nonsense", ["", "[1,2", "9" * 5000, "\x1b[2J"])
+@pytest.mark.parametrize("nonsense", [stored for stored in STATES if '"b"' not in stored])
 def test_a_state_that_no_script_can_read_is_told_in_one_line(torn: TrialQueue, nonsense: str) -> None:
     torn.client.hset(torn.keys["states"], "coarse-0000", nonsense)
-    for word in (lambda: torn.claim("w", 4, "r"), lambda: torn.kill("coarse-0000", "by hand"), lambda: torn.state("coarse-0000")):
+    for word in (lambda: torn.kill("coarse-0000", "by hand"), lambda: torn.retry("coarse-0000"), lambda: torn.state("coarse-0000")):
         with pytest.raises(DamagedReplyError, match="see who else uses") as caught:
             word()
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("nonsense", STATES)
+def test_a_trial_whose_state_is_damaged_ends_as_failed_and_the_others_go_on(torn: TrialQueue, nonsense: str) -> None:
+    """Both where it waits and where somebody holds it: nobody has to wait for it."""
+    (held,) = torn.claim("w", 1, "first", group=GROUP)
+    torn.client.hset(torn.keys["states"], mapping={held.trial.id: nonsense, "coarse-0002": nonsense})
+    assert torn.renew("w", [heartbeat(held.fence)]) == {held.trial.id: "damaged"}
+    assert torn.finish([(held.fence, DONE)]) == [Verdict.LOST]
+    others = torn.claim("w", 4, "second")
+    assert ids(others) == ["coarse-0001", "coarse-0003"]
+    assert torn.finish([(claim.fence, DONE) for claim in others]) == [Verdict.OK, Verdict.OK]
+    assert torn.state("coarse-0002") is TrialState.FAILED and torn.unfinished() == 1
+    torn.client.zadd(torn.keys["leases"], {held.trial.id: 1})
+    assert torn.tick(master=True).expired == () and torn.unfinished() == 0
+    assert torn.counts()["coarse"] == {**dict.fromkeys(TrialState, 0), "completed": 2, "failed": 2}
+    ended = {trial: result for trial, _, result in torn.ended()}
+    assert len(ended) == 4 and "this program has not written" in str(ended[held.trial.id].reason)
+    check_consistent(torn)
+    assert torn.retry(held.trial.id) and ids(torn.claim("w", 4, "third")) == [held.trial.id]
+    check_consistent(torn)
 
 
 def test_a_lease_of_no_trial_is_not_reaped(torn: TrialQueue) -> None:
