@@ -37,7 +37,7 @@ fault-test: setup  ## processes are killed, stopped and cut off, one way after t
 
 FUZZ_EXAMPLES ?= 1000
 fuzz: setup  ## nonsense for all that comes from outside, FUZZ_EXAMPLES=1000 a test (minutes)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz_*.py --timeout 900 $(PYTEST_ARGS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz_*.py tests/contract/test_fuzz_*.py --timeout 900 $(PYTEST_ARGS)
 
 check: setup  ## lint, format and types
 	$(BIN)/ruff check $(CODE)
