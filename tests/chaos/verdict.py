@@ -75,6 +75,13 @@ def _robbed(arena: Arena, client: redis.Redis, search_id: str) -> set[str]:
     return {trial.id for trial in arena.trials if trial.id not in known and any(arena.stage.glob(f"trials/{trial.id}-try=*.json"))}
 
 
+def corrected(arena: Arena, account: Account) -> set[str]:
+    """The other exception: trials that have two records, and ended twice where Redis has lost data: the higher record was brought to it."""
+    if not any(note.event == "forgotten" for note in arena.onlooker.notes):
+        return set()
+    return {f"{trial} ended 2 times in Redis" for trial, attempts in account.records.items() if len(attempts) > 1}
+
+
 def _let_time_pass(arena: Arena, client: redis.Redis) -> None:
     """What is gone by itself in time: the lock of a janitor that was killed (a minute), killed writers' temporary files (an hour)."""
     for lock in client.scan_iter("*:lock:janitor"):
