@@ -14,8 +14,9 @@ from worker.checks.plan import Configuration, quiet
 from worker.checks.report import CENTRE, Finding, Status
 from worker.checks.subject import Subject
 from worker.checks.training import Portion, engine_of, job_of, spread, take
-from worker.tasks.base import Data, Part, Task, own_metrics
+from worker.tasks.base import Data, Part, Task, no_exit, own_metrics
 from worker.training.engine import Engine
+from worker.training.session import USED
 
 GRADIENT_S, OVERFIT_S, LEARN_S, OPTIONS_S = 1.0, 3.0, 5.0, 2.0  # at most; the digits search needs a fraction
 BATCH_S = 0.5  # that a batch may take: larger models are looked at with fewer examples
@@ -147,7 +148,8 @@ def _of_option(ground: Ground, option: Configuration) -> list[Finding]:
         if option.name in WITHOUT_MODEL:
             ground.engine.entry(job_of(option.values, seed=ground.seed))
             return [Finding(name, Status.PASSED, "is understood", configuration=option.differs)]
-        looked = Looked(ground, option.values, option.differs)
+        with no_exit(USED):
+            looked = Looked(ground, option.values, option.differs)
     except Exception as error:
         means = "Every trial with this option would fail: correct model(hp), or remove the option."
         return [Finding(name, Status.FAILED, explained(error), means, configuration=option.differs)]
@@ -162,7 +164,8 @@ def _of_option(ground: Ground, option: Configuration) -> list[Finding]:
 def guarded(name: str, check: Callable[[], Finding], configuration: str = CENTRE) -> Finding:
     """What ``check`` finds; where the task's code raises, that is the finding."""
     try:
-        return check()
+        with no_exit(USED):
+            return check()
     except Exception as error:
         means = "The task's own code raised; a trial would fail with the same."
         return Finding(name, Status.FAILED, explained(error), means, configuration=configuration)

@@ -17,8 +17,9 @@ from worker.checks.hyperparameters import known_to_all
 from worker.checks.model import Ground, Looked, guarded, of_centre, of_options
 from worker.checks.plan import centre, variants
 from worker.checks.report import Finding, Report, Status
-from worker.tasks.base import Data, Loop, Part, Task, check_metric, data_of, measured_by
+from worker.tasks.base import Data, Loop, Part, Task, check_metric, data_of, measured_by, no_exit
 from worker.tasks.loader import BUILT_IN, load_task, task_digest
+from worker.training.session import USED
 
 TRAIN_ROWS, VAL_ROWS = 5000, 2000  # examples that models are checked with
 DIGEST_SHOWN = 19  # characters: of a sha256 enough to compare by eye
@@ -77,7 +78,8 @@ class Run:
         options = variants(self.search.space)
         middle = centre(self.search.space)
         try:
-            looked = Looked(ground, middle)
+            with no_exit(USED):
+                looked = Looked(ground, middle)
         except Exception as error:
             self._look_at(data, data.train)
             self._fail("model", explained(error), "Every trial like it would fail: correct model(hp), loss or [space].")
