@@ -156,9 +156,10 @@ class Model:
             self.doubts.pop(MACHINES[worker], None)
 
     def may_try(self, known: Known, worker: str) -> bool:
-        if known.raised:
-            return not (MACHINES[worker] in known.raised and self._elsewhere(known, MACHINES[worker]))
-        return not (known.avoid == worker and len(self.live) > 1)
+        if MACHINES[worker] in known.raised and self._elsewhere(known, MACHINES[worker]):
+            return False
+        others = {MACHINES[other] for other in self.live - {worker}}
+        return known.avoid != worker or all(self.aside(machine) or machine in known.raised for machine in others)
 
     def passes(self, known: Known) -> bool:
         machine = MACHINES[known.worker]
