@@ -14,6 +14,7 @@ from common.redis_errors import translated
 from common.trial import ENDED, Fence, Result, Running, Trial, TrialState
 
 PAGE = 1000  # entries a reading call: some hundred kilobytes
+SORTED = frozenset({"pending", "open", "leases", "workers"})  # keys that are sorted sets
 STAGE_QUEUES = 1 << 20  # as in shared.lua: a queue is its stage's number times this, plus its group's
 
 
@@ -163,6 +164,22 @@ class QueueView:
     def _now_ms(self) -> int:
         """The time of the server that has the search: in a Cluster the command TIME may reach another one."""
         return int(self.run("clock"))
+
+    def check(self) -> None:
+        """Reads what every word needs: kinds of keys, counts, where each trial stands.
+
+        Raises:
+            DamagedReplyError: something of it has been written by somebody else.
+        """
+        with translated(self.where):
+            pipeline = self.client.pipeline(transaction=False).lrange(self.keys["endings"], 0, 0)
+            for name in self.keys.keys() - {"endings"}:
+                key = self.keys[name]
+                pipeline = pipeline.zcard(key) if name in SORTED else pipeline.hlen(key)
+            pipeline.execute()
+        self.counts()
+        for _, stored in self._scan("states"):
+            wire.state_in(stored)
 
     def _field(self, key: str, field: str) -> Any:
         with translated(self.where):

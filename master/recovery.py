@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from common import durable
 from common.broker import open_broker
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, DamagedReplyError
 from common.options import Shared
 from common.queue import TrialQueue
 from common.record import Record
@@ -38,21 +38,36 @@ def recover(shared: Shared, chosen: Chosen, warn: Callable[[str], None]) -> str:
     """
     mend_search_file(chosen, warn)
     launched = of_folder(chosen)
-    lines = []
     with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
         queue = TrialQueue(broker.client, launched.id, launched.search.stragglers.lease_s)
-        for stage in launched.search.stages:
-            if not has_begun(launched.folder, stage):
-                continue
-            mend_ranges(launched, stage, queue, warn)
-            set_damaged_aside(launched.folder.stage(stage.name), warn)
-            published = publish(launched, stage, queue, None, warn)
-            done = published.reconciled
-            lines.append(
-                f"stage {stage.name}: {done.to_redis} trials taken over from the folder as ended, {published.added} queued again, "
-                f"{done.to_folder} missing records written"
-            )
+        try:
+            for stage in launched.search.stages:
+                if has_begun(launched.folder, stage):
+                    mend_ranges(launched, stage, queue, warn)  # while Redis can still tell them
+            queue.check()
+            lines = _rebuild(launched, queue, warn)
+        except DamagedReplyError as error:
+            problem = str(error).partition("; see who else")[0]
+            warn(f"{problem}: Redis forgets the search, which is rebuilt from the folder alone; see who else uses this Redis")
+            queue.drop()
+            lines = _rebuild(launched, queue, warn)
     return "\n".join(lines) or "no stage was ever launched; nothing to recover"
+
+
+def _rebuild(launched: Launched, queue: TrialQueue, warn: Callable[[str], None]) -> list[str]:
+    lines = []
+    for stage in launched.search.stages:
+        if not has_begun(launched.folder, stage):
+            continue
+        mend_ranges(launched, stage, queue, warn)
+        set_damaged_aside(launched.folder.stage(stage.name), warn)
+        published = publish(launched, stage, queue, None, warn)
+        done = published.reconciled
+        lines.append(
+            f"stage {stage.name}: {done.to_redis} trials taken over from the folder as ended, {published.added} queued again, "
+            f"{done.to_folder} missing records written"
+        )
+    return lines
 
 
 def has_begun(folder: SearchFolder, stage: Stage) -> bool:

@@ -123,6 +123,7 @@ class Scene:
             "curves": lambda: queue.curves(RUNNING),
             "by_state": lambda: queue.by_state(*TrialState, stage="coarse"),
             "counts": queue.counts,
+            "check": queue.check,
             "pending_total": queue.pending_total,
             "unfinished": queue.unfinished,
             "live_workers": queue.live_workers,

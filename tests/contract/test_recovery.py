@@ -111,6 +111,32 @@ def test_what_has_ended_counts_and_the_rest_is_queued_again(place: Place, client
     assert {claim.trial.id for claim in claims} <= {"coarse-0003", "coarse-0007"}
 
 
+@pytest.mark.parametrize("how", ["state", "count", "kind", "options"])
+def test_where_redis_is_damaged_it_is_rebuilt_from_the_folder(place: Place, client: redis.Redis, how: str) -> None:
+    """What a damaged value sends its user to do helps."""
+    place.recover()
+    queue = TrialQueue(client, place.launched().id)
+    keys = queue.keys
+    if how == "state":
+        client.hset(keys["states"], mapping={"coarse-0001": "[1,2", "coarse-0003": "{}"})
+    elif how == "count":
+        client.hset(keys["counts"], "0:pending", "many")
+    elif how == "kind":
+        client.delete(keys["open"])
+        client.set(keys["open"], "x")
+    else:
+        client.hset(keys["meta"].removesuffix("meta") + "frozen", "coarse", "x")
+    said = place.recover()
+    assert said.splitlines()[0] == "stage coarse: 10 trials taken over from the folder as ended, 2 queued again, 0 missing records written"
+    (line,) = place.told
+    assert "has not written" in line or "cannot read" in line
+    assert "rebuilt from the folder alone; see who else uses this Redis" in line
+    queue.check()
+    assert set(queue.by_state(TrialState.PENDING, stage="coarse")) == {"coarse-0003", "coarse-0007"}
+    assert len(queue.claim("w", 2, "r")) == 2
+    assert place.recover().startswith("stage coarse: 0 trials taken over") and not place.told
+
+
 def test_damaged_files_are_set_aside_by_name_and_no_attempt_number_is_used_twice(place: Place, client: redis.Redis) -> None:
     place.launched()
     stage = place.folder.stage("coarse")
