@@ -75,6 +75,8 @@ def test_a_model_that_cannot_predict_keeps_its_weights(folder: StageFolder) -> N
 class FakeQueue:
     """As much of a queue as the janitor asks."""
 
+    search_id = ""
+
     def __init__(self, accepted: dict[str, int]) -> None:
         self._accepted = accepted
 
