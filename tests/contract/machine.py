@@ -11,7 +11,7 @@ from hypothesis.stateful import initialize, invariant, rule
 from common.doubts import Ruling
 from common.errors import PutAside
 from common.trial import ENDED, Claim, Fence, Result, TrialState
-from tests.contract.model import FAILED, KILLED, MACHINES, MAX_LOST, PENDING, RUNNING, Doubt, Known
+from tests.contract.model import FAILED, KILLED, MACHINES, MAX_LOST, PENDING, Doubt, Known
 from tests.contract.passing_time import PICK, WORKERS, TimedMachine
 from tests.contract.trials import check_consistent, made
 
@@ -181,12 +181,19 @@ class QueueMachine(TimedMachine):
 
     @rule(pick=PICK, by=st.integers(-1, 2), state=ENDINGS)
     def restore(self, pick: int, by: int, state: TrialState) -> None:
+        above = pick % 3 - 1  # the folder's highest attempt
         for known in self._some_trial(pick):
             attempt = max(1, known.attempt + by)
-            waits = known.state is PENDING and attempt > known.settled
-            right = waits or (known.state is RUNNING and attempt >= known.attempt)
-            assert self.queue.restore(known.trial, attempt, Result(state)) is right
-            if right:
+            if known.state in ENDED:
+                told = self.queue.result(known.trial.id)
+                right = attempt > known.attempt or (attempt == known.attempt and told != (attempt, Result(state)))
+            else:
+                settled = known.state is PENDING and (attempt <= known.settled or above > 0)
+                right = attempt >= known.attempt and not settled
+            assert self.queue.restore(known.trial, attempt, Result(state), attempt + above) is right
+            if right and known.state in ENDED:
+                self.model.corrected(known, state, attempt)
+            elif right:
                 self.model.ended(known, state, attempt, known.fence if attempt == known.attempt else None)
 
     # --- what must hold ---

@@ -143,6 +143,13 @@ class Model:
                 self.doubts[machine].open = max(0, self.doubts[machine].open - 1)
                 self._forget()
 
+    def corrected(self, known: Known, state: TrialState, attempt: int) -> None:
+        """A record says otherwise of a trial that has ended: a later attempt's is another ending."""
+        if attempt > known.attempt:
+            known.attempt, known.fence = attempt, None
+            self.endings += 1
+        known.state, known.result = state, (attempt, state)
+
     def retried(self, known: Known) -> None:
         known.state, known.fence, known.lost, known.avoid, known.result = PENDING, None, 0, None, None
         known.settled, known.raised = known.attempt, []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -193,6 +194,22 @@ def test_a_record_that_redis_has_as_another_result_counts(house: House) -> None:
     assert reconcile(house.queue, house.folder, house.published.trials, []) == Reconciled(1, 1)  # a list from before the record
     assert house.counts() == (1, COMPLETED)
     assert reconcile(house.queue, house.folder, house.published.trials, records) == Reconciled()
+
+
+def test_masters_who_correct_at_once_correct_once(house: House) -> None:
+    trials = house.published.trials
+    claims: list[Claim] = []
+    while more := house.queue.claim("A", 4, str(len(claims))):
+        claims += more
+    house.queue.finish([(claim.fence, FIRST) for claim in claims])
+    for claim in claims:
+        house.record(claim, FIRST)
+        house.stage.write_records([Record.of(house.queue.search_id, claim.trial, 2, SECOND)])
+    with ThreadPoolExecutor(4) as masters:
+        told = list(masters.map(lambda _: reconcile(house.queue, house.folder, trials, house.stage.records(print)), range(4)))
+    assert sum(reconciled.to_redis for reconciled in told) == len(trials)
+    assert {house.counts(trial.id) for trial in trials} == {(2, COMPLETED)}
+    assert house.client.llen(house.queue.keys["endings"]) == 2 * len(trials)
 
 
 def test_a_running_trial_is_not_ended_by_a_record_below_its_attempt(house: House) -> None:
