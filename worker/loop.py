@@ -17,6 +17,7 @@ from common.queue import searches
 from common.trial import Claim
 from common.witness import reap
 from worker.heartbeat import Heartbeat, Position
+from worker.legible import legible
 from worker.own import OwnLoop
 from worker.recording import Recorder
 from worker.session import Session, Sessions, Trainer
@@ -25,6 +26,7 @@ from worker.training.engine import Boundary, Job
 CPU_CLAIM, GPU_CLAIM = 64, 512  # trials asked for before an array width is known; the queue hands out a fair share at most
 MIN_PAUSE_S, MAX_PAUSE_S = 0.02, 1.0  # an idle worker backs off between these
 MASTER_GRACE_S = 15.0  # a local worker leaves when for so long no master was heard and no trial was left
+MOST_BACKEND = 300  # characters of how steps are computed, and why: a line or two of `master workers`
 LOADING_S = 600.0  # a task may have to download its data
 
 
@@ -140,7 +142,7 @@ class Loop:
 
         last = Boundary([], [], [])
         for last in engine.train(session.jobs(claims, self._say), refill, self._heartbeat):
-            self._heartbeat.backend = engine.backend
+            self._heartbeat.backend = legible(engine.backend, MOST_BACKEND)
             self._at_boundary(last, recorder)
         self._width[session.queue.search_id] = engine.width(claims[0].trial.hyperparameters)
         if self._heartbeat.stopping():

@@ -25,7 +25,7 @@ from worker.heartbeat import Heartbeat
 from worker.loop import Loop, Options
 from worker.recording import Recorder
 from worker.session import Means, Session, Sessions
-from worker.training.interface import Job, Outcome
+from worker.training.interface import Boundary, Job, Outcome
 
 OTHER = "fedcba9876543210"
 SURROGATE = "FileNotFoundError: [Errno 2] No such file: 'caf\udce9.csv'"
@@ -261,6 +261,15 @@ def test_options_that_nobody_of_us_wrote_end_the_worker_and_its_leases_go_back(
     with pytest.raises(DamagedReplyError, match="stage's options"):
         worker.loop.run()
     assert worker.states() == ["pending"] * 4 and worker.said == ["gave back 4 unfinished trials"]
+
+
+def test_how_steps_are_computed_is_told_whatever_a_task_raised_meanwhile(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = SimpleNamespace(backend=SURROGATE * 100_000, width=lambda _hp: 1, train=lambda *_: iter([Boundary([], [], [])]))
+    monkeypatch.setattr(worker.session, "engine", lambda *_: told)
+    worker.loop._train(worker.session, worker.claim(1), worker.recorder)
+    worker.heart.once()
+    (info,) = WorkerRegistry(worker.queue.client).list()
+    assert info.backend.encode().startswith(b"FileNotFoundError") and len(info.backend) < 400
 
 
 def test_rights_that_are_taken_away_while_it_trains_end_the_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
