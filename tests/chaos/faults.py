@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WITHIN = 0.3  # leases: short enough that whoever is cut off still holds his
 BEYOND = 1.6  # leases: long enough that whoever stands still has lost his
+WAKING = 0.35  # leases: the master, which ticks every fifth of one, is heard within it; a worker that is late by no more loses nothing
 PATIENCE_S = 10.0  # for a process to come to a certain step
 TAIL = (0.02, 0.25)  # of the append-only file: from about its last second to its last quarter
 AHEAD_S, BEHIND_S = (7200.0, 40 * 86400.0), (-5.0, -86400.0)  # all files look an hour old, and more; time goes back
@@ -93,6 +94,19 @@ def stop_redis(arena: Arena, draw: random.Random) -> Made:
     arena.server.signal(signal.SIGSTOP)
     yield BEYOND * arena.lease_s
     arena.server.signal(signal.SIGCONT)
+    yield 1.0
+
+
+def suspend_computer(arena: Arena, draw: random.Random) -> Made:
+    """The computer of Redis and the workers sleeps for longer than a lease; when it wakes, the master, on another, is served first."""
+    assert arena.server
+    pids = [arena.crew.signal(slot, signal.SIGSTOP) for slot in arena.crew.workers]
+    arena.server.signal(signal.SIGSTOP)
+    yield BEYOND * arena.lease_s
+    arena.server.signal(signal.SIGCONT)
+    yield WAKING * arena.lease_s
+    for pid in pids:
+        arena.crew.go_on(pid)
     yield 1.0
 
 
@@ -211,6 +225,7 @@ ALL: dict[str, tuple[Callable[..., Made], str]] = {
     "master stopped past a lease": (stop_master, MASTER),
     "Redis killed": (kill_redis, REDIS),
     "Redis stopped past a lease": (stop_redis, REDIS),
+    "computer of Redis and the workers suspended": (suspend_computer, REDIS),
     "Redis's last writes lost": (cut_tail, REDIS),
     "Redis emptied, recovered": (empty_redis, REDIS),
     "embedded Redis killed": (kill_embedded, REDIS),

@@ -24,8 +24,8 @@ class Note:
 
     Attributes:
         at_s: when it was seen, of the monotonic clock.
-        event: "claim", "finish" or "forgotten" of the ledger, "over" (a process has ended), "still" (it stood still, or its link was
-            down, for long enough to lose its trials), or "late" (this machine was too busy).
+        event: "claim", "finish" or "forgotten" of the ledger, "over" (a process has ended), "still" (it stood still for long enough to
+            lose its trials, or its link was down), or "late" (this machine was too busy).
         pid: of the process that said it, or of which it is said.
         said: the line of the ledger.
     """
@@ -100,7 +100,7 @@ class Onlooker:
         for pid, linked in self._where.workers():
             if not serves or (linked and not stands_still(pid)):
                 self._silent_since.pop(pid, None)  # after an outage nobody is to lose a trial for it: every lease begins anew
-            elif now - self._silent_since.setdefault(pid, now) > self._still_s:
+            elif now - self._silent_since.setdefault(pid, now) > self._still_s or not linked:  # who was cut off is heard late: TCP waits
                 self.notes.append(Note(now, "still", pid))
 
     def _look_at_ledger(self, now: float) -> None:
