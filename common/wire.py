@@ -230,7 +230,7 @@ def progress_in(fence: Fence, beat: int, stored: str | bytes) -> Progress:
 
 
 def _value(stored: str | bytes | None, what: str) -> Any:
-    if stored is None or len(stored) > MOST_CHARACTERS:
+    if not isinstance(stored, str | bytes) or len(stored) > MOST_CHARACTERS:
         raise unwritten(what, stored)
     try:
         return loads(stored)

@@ -164,6 +164,8 @@ def test_the_scene_has_something_in_every_key_and_no_word_refuses_it(scene: Scen
     [
         *(("states", RUNNING, change) for change in ({"a": "x"}, {"t": 5}, {"w": None}, {"w": [1]}, {"c": 1e999}, {"a": 10**400})),
         *(("states", RUNNING, change) for change in ({"l": [{}], "o": True}, {"b": "x"}, {"b": [["A", "x", 5, None]]}, {"y": 5})),
+        *(("trials", f"coarse-00{i:02d}", None) for i in (4, 5, 9)),
+        *(("states", f"coarse-00{i:02d}", None) for i in (4, 5, 9)),
         ("meta", "master", "x"),
         ("meta", "master", "9" * 17),
         ("meta", "tick", "x"),
@@ -185,7 +187,10 @@ def test_what_was_found(scene: Scene, key: str, field: str, value: Any) -> None:
     name = scene.queue.keys[key]
     planted = json.dumps({**json.loads(scene.values[name][field]), **value}) if isinstance(value, dict) else value
     for word, say in scene.words().items():
-        scene.set(name, field, planted)
+        if planted is None:
+            scene.raw.hdel(name, field)
+        else:
+            scene.set(name, field, planted)
         _said(word, say)
 
 

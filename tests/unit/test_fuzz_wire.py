@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common import queue_view, wire
+from common.doubts import answer_in, put_aside
 from common.errors import DamagedReplyError
 from common.trial import TRIAL_PATTERN, Fence, Progress, WorkerInfo
+from common.verdict import taken_in
 from tests.unit.fuzzing import BYTES, JSON, SCALARS, TEXT, fuzzed, refusal, with_changes
 from tests.unit.test_fuzz_records import RESULT, TRIAL
 
@@ -49,6 +51,42 @@ def test_a_changed_value(kind: str, data: st.DataObject) -> None:
         assert isinstance(value.group, str) and value.epochs > 0 and isinstance(value.seed, int)
     if kind == "result" and value is not None:
         assert wire.result_in(wire.result_out(value)).state is value.state
+
+
+@pytest.mark.parametrize(
+    ("read", "stored"),
+    [
+        (wire.worker_in, json.dumps({**WORKER, "reason": "\ud800"})),  # no terminal and no file takes half a pair
+        (wire.worker_in, json.dumps({**WORKER, "trials": 10**400})),  # no float is as large
+        (wire.result_in, '{"state":"completed","val_acc":1' + "0" * 400 + "}"),
+        (wire.curves_in, '{"epoch":[1' + "0" * 400 + "]}"),
+        (wire.state_in, json.dumps({**STATE, "c": "x"})),
+        (wire.state_in, json.dumps({**STATE, "t": 5})),
+        (wire.state_in, json.dumps({**STATE, "w": None})),
+        (wire.state_in, json.dumps({**STATE, "a": True})),
+        (wire.state_in, json.dumps({**STATE, "c": 1e999})),
+        (wire.state_in, json.dumps({**STATE, "g": -1})),
+        (lambda stored: wire.whole_in(stored, "count"), "-1"),
+        (lambda stored: wire.whole_in(stored, "count"), "\u0661"),
+        (lambda stored: wire.whole_in(stored, "count"), "9" * 5000),
+        (lambda stored: wire.reply_in(stored, "claim"), "{}"),
+        (lambda stored: taken_in("coarse-0001", [stored, "pending", "w", ""], FENCE), "x"),
+        (lambda stored: taken_in("coarse-0001", [1, stored, "w", ""], FENCE), "ruled"),
+        (lambda stored: taken_in("coarse-0001", [1, "pending", stored, ""], FENCE), 5),
+        (lambda stored: taken_in("coarse-0001", [stored], FENCE), 1),
+        (answer_in, [["A"]]),
+        (answer_in, [["A", 1, None, "it raised"]]),
+        (answer_in, [["A", "x", "w", "it raised"]]),
+        (answer_in, 5),
+        (answer_in, "else"),
+        (put_aside, ["aside"]),
+        (put_aside, ["aside", None]),
+    ],
+)
+def test_what_was_found(read: Callable[[Any], Any], stored: Any) -> None:
+    with pytest.raises(DamagedReplyError) as caught:
+        read(stored)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @fuzzed
