@@ -104,7 +104,8 @@ def test_the_primary_is_killed_and_sentinel_promotes_its_replica(tmp_path: Path)
             wait_for(lambda: replica.info("replication")["role"] == "master", "the failover")
             search.ends_once()
             assert replica.hlen(search.queue.keys["results"]) == N
-        assert search.said(AWAY) == search.said(BACK) and max(search.said(AWAY)) <= 1
+        wait_for(lambda: search.said(AWAY) == search.said(BACK), "both to have noticed that it is back")  # the worker's next beat
+        assert max(search.said(AWAY)) <= 1, "told once"
 
 
 @pytest.mark.faults
