@@ -70,7 +70,7 @@ def recorded_weights(search_id: str, folder: StageFolder, names: Sequence[Checkp
 def superfluous_weights(
     names: Sequence[CheckpointName], keep: int, accepted: Mapping[str, int], recorded: Mapping[tuple[str, int], str | None]
 ) -> list[CheckpointName]:
-    """Weights beyond the best ``keep``, those below the attempt that counts, and those of an attempt whose record names others.
+    """Weights beyond the best ``keep`` of trials that have ended, those below the attempt that counts, and those whose record names others.
 
     Args:
         names: all weights files, best first.
@@ -82,7 +82,8 @@ def superfluous_weights(
         if trial_id in counts:
             counts[trial_id] = max(counts[trial_id], attempt)
     superseded = [name for name in names if name.attempt < counts.get(name.trial_id, 0) or recorded.get(name.tried, str(name)) != str(name)]
-    current = [name for name in names if name not in superseded]
+    # A trial that has not ended may have weights of a worker that died before its record: they push nobody out.
+    current = [name for name in names if name not in superseded and name.trial_id in accepted]
     return superseded + current[keep:]
 
 

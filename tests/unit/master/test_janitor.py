@@ -30,6 +30,13 @@ def test_the_best_are_kept_and_superseded_attempts_go() -> None:
     assert superfluous_weights(names, 10, {}, {}) == []  # of what Redis does not know, nothing is superseded
 
 
+def test_weights_of_a_trial_that_has_not_ended_push_out_nobodys() -> None:
+    orphan, again, kept, worse = name(0.9, 1, 1), name(0.9, 1, 2), name(0.8, 2), name(0.7, 3)
+    ended = {"coarse-0002": 1, "coarse-0003": 1}
+    assert superfluous_weights([orphan, again, kept, worse], 2, ended, {}) == []  # its worker died after the weights; another trains it
+    assert superfluous_weights([orphan, again, kept, worse], 2, ended | {"coarse-0001": 2}, {}) == [orphan, worse]
+
+
 def test_only_states_of_ended_trials_go(tmp_path: Path) -> None:
     states = {"coarse-0001": TrialState.COMPLETED, "coarse-0002": TrialState.RUNNING, "coarse-0003": TrialState.PENDING}
     files = [AttemptFile(trial, 1, tmp_path / trial) for trial in [*states, "coarse-0009"]]

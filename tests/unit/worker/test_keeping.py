@@ -102,7 +102,7 @@ def swept(folder: StageFolder, keep: int, later_s: float = 0.0, **accepted: int)
 def test_what_falls_out_of_keep_takes_everything_along(folder: StageFolder) -> None:
     keep(folder, {name(1, 0.9): outcome(1), name(2, 0.8): outcome(2)}, print)
     assert len(files(folder)) == 16
-    left = swept(folder, keep=1)
+    left = swept(folder, keep=1, coarse_0001=1, coarse_0002=1)
     assert len(left) == 8 and all("coarse-0001" in file for file in left)
 
 
