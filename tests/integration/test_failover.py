@@ -117,10 +117,17 @@ def test_a_full_memory_is_told_once_and_trials_train_on(tmp_path: Path) -> None:
         admin.config_set("maxmemory", admin.info("memory")["used_memory"] // 2)
         wait_for(lambda: search.said("out of memory; raise its maxmemory") == [1, 1], "master and worker to name the remedy")
         search.trains_on()
+        refused = refusals(admin)
+        wait_for(lambda: refusals(admin) > refused + 15, "both to have tried again and again")
         assert admin.hlen(results) == 2, "Redis takes no word of it"
         admin.config_set("maxmemory", 0)
         assert set(search.ends_once().values()) == {1}, "refusals cost no trial its attempt"
         assert search.said("out of memory") == search.said(BACK) == [1, 1], "told once"
+
+
+def refusals(admin: redis.Redis) -> int:
+    """How many commands the server has refused for want of memory."""
+    return int(admin.info("errorstats")["errorstat_OOM"]["count"])
 
 
 def test_a_server_that_drops_keys_in_silence_is_told_of_by_master_and_worker(tmp_path: Path) -> None:
