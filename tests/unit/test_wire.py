@@ -32,7 +32,7 @@ TRIALS = st.builds(
     lambda stage, index, *rest: Trial(trial_id(stage, index), stage, index, *rest),
     st.sampled_from(["coarse", "f1_NE"]),
     st.integers(0, 10**9 - 1),
-    st.integers(0, 2**63),
+    st.integers(0, 2**63 - 1),
     st.floats(0, exclude_min=True, allow_infinity=False),
     st.dictionaries(st.text(), SCALARS),
     st.text(),
