@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from common.record import Record
 from common.search import Stage
 from common.space import Choice, Fixed, Numeric, Parameter, Scalar, Space
-from common.trial import ENDED
 from master.borders import Border, borders
 from master.ranking import best
 from master.scales import Side, numbers, past, rounded
@@ -80,8 +79,7 @@ def propose(records: Sequence[Record], ranges: Space, first: Space, stage: Stage
     """
     completed = best(records)
     n_top = max(BEST_TRIALS, math.ceil(BEST_SHARE * len(completed)))
-    ended = [record for record in records if record.state in ENDED]
-    evidence = _Evidence(ended, completed[:n_top], len(completed), following.epochs > stage.epochs)
+    evidence = _Evidence(records, completed[:n_top], len(completed), following.epochs > stage.epochs)
     found = {border.hyperparameter: border for border in borders(records, ranges)}
     parameters: dict[str, Parameter] = {}
     notes: dict[str, str] = {}

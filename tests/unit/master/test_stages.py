@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from common.record import Record
 from common.search import Stage
 from common.space import Choice, Space
-from common.trial import TrialState
 from master.stages import propose
 from tests.unit.master.made import COARSE, FINE, SAME, between, exploded, peak, ranking, record, sampled
 
@@ -69,11 +68,6 @@ def test_an_end_is_cut_only_if_five_ended_trials_lie_beyond(n_beyond: int, is_cu
     assert (ends(space, "x")[1] < 1) is is_cut
     assert ends(space, "x")[0] == 1e-6  # nobody tried the low end
     assert is_cut or "only 4 trials ended beyond" in notes["x"]
-
-
-def test_killed_trials_do_not_speak_against_a_value() -> None:
-    killed = [record(100 + i, {"x": 5.0}, state=TrialState.KILLED, val_acc=None) for i in range(20)]
-    assert ends(narrowed([*ranking(between(1e-3, 1e-2, 20), "x"), *killed], {"x": LOG})[0], "x")[1] == 1e1
 
 
 def test_longer_training_extends_the_learning_rate_a_decade_downwards() -> None:
