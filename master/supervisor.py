@@ -160,7 +160,7 @@ class Supervisor:
 
     def _care(self) -> None:
         known = self._registry.list()
-        holders = self._holders(known)  # before the leases of those that died are reaped
+        holders = self._holders(known) if self.local is not None else set[int]()  # before the leases of those that died are reaped
         self._tell_reaped(reap(self._queue, self._launched.folder, master=True))
         live = self._queue.live_workers()
         self._workers = [worker for worker in known if worker.worker in live]  # of this search, not of this Redis
