@@ -80,7 +80,7 @@ def settle(chosen: Chosen, new_name: str | None, forget: Callable[[SearchFolder]
     search, text, folder = examined.search, examined.text, examined.folder
     if forget is None:
         _refuse_to_begin_on_remains(folder)
-    if forget is not None and folder.path.exists():
+    elif folder.path.exists():
         forget(folder)
         say(f"the older search lies in {_move_aside(folder)} now")
     durable.make_folder(folder.path)
