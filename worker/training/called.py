@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.func import vjp, vmap
 
 from worker.tasks.layers import GaussianDropout
-from worker.training.layout import Layout
-from worker.training.network import Buffers, Observed, watched, weights_by_layer
+from worker.training.network import Buffers, Observed, OfLayout, watched
 from worker.training.noise import SlotDropout
 from worker.training.structure import Model
 
@@ -21,27 +20,18 @@ IMAGE_DIMS = 4  # (B, channels, height, width), and as many of a filter
 NOISY = (SlotDropout, GaussianDropout, nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
-class _Called:
+class _Called(OfLayout):
     """What the two networks that call the module have in common."""
 
     def __init__(self, model: Model) -> None:
+        super().__init__(model.layout)
         self._module = model.module
-        self._layout: Layout = model.layout
         self._mask_names = [f"{name}.mask" for name in model.dropouts]
         self._outputs: Tensor | None = None
         self._places = places(model.module)
 
-    @property
-    def layers(self) -> dict[str, list[str]]:
-        """See ``Network``."""
-        return weights_by_layer(self._layout)
-
-    def bind(self, flat: Tensor, gradients: Tensor, buffers: Buffers) -> None:
-        """See ``Network``. Leaves are views of ``flat``: an update in place is seen by the next forward."""
-        self.bind_views(self._layout.views(flat), self._layout.views(gradients), buffers)
-
     def bind_views(self, parameters: Buffers, gradients: Buffers, buffers: Buffers) -> None:
-        """See ``Network``."""
+        """See ``Network``. Leaves are views: an update in place is seen by the next forward."""
         self._leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
         self._gradients = gradients
         self._buffers = buffers

@@ -69,3 +69,23 @@ def weights_by_layer(layout: Layout) -> dict[str, list[str]]:
         if len(shape) >= 2:
             found.setdefault(name.rpartition(".")[0] or "model", []).append(name)
     return found
+
+
+class OfLayout:
+    """A network whose parameters lie in one matrix as a layout says."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+
+    @property
+    def layers(self) -> dict[str, list[str]]:
+        """See ``Network``."""
+        return weights_by_layer(self._layout)
+
+    def bind(self, flat: Tensor, gradients: Tensor, buffers: Buffers) -> None:
+        """See ``Network``."""
+        self.bind_views(self._layout.views(flat), self._layout.views(gradients), buffers)
+
+    def bind_views(self, parameters: Buffers, gradients: Buffers, buffers: Buffers) -> None:
+        """See ``Network``."""
+        raise NotImplementedError

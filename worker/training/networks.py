@@ -13,31 +13,22 @@ from torch import Tensor, nn
 from worker.training.called import LoneNetwork, RecurrentNetwork, StackedNetwork
 from worker.training.chain import in_a_row
 from worker.training.links import DropoutLink
-from worker.training.network import Buffers, Network, Note, Observed, weights_by_layer
+from worker.training.network import Buffers, Network, Note, Observed, OfLayout
 from worker.training.structure import Model, chain_of
 
 
-class ChainNetwork:
+class ChainNetwork(OfLayout):
     """A perceptron by hand: links in a row, each of which knows its forward and its backward."""
 
     def __init__(self, model: Model) -> None:
         layers = chain_of(model.module)
         if layers is None:
             raise ValueError("not a chain of layers that have a backward by hand")
-        self._layout = model.layout
+        super().__init__(model.layout)
         self._links = in_a_row(layers)
         self._dropouts = [link for link in self._links if isinstance(link, DropoutLink)]
         first = next(place for place, link in enumerate(self._links) if link.module._parameters)
         self._backwards = self._links[first:][::-1]  # nobody asks for gradients before the first layer that is trained
-
-    @property
-    def layers(self) -> dict[str, list[str]]:
-        """See ``Network``."""
-        return weights_by_layer(self._layout)
-
-    def bind(self, flat: Tensor, gradients: Tensor, buffers: Buffers) -> None:
-        """See ``Network``."""
-        self.bind_views(self._layout.views(flat), self._layout.views(gradients), buffers)
 
     def bind_views(self, parameters: Buffers, gradients: Buffers, buffers: Buffers) -> None:
         """See ``Network``."""
