@@ -23,6 +23,7 @@ COPY pyproject.toml ./
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >libraries.txt && \
     pip install -c constraints.txt -r libraries.txt
 COPY LICENSE README.md ./
+COPY coarsefine coarsefine
 COPY common common
 COPY master master
 COPY worker worker

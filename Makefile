@@ -7,42 +7,49 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PINS := pyproject.toml constraints.txt
-PROGRAM := common master worker
+PROGRAM := coarsefine common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes fault-test fuzz check bench browser-test chaos compose-test pictures clean
+.PHONY: help setup search test test-quick test-processes fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test pictures clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.dev  ## install everything into .venv, as pinned in constraints.txt
 
-search: setup  ## the main job: the coarse stage of the built-in digits search
-	$(BIN)/master launch --stage coarse
+search: setup  ## the main job: the whole built-in search on real digits
+	$(BIN)/master launch --stage all
 
-test: setup  ## unit, contract and integration tests: the quick ones beside those with real processes
+test: setup  ## unit tests, beside contract and integration tests with real servers and processes
 	@log=$$(mktemp); $(MAKE) --no-print-directory test-quick >$$log 2>&1 & quick=$$!; \
 	$(MAKE) --no-print-directory test-processes; code=$$?; \
 	wait $$quick || code=$$?; cat $$log; rm -f $$log; exit $$code
 
 test-quick: setup
-	$(BIN)/python -m pytest tests/unit tests/contract $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/unit --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" $(PYTEST_ARGS)
 
 test-processes: setup
-	$(BIN)/python -m pytest tests/integration -m "not faults" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/contract tests/integration --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" $(PYTEST_ARGS)
 
-fault-test: setup  ## processes are killed, stopped and cut off, one way after the other (minutes)
-	$(BIN)/python -m pytest tests/integration -m faults $(PYTEST_ARGS)
+fault-test: setup  ## processes are killed, stopped, cut off or fail, one way after the other (minutes)
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration -m faults $(PYTEST_ARGS)
+
+slow-test: setup  ## what takes long without any fault (minutes)
+	$(BIN)/python -m pytest tests/unit tests/contract tests/integration -m "slow and not faults" $(PYTEST_ARGS)
 
 FUZZ_EXAMPLES ?= 1000
 fuzz: setup  ## nonsense for all that comes from outside, FUZZ_EXAMPLES=1000 a test (minutes)
 	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/unit/test_fuzz_*.py tests/contract/test_fuzz_*.py --timeout 900 $(PYTEST_ARGS)
 
-check: setup  ## lint, format and types
+companions-test: $(VENV)/.companions  ## training loops of Lightning, transformers, Keras, skorch, LightGBM and JAX (installs them)
+	$(BIN)/python -m pytest tests/companions $(PYTEST_ARGS)
+
+check: setup  ## lint, format, types, and code that nothing uses
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(addprefix -p ,$(PROGRAM))
+	$(BIN)/vulture
 
 bench: $(VENV)/.bench  ## the benchmarks of benchmarks/, one after the other
 	set -e; for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python -P "$$file"; done
@@ -56,9 +63,13 @@ chaos: setup  ## kill, stop, cut off and fill up whatever there is, and count wh
 compose-test: setup  ## docker compose on a fresh clone, from build to stop (needs Docker)
 	$(BIN)/python -m pytest tests/compose $(PYTEST_ARGS)
 
+slurm-test: setup  ## searches whose workers are jobs of a real Slurm (needs root and Debian's slurm-wlm)
+	$(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS)
+
 pictures: setup  ## the README's pictures, from real runs (needs Chromium)
 	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && $(BIN)/master --checkpoints $$folder launch --stage all && \
-	$(BIN)/master --checkpoints $$folder plot hyperparameters --stage fine --out docs/pictures/narrowing.png && \
+	$(BIN)/master --checkpoints $$folder plot hyperparameters --out docs/pictures/hyperparameters.png && \
+	$(BIN)/master --checkpoints $$folder plot rungs --out docs/pictures/rungs.png && \
 	ls -r $$folder/digits/fine/*.pt | head -3 && \
 	BROWSER_PICTURES=$$folder/pictures $(BIN)/python -m pytest tests/browser && cp $$folder/pictures/overview.png docs/pictures/dashboard.png
 
@@ -72,6 +83,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.dev: $(PINS) | $(VENV)/bin/python
 	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@
+
+$(VENV)/.companions: $(VENV)/.dev
+	$(PIP_INSTALL) -e '.[dev,companions]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

@@ -1,10 +1,13 @@
-"""Arrays of trials against plain PyTorch, one trial at a time: digits, 5 epochs, validation and watching included.
+"""Arrays of trials against plain PyTorch, one trial at a time.
 
-Both see the same batches and the same configurations (learning rates that do not explode, so that both do all the work). Plain is
-``nn.Module`` with ``torch.optim`` (``fused=True``); ``eager`` and ``compiled`` are the worker's engine with automatic width and with that
-backend, as it is after its first trials: the width measured, the step compiled. What compiling took is stated apart, cold (an empty
-cache) and warm, with the number of trials after which it has paid for itself.
-On n cores, n processes with one thread each share the configurations, for all ways. Rounds are interleaved; medians are printed.
+The task is digits with 5 epochs (the convolutional net: 2), including validation and monitoring.
+Both sides see the same batches and the same configurations. Learning rates do not explode, so that
+both do all the work. "plain" is ``nn.Module`` with ``torch.optim`` (``fused=True``). "eager" and
+"compiled" are the worker's engine with that backend and automatic width, after its first trials:
+the width is measured and the step is compiled. The time that compiling took is printed separately,
+cold (an empty cache) and warm, with the number of trials after which it has paid for itself. On n
+cores, n processes with one thread each share the configurations, for all three. Rounds are
+interleaved, and medians are printed.
 
     python benchmarks/arrays.py [--quick] [--only perceptron|convnet]
 """
@@ -26,39 +29,42 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from common.space import Scalar
-from common.trial import Claim, Fence, Trial, TrialState, trial_id, trial_seed
+from common.search.trial import Claim, Fence, Trial, TrialState, trial_id, trial_seed
+from common.search.values import Scalar
 from worker.tasks.base import Data, Part
 from worker.tasks.digits import Digits
-from worker.training.batches import Batches
-from worker.training.engine import Engine, Job
-from worker.training.preprocess import fit
+from worker.training.engine.engine import Engine, TrainingOptions
+from worker.training.math.preprocess import fit
+from worker.training.stacked.batches import Batches
 
 SEARCH_SEED = 231
-REQUIRED = {1: 6.0, 2: 5.0}  # times plain on so many cores, compiled
-REQUIRED_CONVNET = 1.0  # times plain, at whatever width
+# Required speed of compiled arrays relative to plain, by number of cores.
+REQUIRED = {1: 6.0, 2: 5.0}
+REQUIRED_CONVNET = 1.0  # relative to plain, at every width
 WIDTHS: dict[str, int | None] = {"width 1": 1, "width 8": 8, "width 64": 64, "auto": None}
 CPU = torch.device("cpu")
 
 
 class Loaded(Digits):
-    """Digits, read and normalised once: neither side is timed for it."""
+    """Digits, read and normalised once, so that neither side is timed for it."""
 
     preprocess = "none"
 
     def __init__(self) -> None:
         data = super().data()
         fitted = fit("normalise", data.train.inputs)
-        train, val = (Part(fitted.apply(part.inputs), part.targets) for part in (data.train, data.val))
+        train, val = (
+            Part(fitted.apply(part.inputs), part.targets) for part in (data.train, data.val)
+        )
         self._data = Data(train, val, None, data.n_classes)
 
     def data(self) -> Data:
-        """The same tensors each time."""
+        """Return the same tensors each time."""
         return self._data
 
 
 class FreeWatch:
-    """Nobody listens."""
+    """A watch that does nothing."""
 
     def beat(self, phase: str = "training", limit_s: float | None = None) -> None:
         """See ``Watch``."""
@@ -72,35 +78,67 @@ class FreeWatch:
         return False
 
 
-def jobs_for(n: int, epochs: int, optimizer: str, batch_size: int) -> list[Job]:
-    """Configurations drawn at random."""
+def jobs_for(n: int, epochs: int, optimizer: str, batch_size: int) -> list[Claim]:
+    """Return jobs with randomly drawn configurations."""
     draw = random.Random(SEARCH_SEED)
-    top = -2.0 if optimizer == "adam" else -1.5  # log10 of the highest rate: none explodes
+    # log10 of the highest learning rate, at which no trial explodes
+    top = -2.0 if optimizer == "adam" else -1.5
     return [_job(i, epochs, _configuration(draw, top, optimizer, batch_size)) for i in range(n)]
 
 
-def _configuration(draw: random.Random, top: float, optimizer: str, batch_size: int) -> dict[str, Scalar]:
-    fixed: dict[str, Scalar] = {"hidden": 64, "depth": 2, "optimizer": optimizer, "batch_size": batch_size, "momentum": 0.9}
-    rates = {"learning_rate": 10 ** draw.uniform(-4, top), "weight_decay": 10 ** draw.uniform(-7, -2), "dropout": draw.uniform(0.05, 0.5)}
+def _configuration(
+    draw: random.Random, top: float, optimizer: str, batch_size: int
+) -> dict[str, Scalar]:
+    fixed: dict[str, Scalar] = {
+        "hidden": 64,
+        "depth": 2,
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "momentum": 0.9,
+    }
+    rates = {
+        "learning_rate": 10 ** draw.uniform(-4, top),
+        "weight_decay": 10 ** draw.uniform(-7, -2),
+        "dropout": draw.uniform(0.05, 0.5),
+    }
     return {**fixed, **rates, "nesterov": optimizer == "sgd"}
 
 
-def _job(index: int, epochs: int, hp: dict[str, Scalar]) -> Job:
-    trial = Trial(trial_id("bench", index), "bench", index, trial_seed(SEARCH_SEED, "bench", index), epochs, hp, "{}")
-    return Job(Claim(trial, Fence(trial.id, 1, "token")))
+def _job(index: int, epochs: int, hp: dict[str, Scalar]) -> Claim:
+    trial = Trial(
+        trial_id("bench", index),
+        "bench",
+        index,
+        trial_seed(SEARCH_SEED, "bench", index),
+        epochs,
+        hp,
+        "{}",
+    )
+    return Claim(trial, Fence(trial.id, 1, "token"))
 
 
 class Arrays:
-    """The worker's engine, which keeps what it has measured and compiled from round to round."""
+    """The worker's engine, which keeps what it has measured and compiled between rounds."""
 
     def __init__(self, task: Loaded, backend: str, width: int | None = None) -> None:
-        self._engine = Engine(task, CPU, search_seed=SEARCH_SEED, task_name="digits", log=lambda line: None, backend=backend, width=width)
+        self._engine = Engine(
+            task,
+            TrainingOptions(
+                CPU, SEARCH_SEED, "digits", lambda line: None, backend=backend, width=width
+            ),
+        )
 
-    def __call__(self, jobs: Sequence[Job]) -> list[float]:
-        """The validation accuracies."""
-        ended = [outcome for boundary in self._engine.train(jobs, lambda n: [], FreeWatch()) for outcome in boundary.ended]
+    def __call__(self, jobs: Sequence[Claim]) -> list[float]:
+        """Train the jobs and return their validation accuracies."""
+        ended = [
+            outcome
+            for boundary in self._engine.train(jobs, lambda n: [], FreeWatch())
+            for outcome in boundary.ended
+        ]
         if {outcome.state for outcome in ended} != {TrialState.COMPLETED}:
-            raise SystemExit("a trial of the benchmark did not complete: both sides must do the same work")
+            raise SystemExit(
+                "a trial of the benchmark did not complete: both sides must do the same work"
+            )
         return [outcome.val_acc or 0.0 for outcome in ended]
 
     @property
@@ -110,17 +148,17 @@ class Arrays:
 
     @property
     def prepared_s(self) -> float:
-        """What compiling has taken."""
-        return self._engine.backends.prepared_s
+        """The seconds that compiling has taken."""
+        return self._engine.builder.backends.prepared_s
 
 
-def train_plain(jobs: Sequence[Job], task: Loaded) -> list[float]:
-    """One after another."""
+def train_plain(jobs: Sequence[Claim], task: Loaded) -> list[float]:
+    """Train one trial after another."""
     return [_one_plain(job, task) for job in jobs]
 
 
-def _one_plain(job: Job, task: Loaded) -> float:
-    trial, data = job.claim.trial, task.data()
+def _one_plain(job: Claim, task: Loaded) -> float:
+    trial, data = job.trial, task.data()
     torch.manual_seed(trial.seed)
     model = task.model(trial.hyperparameters)
     optimizer = _plain_optimizer(model, trial.hyperparameters)
@@ -143,16 +181,29 @@ def _one_plain(job: Job, task: Loaded) -> float:
 
 def _plain_optimizer(model: nn.Module, hp: Mapping[str, Any]) -> torch.optim.Optimizer:
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": hp["weight_decay"]},
+        {
+            "params": [p for p in model.parameters() if p.ndim > 1],
+            "weight_decay": hp["weight_decay"],
+        },
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if hp["optimizer"] == "adam":
         return torch.optim.Adam(groups, lr=hp["learning_rate"], fused=True)
-    return torch.optim.SGD(groups, lr=hp["learning_rate"], momentum=hp["momentum"], nesterov=bool(hp["nesterov"]), fused=True)
+    return torch.optim.SGD(
+        groups,
+        lr=hp["learning_rate"],
+        momentum=hp["momentum"],
+        nesterov=bool(hp["nesterov"]),
+        fused=True,
+    )
 
 
 def serve(pipe: Connection, core: int) -> None:
-    """A process on one core: receives (way, width, jobs), answers with the validation accuracies and what the engine says of itself."""
+    """Serve on one core.
+
+    Receives (way, width, jobs) until None. Answers with the validation accuracies, how the engine
+    computes its steps, and the seconds that compiling has taken.
+    """
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -167,16 +218,16 @@ def serve(pipe: Connection, core: int) -> None:
 
 
 class Run(NamedTuple):
-    """What came of some jobs."""
+    """The result of training some jobs."""
 
-    seconds: float  # wall time for all
-    accuracy: float  # mean
-    told: str  # how steps were computed, by the first process
-    prepared_s: float  # what compiling has taken so far, in the slowest process
+    seconds: float  # wall time for all jobs
+    accuracy: float  # mean of the validation accuracies
+    told: str  # how the first process computed its steps
+    prepared_s: float  # seconds that compiling has taken so far, in the slowest process
 
 
 class Processes:
-    """One process a core."""
+    """Worker processes, one per core."""
 
     def __init__(self, cores: Sequence[int]) -> None:
         context = multiprocessing.get_context("spawn")
@@ -189,8 +240,8 @@ class Processes:
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def run(self, way: str, jobs: Sequence[Job], width: int | None = None) -> Run:
-        """All jobs, shared out."""
+    def run(self, way: str, jobs: Sequence[Claim], width: int | None = None) -> Run:
+        """Train all jobs, divided among the processes."""
         n = len(self._pipes)
         started = time.perf_counter()
         for i, pipe in enumerate(self._pipes):
@@ -198,21 +249,26 @@ class Processes:
         answers = [pipe.recv() for pipe in self._pipes]
         seconds = time.perf_counter() - started
         accuracies = [accuracy for found, _, _ in answers for accuracy in found]
-        return Run(seconds, sum(accuracies) / len(accuracies), answers[0][1], max(prepared_s for _, _, prepared_s in answers))
+        return Run(
+            seconds,
+            sum(accuracies) / len(accuracies),
+            answers[0][1],
+            max(prepared_s for _, _, prepared_s in answers),
+        )
 
     def close(self) -> None:
-        """Ends the processes."""
+        """End the processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
             pipe.send(None)
             process.join()
 
 
-def compare(n_cores: int, jobs: Sequence[Job], rounds: int) -> float:
-    """Prints a row for each way; returns how many times as fast compiled arrays are as plain."""
+def compare(n_cores: int, jobs: Sequence[Claim], rounds: int) -> float:
+    """Print a row for each way. Return the speed of compiled arrays relative to plain."""
     processes = Processes(sorted(os.sched_getaffinity(0))[:n_cores])
     processes.run("plain", jobs[: 16 * n_cores])
     for way in ("eager", "compiled"):
-        last = processes.run(way, jobs)  # measures the width, compiles the step
+        last = processes.run(way, jobs)  # measures the width and compiles the step
     passed: dict[str, list[Run]] = {way: [] for way in ("plain", "eager", "compiled")}
     for _ in range(rounds):
         for way, runs in passed.items():
@@ -220,49 +276,82 @@ def compare(n_cores: int, jobs: Sequence[Job], rounds: int) -> float:
     processes.close()
     for way, runs in passed.items():
         row(f"{n_cores}", way, runs, len(jobs))
-    ratios = {way: median(p.seconds / a.seconds for p, a in zip(passed["plain"], passed[way], strict=True)) for way in passed}
-    saved_s = (median(r.seconds for r in passed["eager"]) - median(r.seconds for r in passed["compiled"])) / len(jobs) * n_cores
-    even = f"after {last.prepared_s / saved_s:,.0f} such trials a process" if saved_s > 0 else "never"
-    print(f"{n_cores:>5} eager arrays are {ratios['eager']:.2f}, compiled ones {ratios['compiled']:.2f} times as fast as plain")
-    print(f"{'':>5} {last.told}; preparing took {last.prepared_s:.1f} s, repaid {even}\n", flush=True)
+    ratios = {
+        way: median(
+            p.seconds / a.seconds for p, a in zip(passed["plain"], passed[way], strict=True)
+        )
+        for way in passed
+    }
+    saved_s = (
+        (median(r.seconds for r in passed["eager"]) - median(r.seconds for r in passed["compiled"]))
+        / len(jobs)
+        * n_cores
+    )
+    even = (
+        f"after {last.prepared_s / saved_s:,.0f} such trials a process" if saved_s > 0 else "never"
+    )
+    print(
+        f"{n_cores:>5} eager arrays are {ratios['eager']:.2f}, compiled ones "
+        f"{ratios['compiled']:.2f} times as fast as plain"
+    )
+    print(
+        f"{'':>5} {last.told}; preparing took {last.prepared_s:.1f} s, repaid {even}\n", flush=True
+    )
     return ratios["compiled"]
 
 
 def row(first: str, way: str, runs: Sequence[Run], n_jobs: int) -> None:
-    """One line of the table."""
+    """Print one line of the table."""
     times = [run.seconds for run in runs]
     spread = f"{min(times):.2f} to {max(times):.2f}"
-    print(f"{first:>5} {way:>9} {median(times):>9.2f} {spread:>16} {n_jobs / median(times):>9.1f} {runs[-1].accuracy:>9.4f}", flush=True)
+    print(
+        f"{first:>5} {way:>9} {median(times):>9.2f} {spread:>16} {n_jobs / median(times):>9.1f} "
+        f"{runs[-1].accuracy:>9.4f}",
+        flush=True,
+    )
 
 
 def head(title: str, first: str) -> None:
-    """Of a table."""
+    """Print the head of a table."""
     print(f"{title}, torch {torch.__version__}")
     print(f"{first:>5} {'way':>9} {'seconds':>9} {'from, to':>16} {'trials/s':>9} {'val_acc':>9}")
 
 
 def perceptrons(n: int, rounds: int, batch_size: int, optimizers: Sequence[str]) -> list[str]:
-    """What falls short of what is required."""
+    """Compare perceptrons. Return one message for each requirement that is missed."""
     short = []
     for optimizer in optimizers:
         jobs = jobs_for(n, 5, optimizer, batch_size)
-        head(f"digits perceptron, {n} configurations, 5 epochs, batches of {batch_size}, {optimizer}", "cores")
+        head(
+            f"digits perceptron, {n} configurations, 5 epochs, batches of {batch_size}, "
+            f"{optimizer}",
+            "cores",
+        )
         for n_cores in (1, 2):
             if n_cores > len(os.sched_getaffinity(0)):
                 continue
             ratio = compare(n_cores, jobs, rounds)
             if ratio < REQUIRED[n_cores]:
-                short.append(f"{optimizer} on {n_cores} cores: {ratio:.2f} times plain, {REQUIRED[n_cores]:g} are required")
+                short.append(
+                    f"{optimizer} on {n_cores} cores: {ratio:.2f} times plain, "
+                    f"{REQUIRED[n_cores]:g} are required"
+                )
     return short
 
 
 def convnets(n: int, rounds: int) -> list[str]:
-    """What falls short of what is required: no width may be slower than the plain loop, compiled or not."""
-    jobs = [replaced(job, {"model": "convnet", "filters": 16, "blocks": 2}) for job in jobs_for(n, 2, "sgd", 64)]
+    """Compare convolutional nets. Return one message for each requirement that is missed.
+
+    No width may be slower than the plain loop.
+    """
+    jobs = [
+        replaced(job, {"model": "convnet", "filters": 16, "blocks": 2})
+        for job in jobs_for(n, 2, "sgd", 64)
+    ]
     head(f"digits convolutional net, {n} configurations, 2 epochs, batches of 64, sgd", "")
     processes = Processes(sorted(os.sched_getaffinity(0))[:1])
     passed: dict[str, list[Run]] = {name: [] for name in ("plain", *WIDTHS)}
-    for number in range(rounds + 1):  # the first one measures widths
+    for number in range(rounds + 1):  # the first round measures widths
         for name, runs in passed.items():
             run = processes.run("plain" if name == "plain" else "auto", jobs, WIDTHS.get(name))
             runs += [run] if number else []
@@ -274,29 +363,37 @@ def convnets(n: int, rounds: int) -> list[str]:
         if name != "plain":
             print(f"{'':>15} {ratio:.2f} times as fast as plain; {runs[-1].told}", flush=True)
         if ratio < REQUIRED_CONVNET:
-            short.append(f"convolutional net, {name}: {ratio:.2f} times plain, {REQUIRED_CONVNET:g} is required")
+            short.append(
+                f"convolutional net, {name}: {ratio:.2f} times plain, {REQUIRED_CONVNET:g} is "
+                "required"
+            )
     return short
 
 
-def replaced(job: Job, values: Mapping[str, Scalar]) -> Job:
-    """The same job with other hyperparameters."""
-    trial = job.claim.trial
-    return replace(job, claim=replace(job.claim, trial=replace(trial, hyperparameters={**trial.hyperparameters, **values})))
+def replaced(job: Claim, values: Mapping[str, Scalar]) -> Claim:
+    """Return the same trial with other hyperparameters."""
+    trial = job.trial
+    return replace(job, trial=replace(trial, hyperparameters={**trial.hyperparameters, **values}))
 
 
 def main() -> None:
-    """Prints all tables; fails where something falls short."""
+    """Print all tables. Fail if a requirement is missed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer configurations and rounds, SGD only")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer configurations and rounds, SGD only"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--only", choices=("perceptron", "convnet"))
     options = parser.parse_args()
     n, rounds = (128, 3) if options.quick else (256, 5)
     short: list[str] = []
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["XDG_CACHE_HOME"] = cache  # the first compilation is a cold one, whatever has run here before
+        # The first compilation is a cold one, whatever has run here before.
+        os.environ["XDG_CACHE_HOME"] = cache
         if options.only != "convnet":
-            short += perceptrons(n, rounds, options.batch_size, ["sgd"] if options.quick else ["sgd", "adam"])
+            short += perceptrons(
+                n, rounds, options.batch_size, ["sgd"] if options.quick else ["sgd", "adam"]
+            )
         if options.only != "perceptron":
             short += convnets(n // 8, rounds)
     if short:

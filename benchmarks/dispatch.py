@@ -2,8 +2,9 @@
 
     python benchmarks/dispatch.py [--trials 20000] [--rounds 3]
 
-Two worker processes, one Redis server that the benchmark starts (append-only file, synced every second, on a unix socket). Each
-round measures everything once, one after the other; the figures are medians of the rounds. Needs the extra "bench".
+Two worker processes use one Redis server, which the benchmark starts (append-only file, synced
+every second, on a unix socket). Each round measures everything once, one after the other. The
+figures are medians of the rounds. Needs the extra "bench".
 """
 
 from __future__ import annotations
@@ -32,26 +33,31 @@ from optuna.storages.journal import JournalRedisBackend
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from common.queue import TrialQueue
-from common.record import Record
-from common.records import StageFolder
-from common.redis_program import choose, installed
-from common.space import Hyperparameters
-from common.trial import Claim, Result, Trial, TrialState, trial_id, trial_seed
+from common.broker.server_program import choose, find_programs
+from common.folder.record import Record
+from common.folder.records import StageFolder
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import Claim, Result, Trial, TrialState, trial_id, trial_seed
+from common.search.values import Hyperparameters
 
 WORKERS = 2
-CLAIM = 64  # trials a claim by default: as wide as an array of small models is on a CPU
+CLAIM = 64  # default number of trials per claim: the width of an array of small models on a CPU
 HIDDEN = (32, 64, 128)
 FORK = multiprocessing.get_context("fork")
 NEEDED = {"default claims / Optuna": 30.0, "claims of one / Optuna": 5.0}
 QUEUED = (1_000, 100_000)
-CALLS = 8  # claims timed at a time when the two depths take turns: the shallow queue still has half of its trials
-TURNS = 30  # pairs of such pieces, of which the median counts
+# Claims timed at a time when the two depths take turns. The shallow queue then still has half of
+# its trials.
+CALLS = 8
+TURNS = 30  # pairs of such measurements, whose median counts
 
 
 @dataclass(frozen=True)
 class Spent:
-    """What a worker process did and how long it took, in seconds of the machine's one monotonic clock."""
+    """What a worker process did and how long it took.
+
+    Times are in seconds of the machine's monotonic clock, which all processes share.
+    """
 
     start: float
     end: float
@@ -63,8 +69,12 @@ class Spent:
 
 def main() -> None:
     options = argparse.ArgumentParser(description="Dispatch rates beside Optuna and RQ.")
-    options.add_argument("--trials", type=int, default=20_000, help="trials with default claims (default 20000)")
-    options.add_argument("--rounds", type=int, default=3, help="rounds whose median counts (default 3)")
+    options.add_argument(
+        "--trials", type=int, default=20_000, help="trials with default claims (default 20000)"
+    )
+    options.add_argument(
+        "--rounds", type=int, default=3, help="rounds whose median counts (default 3)"
+    )
     chosen = options.parse_args()
     warnings.simplefilter("ignore")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -80,10 +90,15 @@ def measure(socket: str, folder: Path, n: int, rounds: int) -> None:
         "claims of one": lambda: ours(socket, max(n // 4, 200), 1, None),
         f"default claims ({CLAIM}), records on disk": lambda: ours(socket, n // 2, CLAIM, folder),
         "claims of one, records on disk": lambda: ours(socket, few // 2, 1, folder),
-        f"Optuna, JournalStorage on this Redis ({few // 4} trials)": lambda: optunas(socket, few // 4),
+        f"Optuna, JournalStorage on this Redis ({few // 4} trials)": lambda: optunas(
+            socket, few // 4
+        ),
         f"RQ, burst SimpleWorkers ({few // 2} jobs)": lambda: rqs(socket, few // 2),
     }
-    print(f"{os.cpu_count()} cores, {WORKERS} worker processes, {n} trials, median of {rounds} rounds; first claim to last end\n")
+    print(
+        f"{os.cpu_count()} cores, {WORKERS} worker processes, {n} trials, median of {rounds} "
+        "rounds; first claim to last end\n"
+    )
     rates: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(rounds):
         for name, job in jobs.items():
@@ -92,11 +107,17 @@ def measure(socket: str, folder: Path, n: int, rounds: int) -> None:
     for name, values in rates.items():
         print(f"{name:58} {middle[name]:9.0f} /s   ({min(values):.0f} to {max(values):.0f})")
     default, ones, _, _, theirs, rq_rate = middle.values()
-    print(f"\n{'steps, one worker at a time waiting for Redis':58} {'published':>10} {'claimed':>9} {'finished':>9} /s")
+    print(
+        f"\n{'steps, one worker at a time waiting for Redis':58} {'published':>10} {'claimed':>9} "
+        f"{'finished':>9} /s"
+    )
     for size in (CLAIM, 1):
         steps(socket, min(n, 10_000) if size > 1 else few, size)
     print()
-    for name, ratio in {"default claims / Optuna": default / theirs, "claims of one / Optuna": ones / theirs}.items():
+    for name, ratio in {
+        "default claims / Optuna": default / theirs,
+        "claims of one / Optuna": ones / theirs,
+    }.items():
         print(f"{name:58} {ratio:9.1f} x   (needed: {NEEDED[name]:.0f})")
     print(f"{'default claims / RQ':58} {default / rq_rate:9.1f} x")
     print(f"{'claims of one / RQ':58} {ones / rq_rate:9.1f} x\n")
@@ -105,11 +126,11 @@ def measure(socket: str, folder: Path, n: int, rounds: int) -> None:
         depth(socket, size)
 
 
-# --- ours -----------------------------------------------------------------------------------------------------------------
+# --- this program --------------------------------------------------------------------------
 
 
 def made(n: int, first: int = 0) -> Iterator[Trial]:
-    """Trials with three hyperparameters, one of them a choice."""
+    """Yield trials with three hyperparameters, one of them a choice."""
     for index in range(first, first + n):
         draw = random.Random(index)
         values: Hyperparameters = {
@@ -118,12 +139,18 @@ def made(n: int, first: int = 0) -> Iterator[Trial]:
             "hidden": draw.choice(HIDDEN),
         }
         yield Trial(
-            trial_id("coarse", index), "coarse", index, trial_seed(231, "coarse", index), 1.0, values, f'{{"hidden":{values["hidden"]}}}'
+            trial_id("coarse", index),
+            "coarse",
+            index,
+            trial_seed(231, "coarse", index),
+            1.0,
+            values,
+            f'{{"hidden":{values["hidden"]}}}',
         )
 
 
 def ended(claim: Claim) -> Result:
-    """A result as a worker sends it."""
+    """Return a result as a worker sends it."""
     return Result(
         TrialState.COMPLETED,
         val_acc=0.5 + claim.trial.index % 4999 / 1e4,
@@ -138,19 +165,25 @@ def ended(claim: Claim) -> Result:
 
 
 def ours(socket: str, n: int, size: int, folder: Path | None) -> float:
-    """Trials a second through claim, (record,) finish by two processes."""
+    """Return the rate, in trials per second, of claim, (record) and finish by two processes."""
     search = emptied(socket)
     search.publish(made(n))
     place = StageFolder(folder / search.search_id / "coarse") if folder else None
     if place:
         place.make()
-    spent = in_processes(lambda worker: work(TrialQueue(connect(socket), search.search_id), f"worker-{worker}", size, place))
+    spent = in_processes(
+        lambda worker: work(
+            TrialQueue(connect(socket), search.search_id), f"worker-{worker}", size, place
+        )
+    )
     assert sum(s.trials for s in spent) == search.counts()["coarse"]["completed"] == n
     return rate(spent)
 
 
-def work(queue: TrialQueue, worker: str, size: int, place: StageFolder | None, most: float = float("inf")) -> Spent:
-    """Claims and ends trials until there are none, or ``most`` are done."""
+def work(
+    queue: TrialQueue, worker: str, size: int, place: StageFolder | None, most: float = float("inf")
+) -> Spent:
+    """Claim and finish trials until there are none, or ``most`` are done."""
     done, claiming, recording, finishing = 0, 0.0, 0.0, 0.0
     start = time.monotonic()
     while done < most:
@@ -162,17 +195,24 @@ def work(queue: TrialQueue, worker: str, size: int, place: StageFolder | None, m
         results = [(claim.fence, ended(claim)) for claim in claims]
         if place:
             place.write_records(
-                [Record.of(queue.search_id, c.trial, c.fence.attempt, r) for c, (_, r) in zip(claims, results, strict=True)]
+                [
+                    Record.of(queue.search_id, c.trial, c.fence.attempt, r)
+                    for c, (_, r) in zip(claims, results, strict=True)
+                ]
             )
         recorded = time.monotonic()
         assert set(queue.finish(results)) == {"ok"}
         finishing += time.monotonic() - recorded
-        claiming, recording, done = claiming + claimed - before, recording + recorded - claimed, done + len(claims)
+        claiming, recording, done = (
+            claiming + claimed - before,
+            recording + recorded - claimed,
+            done + len(claims),
+        )
     return Spent(start, time.monotonic(), done, claiming, finishing, recording)
 
 
 def steps(socket: str, n: int, size: int) -> None:
-    """Prints each step's own rate, by one process."""
+    """Print the rate of each step, by one process."""
     search = emptied(socket)
     trials = list(made(n))
     start = time.monotonic()
@@ -184,17 +224,20 @@ def steps(socket: str, n: int, size: int) -> None:
 
 
 def memory(socket: str, n: int) -> None:
-    """Prints what a trial takes in Redis, waiting and ended."""
+    """Print the memory that a trial takes in Redis, waiting and ended."""
     search = emptied(socket)
     before = used(search)
     search.publish(made(n))
     waiting = (used(search) - before) / n
     work(search, "worker", CLAIM, None)
-    print(f"{'memory in Redis a trial':58} {waiting:9.0f} B waiting, {(used(search) - before) / n:.0f} B ended")
+    print(
+        f"{'memory in Redis a trial':58} {waiting:9.0f} B waiting, "
+        f"{(used(search) - before) / n:.0f} B ended"
+    )
 
 
 def depth(socket: str, size: int) -> None:
-    """Prints the rate with few and with many trials queued, piece by piece in turn."""
+    """Print the rates with few and with many trials queued, measured in turns."""
     emptied(socket)
     queues = [TrialQueue(connect(socket), f"{number:016x}") for number in range(len(QUEUED))]
     published = list(QUEUED)
@@ -207,19 +250,21 @@ def depth(socket: str, size: int) -> None:
         for which in (0, 1) if turn % 2 else (1, 0):
             spent = work(queues[which], "worker", size, None, most=calls * size)
             pair[which] = rate([spent])
-            published[which] += queues[which].publish(made(spent.trials, published[which]))  # back to its depth
+            # Refill the queue to its depth.
+            published[which] += queues[which].publish(made(spent.trials, published[which]))
         rates.append(pair)
     few, many = (statistics.median(values) for values in zip(*rates, strict=True))
-    ratio = statistics.median(pair[1] / pair[0] for pair in rates)  # within a turn: the machine may be busier in the next
+    # Compare within a turn, because the machine may be busier in the next.
+    ratio = statistics.median(pair[1] / pair[0] for pair in rates)
     name = f"claims of {size}: {QUEUED[1]} queued / {QUEUED[0]} queued"
     print(f"{name:58} {ratio:9.2f} x   ({many:.0f} / {few:.0f} a second, one process)")
 
 
-# --- the others -----------------------------------------------------------------------------------------------------------
+# --- the others ----------------------------------------------------------------------------
 
 
 def optunas(socket: str, n: int) -> float:
-    """Trials a second through Optuna: the same three parameters, drawn at random."""
+    """Return Optuna's rate in trials per second: the same three parameters, drawn at random."""
     emptied(socket)
 
     def storage() -> optuna.storages.JournalStorage:
@@ -232,7 +277,11 @@ def optunas(socket: str, n: int) -> float:
         return 0.5
 
     def optimize(worker: int) -> Spent:
-        study = optuna.load_study(study_name="digits", storage=storage(), sampler=optuna.samplers.RandomSampler(seed=worker))
+        study = optuna.load_study(
+            study_name="digits",
+            storage=storage(),
+            sampler=optuna.samplers.RandomSampler(seed=worker),
+        )
         start = time.monotonic()
         study.optimize(objective, n_trials=n // WORKERS)
         return Spent(start, time.monotonic(), n // WORKERS)
@@ -242,30 +291,39 @@ def optunas(socket: str, n: int) -> float:
 
 
 def rqs(socket: str, n: int) -> float:
-    """Jobs a second through RQ, each a call with the same three parameters; its fastest worker, which does not fork."""
+    """Return RQ's rate in jobs per second, each a call with the same three parameters.
+
+    It uses RQ's fastest worker, which does not fork.
+    """
     emptied(socket)
 
     def connection() -> redis.Redis:
         return redis.Redis(unix_socket_path=socket)
 
     def burst(worker: int) -> Spent:
-        own = rq.SimpleWorker([rq.Queue("trials", connection=connection())], connection=connection(), name=f"worker-{worker}")
+        own = rq.SimpleWorker(
+            [rq.Queue("trials", connection=connection())],
+            connection=connection(),
+            name=f"worker-{worker}",
+        )
         start = time.monotonic()
         own.work(burst=True, logging_level="ERROR")
         return Spent(start, time.monotonic(), 0)
 
     queue = rq.Queue("trials", connection=connection())
-    queue.enqueue_many([rq.Queue.prepare_data("builtins.dict", kwargs=trial.hyperparameters) for trial in made(n)])
+    queue.enqueue_many(
+        [rq.Queue.prepare_data("builtins.dict", kwargs=trial.hyperparameters) for trial in made(n)]
+    )
     spent = in_processes(burst)
     assert queue.finished_job_registry.count == n
     return n / elapsed(spent)
 
 
-# --- processes and the server ---------------------------------------------------------------------------------------------
+# --- processes and the server ---------------------------------------------------------------
 
 
 def in_processes(job: Callable[[int], Spent]) -> list[Spent]:
-    """Runs ``job`` in two processes that start together."""
+    """Run ``job`` in two processes that start together."""
     answers: Any = FORK.Queue()
     barrier = FORK.Barrier(WORKERS)
 
@@ -283,21 +341,23 @@ def in_processes(job: Callable[[int], Spent]) -> list[Spent]:
 
 
 def rate(spent: list[Spent]) -> float:
-    """Trials a second from the first start to the last end."""
+    """Return the trials per second, from the first start to the last end."""
     return sum(s.trials for s in spent) / elapsed(spent)
 
 
 def elapsed(spent: list[Spent]) -> float:
-    """Seconds from the first start to the last end."""
+    """Return the seconds from the first start to the last end."""
     return max(s.end for s in spent) - min(s.start for s in spent)
 
 
 def connect(socket: str) -> redis.Redis:
-    return redis.Redis(unix_socket_path=socket, decode_responses=True, retry=Retry(NoBackoff(), 0), protocol=2)
+    return redis.Redis(
+        unix_socket_path=socket, decode_responses=True, retry=Retry(NoBackoff(), 0), protocol=2
+    )
 
 
 def emptied(socket: str) -> TrialQueue:
-    """A new search on an empty server."""
+    """Return the queue of a new search on an emptied server."""
     client = connect(socket)
     client.flushall()
     return TrialQueue(client, secrets.token_hex(8))
@@ -316,15 +376,28 @@ def answers(socket: str) -> bool:
 
 @contextmanager
 def server(folder: Path) -> Iterator[str]:
-    """A Redis server in ``folder``; yields its socket."""
-    program, socket = choose(installed(), (), folder), folder / "redis.sock"
-    command: list[str | Path] = [program.path, "--port", "0", "--unixsocket", socket, "--dir", folder, "--save", ""]
-    command += ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"]  # a rewrite in the middle would take a core
+    """Start a Redis server in ``folder`` and yield its socket."""
+    program, socket = choose(find_programs(), (), folder), folder / "redis.sock"
+    command: list[str | Path] = [
+        program.path,
+        "--port",
+        "0",
+        "--unixsocket",
+        socket,
+        "--dir",
+        folder,
+        "--save",
+        "",
+    ]
+    # A rewrite during the measurement would take a core.
+    command += ["--appendonly", "yes", "--auto-aof-rewrite-percentage", "0"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
         while not answers(str(socket)):
-            assert process.poll() is None and time.monotonic() < deadline, f"{program} does not start"
+            assert process.poll() is None and time.monotonic() < deadline, (
+                f"{program} does not start"
+            )
             time.sleep(0.01)
         print(f"Redis {program}")
         yield str(socket)

@@ -1,7 +1,8 @@
-"""What watching costs: epochs of an array of 64 on digits, with and without, in turns.
+"""The cost of monitoring: epochs of an array of 64 on digits, with and without it, in turns.
 
-Perceptron 64-64-64-10, batches of 64: 16 steps an epoch, then validation. Two engines with the same trials take turns, epoch by epoch,
-in one process with one thread; its processor time is counted, so that neighbours on the machine disturb less. Below: what each piece takes.
+Perceptron 64-64-64-10, batches of 64: 16 steps per epoch, then validation. Two engines with the
+same trials take turns, epoch by epoch, in one process with one thread. Processor time is counted,
+so that other processes on the machine disturb less. Below the totals is the time of each part.
 
     python benchmarks/watching.py [--quick]
 """
@@ -17,22 +18,27 @@ from typing import Any
 
 import torch
 
-from common.space import Scalar
-from common.trial import Claim, Fence, Trial, trial_id, trial_seed
+from common.search.trial import Claim, Fence, Trial, trial_id, trial_seed
+from common.search.values import Scalar
 from worker.tasks.digits import Digits
-from worker.training.engine import Boundary, Engine, Job
-from worker.training.monitor import Monitor
+from worker.training.engine.engine import Boundary, Engine, TrainingOptions
+from worker.training.stacked.monitor import Monitor
 
 SEARCH_SEED = 231
 CPU = torch.device("cpu")
 WIDTH = 64
 MOST = 0.05  # of an epoch's time
-FIRST = 3  # epochs that are left out: the array is built and compared in the first
-PIECES = ((Monitor, "after_step"), (Monitor, "note_losses"), (Monitor, "note_activation"), (Monitor, "points"))
+FIRST = 3  # epochs that are left out: in the first the array is built and compared
+PIECES = (
+    (Monitor, "after_step"),
+    (Monitor, "note_losses"),
+    (Monitor, "note_activation"),
+    (Monitor, "points"),
+)
 
 
 class FreeWatch:
-    """Nobody listens."""
+    """A watch that does nothing."""
 
     def beat(self, phase: str = "training", limit_s: float | None = None) -> None:
         """See ``Watch``."""
@@ -46,23 +52,41 @@ class FreeWatch:
         return False
 
 
-def jobs(epochs: int, optimizer: str) -> list[Job]:
-    hp: dict[str, Scalar] = {"hidden": 64, "depth": 2, "batch_size": 64, "momentum": 0.0, "optimizer": optimizer}
-    return [job(i, epochs, {**hp, "learning_rate": 10 ** (-3 + 2 * i / WIDTH)}) for i in range(WIDTH)]
+def jobs(epochs: int, optimizer: str) -> list[Claim]:
+    hp: dict[str, Scalar] = {
+        "hidden": 64,
+        "depth": 2,
+        "batch_size": 64,
+        "momentum": 0.0,
+        "optimizer": optimizer,
+    }
+    return [
+        job(i, epochs, {**hp, "learning_rate": 10 ** (-3 + 2 * i / WIDTH)}) for i in range(WIDTH)
+    ]
 
 
-def job(index: int, epochs: int, hp: dict[str, Scalar]) -> Job:
-    trial = Trial(trial_id("bench", index), "bench", index, trial_seed(SEARCH_SEED, "bench", index), epochs, hp, "{}")
-    return Job(Claim(trial, Fence(trial.id, 1, "token")))
+def job(index: int, epochs: int, hp: dict[str, Scalar]) -> Claim:
+    trial = Trial(
+        trial_id("bench", index),
+        "bench",
+        index,
+        trial_seed(SEARCH_SEED, "bench", index),
+        epochs,
+        hp,
+        "{}",
+    )
+    return Claim(trial, Fence(trial.id, 1, "token"))
 
 
-def run(work: list[Job], watching: bool) -> Iterator[Boundary]:
-    engine = Engine(Digits(), CPU, search_seed=SEARCH_SEED, task_name="digits", log=print, width=WIDTH, watching=watching)
+def run(work: list[Claim], watching: bool) -> Iterator[Boundary]:
+    engine = Engine(
+        Digits(), TrainingOptions(CPU, SEARCH_SEED, "digits", print, width=WIDTH, watching=watching)
+    )
     return engine.train(work, lambda n: [], FreeWatch())
 
 
-def in_turns(work: list[Job], epochs: int) -> tuple[list[float], list[float]]:
-    """Seconds of processor time of each epoch, without and with."""
+def in_turns(work: list[Claim], epochs: int) -> tuple[list[float], list[float]]:
+    """Return the processor seconds of each epoch, without and with monitoring."""
     runs = [run(work, watching) for watching in (False, True)]
     passed: tuple[list[float], list[float]] = ([], [])
     for epoch in range(epochs):
@@ -73,8 +97,8 @@ def in_turns(work: list[Job], epochs: int) -> tuple[list[float], list[float]]:
     return passed[0][FIRST:], passed[1][FIRST:]
 
 
-def pieces(work: list[Job], epochs: int) -> dict[str, float]:
-    """Seconds an epoch in each piece of watching."""
+def pieces(work: list[Claim], epochs: int) -> dict[str, float]:
+    """Return the seconds per epoch in each part of the monitoring."""
     spent: Counter[str] = Counter()
     kept = [(owner, name, getattr(owner, name)) for owner, name in PIECES]
     for owner, name, own in kept:
@@ -107,18 +131,24 @@ def main() -> None:
     torch.set_num_threads(1)
     shares = []
     print(
-        f"digits, array of {WIDTH}, perceptron 64-64-64-10, batches of 64, {epochs - FIRST} epochs, one thread, torch {torch.__version__}"
+        f"digits, array of {WIDTH}, perceptron 64-64-64-10, batches of 64, {epochs - FIRST} "
+        f"epochs, one thread, torch {torch.__version__}"
     )
     for optimizer in ("sgd", "adam"):
         work = jobs(epochs, optimizer)
         without, watching = in_turns(work, epochs)
         cost = median(b - a for a, b in zip(without, watching, strict=True))
         shares.append(cost / median(without))
-        print(f"{optimizer}: an epoch takes {median(without) * 1e3:.1f} ms, watching {cost * 1e3:.2f} ms more: {shares[-1]:.1%}")
+        print(
+            f"{optimizer}: an epoch takes {median(without) * 1e3:.1f} ms, watching "
+            f"{cost * 1e3:.2f} ms more: {shares[-1]:.1%}"
+        )
         for name, seconds in pieces(work, epochs).items():
             print(f"    {name:<22} {seconds * 1e3:6.2f} ms an epoch")
     if shares[0] > MOST:
-        raise SystemExit(f"watching costs {shares[0]:.1%} of an epoch with sgd; at most {MOST:.0%} is allowed")
+        raise SystemExit(
+            f"watching costs {shares[0]:.1%} of an epoch with sgd; at most {MOST:.0%} is allowed"
+        )
 
 
 if __name__ == "__main__":

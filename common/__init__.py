@@ -1,1 +1,1 @@
-"""What master and worker must agree on: records, wire format, queue, names of files. No torch."""
+"""Code that master and worker share: records, wire format, queue, file names. No torch."""

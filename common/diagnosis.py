@@ -1,4 +1,4 @@
-"""The words for what a trial's curves say, in the order in which they are tried, and what each means for the search."""
+"""The diagnoses of a trial's curves, and what each suggests for the search."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from enum import StrEnum
 
 
 class DiagnosisWord(StrEnum):
-    """One word a trial: the first that applies. An earlier one makes the later ones meaningless or would cause them."""
+    """The diagnosis of a trial, in the order in which they are tried: the first that applies.
+
+    An earlier diagnosis would make the later ones meaningless, or would cause them.
+    """
 
     EXPLODED = "exploded"
     NOT_LEARNING = "not learning"
@@ -21,7 +24,9 @@ class DiagnosisWord(StrEnum):
     GOOD = "good"
 
 
-SUGGESTIONS: dict[DiagnosisWord, str] = {  # for the search, where the word is the commonest of a stage; short, to fit a line with it
+# What to change in the search if this is the most frequent diagnosis of a stage. Each text is short
+# enough to share a line with its diagnosis.
+SUGGESTIONS: dict[DiagnosisWord, str] = {
     DiagnosisWord.EXPLODED: "lower learning_rate",
     DiagnosisWord.NOT_LEARNING: "move learning_rate",
     DiagnosisWord.PLATEAUED_HIGH: "lower learning_rate",

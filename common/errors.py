@@ -1,31 +1,36 @@
-"""The errors that a user may meet, as a tree.
+"""The errors that a user may meet.
 
 SearchError
 |-- ConfigError       the search file or the command line is wrong   (exit 2)
 |-- TaskError         the task cannot be loaded or raised            (exit 1)
 |-- CheckpointError   the checkpoint folder cannot be used           (exit 1)
+|   |-- DamagedFileError    a file in it is damaged
+|   '-- ProtocolError       another version of this program launched the search
 '-- QueueError        Redis cannot be reached or refuses             (exit 4)
-    |-- DamagedReplyError   it holds what this program has not written
-    |-- NotAllowedError     its user may not do that
-    |-- LeaseLost     somebody else holds the trial now
-    '-- PutAside      this machine gets no more trials of the search
+    |-- DamagedReplyError   it holds values that this program did not write
+    |-- NotAllowedError     its user lacks a right
+    '-- PutAside            this machine gets no more trials of the search
 
-Every message names the value that is wrong and the remedy; a command prints it alone, without a traceback.
+Every message names the wrong value and the remedy. A command prints it alone, without a traceback.
 """
 
-LONGEST = 3000  # characters of a message: a screenful; whose value is longer is shown by its beginning
-TAIL = 600  # of these from its end, where the remedy stands
+# Characters of a message: a screenful. The middle of a longer one is left out.
+LONGEST = 3000
+TAIL = 600  # of these from the end of the message, where the remedy is
 
 
 class SearchError(Exception):
-    """Base of all errors that are the user's to see; ``exit_code`` is what the command ends with."""
+    """Base of all errors that users see; ``exit_code`` is the exit code of the command."""
 
     exit_code = 1
 
     def __init__(self, message: str = "") -> None:
         if len(message) > LONGEST:
             left_out = len(message) - LONGEST
-            message = f"{message[: LONGEST - TAIL]}... ({left_out:,} characters left out) ...{message[-TAIL:]}"
+            message = (
+                f"{message[: LONGEST - TAIL]}... ({left_out:,} characters left out) "
+                f"...{message[-TAIL:]}"
+            )
         super().__init__(message)
 
 
@@ -47,6 +52,18 @@ class DamagedFileError(CheckpointError):
     """A file in the checkpoint folder is not what this program writes, however often it is read."""
 
 
+class ProtocolError(CheckpointError):
+    """The search was launched by a program that speaks another protocol.
+
+    ``search_id`` is the search's id and ``found`` its protocol.
+    """
+
+    def __init__(self, message: str, search_id: str, found: int) -> None:
+        super().__init__(message)
+        self.search_id = search_id
+        self.found = found
+
+
 class QueueError(SearchError):
     """Redis cannot be reached, refuses the login, or refuses to write."""
 
@@ -61,15 +78,14 @@ class NotAllowedError(QueueError):
     """Redis does not let this user do what a search needs."""
 
 
-HOPELESS = (DamagedReplyError, NotAllowedError)  # of these no waiting helps
-
-
-class LeaseLost(QueueError):
-    """The fence (attempt, token) is stale: the trial has been given to another or has ended."""
+HOPELESS = (DamagedReplyError, NotAllowedError)  # waiting does not help
 
 
 class PutAside(QueueError):
-    """Several trials raised on this machine and not elsewhere, so it gets no more of the search; unless ``for_good``, only for now."""
+    """Several trials raised on this machine and not elsewhere, so it gets no more of the search.
+
+    Unless ``for_good``, this holds only for now.
+    """
 
     def __init__(self, message: str, for_good: bool = False) -> None:
         super().__init__(message)

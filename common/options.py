@@ -1,12 +1,13 @@
-"""What every command shares: --redis, --checkpoints, --data-dir where tasks are loaded, and errors as one line.
+"""Options that every command shares, and errors as one line.
 
-These options may stand before or after a command's name; the later word wins.
+The options are --redis, --checkpoints and, where tasks are loaded, --data-dir. They may stand
+before or after a command's name. The later one wins.
 """
 
 from __future__ import annotations
 
 import functools
-import os
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,8 @@ from click.core import ParameterSource
 
 from common.errors import SearchError
 
-DATA_FOLDER = Path("data")  # of built-in data sets
+DATA_FOLDER = Path("data")  # for built-in data sets
 INTERRUPTED = 130
-TERMINATED = 143
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -28,57 +28,97 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Shared:
     """Where Redis and the folders are."""
 
-    redis: str | None = None  # None: the embedded server
+    redis: str | None = None  # None: the server of the checkpoint root
     checkpoints: Path = Path("checkpoints")
     data: Path = DATA_FOLDER
 
 
 def _set_redis(context: click.Context, option: click.Parameter, value: str | None) -> None:
     shared = context.ensure_object(Shared)
-    if value is not None and not _told_before(context, option):
+    if value is not None and not _is_from_environment(context, option):
         shared.redis = value or None
 
 
 def _set_checkpoints(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     shared = context.ensure_object(Shared)
-    if value is not None and not _told_before(context, option):
+    if value is not None and not _is_from_environment(context, option):
         shared.checkpoints = value
 
 
 def _set_data(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     shared = context.ensure_object(Shared)
-    if value is not None and not _told_before(context, option):
+    if value is not None and not _is_from_environment(context, option):
         shared.data = value
 
 
-def _told_before(context: click.Context, option: click.Parameter) -> bool:
-    """Whether a value of a command's is only the environment's, which the program's own option before it has read already."""
-    return context.parent is not None and context.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT
+def _is_from_environment(context: click.Context, option: click.Parameter) -> bool:
+    """Return whether a command's value comes only from the environment.
+
+    The program's own option, which comes before it, has read the environment already.
+    """
+    return (
+        context.parent is not None
+        and context.get_parameter_source(str(option.name)) is ParameterSource.ENVIRONMENT
+    )
+
+
+class Number(click.FloatRange):
+    """A finite number within bounds, as an option."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number, or fail."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def common_options(command: F) -> F:
-    """Adds --redis and --checkpoints, which end up in ``context.obj``, a ``Shared``."""
-    redis = click.option(
-        "--redis", metavar="URL", envvar="REDIS_URL", expose_value=False, callback=_set_redis,
-        help="redis://, rediss:// or unix:// [REDIS_URL]; none: an embedded server in the checkpoint folder.",
-    )  # fmt: skip
-    checkpoints = click.option(
-        "--checkpoints", metavar="DIR", envvar="CHECKPOINT_DIR", expose_value=False, callback=_set_checkpoints,
-        type=click.Path(path_type=Path, file_okay=False), help="The checkpoint folder [CHECKPOINT_DIR; ./checkpoints].",
-    )  # fmt: skip
-    return redis(checkpoints(command))
+    """Add --redis and --checkpoints, whose values are in ``context.obj``, a ``Shared``."""
+    with_redis = click.option(
+        "--redis",
+        metavar="URL",
+        envvar="REDIS_URL",
+        expose_value=False,
+        callback=_set_redis,
+        help="redis://, rediss:// or unix:// [REDIS_URL]; none: the server of the checkpoint "
+        "folder, by `master redis start` or embedded.",
+    )
+    return with_redis(checkpoints_option(command))
+
+
+def checkpoints_option(command: F) -> F:
+    """Add --checkpoints alone, for commands that use no other Redis than that of the folder."""
+    return click.option(
+        "--checkpoints",
+        metavar="DIR",
+        envvar="CHECKPOINT_DIR",
+        expose_value=False,
+        callback=_set_checkpoints,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="The checkpoint folder [CHECKPOINT_DIR; ./checkpoints].",
+    )(command)
 
 
 def data_option(command: F) -> F:
-    """Adds --data-dir, which ends up in ``context.obj.data``."""
+    """Add --data-dir, whose value is in ``context.obj.data``."""
     return click.option(
-        "--data-dir", metavar="DIR", envvar="DATA_DIR", expose_value=False, callback=_set_data,
-        type=click.Path(path_type=Path, file_okay=False), help="Files of the built-in data sets [DATA_DIR; ./data].",
-    )(command)  # fmt: skip
+        "--data-dir",
+        metavar="DIR",
+        envvar="DATA_DIR",
+        expose_value=False,
+        callback=_set_data,
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Files of the built-in data sets [DATA_DIR; ./data].",
+    )(command)
 
 
 def fail_with_message(command: F) -> F:
-    """Turns errors that are the user's into one message and their exit code."""
+    """Print errors that are meant for users as one message, and exit with their exit code."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -88,14 +128,11 @@ def fail_with_message(command: F) -> F:
             leave(str(error), error.exit_code)
         except KeyboardInterrupt:
             leave("interrupted", INTERRUPTED)
-        except BrokenPipeError:  # the reader of our output, such as `head`, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
 
     return wrapped  # type: ignore[return-value]
 
 
 def leave(message: str, code: int) -> NoReturn:
-    """Prints ``message`` on stderr and exits."""
+    """Print ``message`` on stderr and exit."""
     click.echo(f"error: {message}", err=True)
     sys.exit(code)

@@ -1,10 +1,10 @@
-"""Health of a container: Redis answers to the address and the password that the programs in it use."""
+"""Check a container: Redis answers at the address and with the password that its programs use."""
 
 import os
 import sys
 from pathlib import Path
 
-from common.broker import open_broker
+from common.broker.connection import open_broker
 from common.errors import SearchError
 
 try:

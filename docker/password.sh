@@ -1,9 +1,11 @@
 #!/bin/sh
-# Writes two random passwords for Redis, once, for whoever owns the checkout on the host: the master's in
-# /secrets/redis_password and the workers' in /secrets/worker/redis_password, the only folder that workers see.
+# Writes two random passwords for Redis, once. They belong to the owner of the checkout on the host.
+# The master's is in /secrets/redis_password and the workers' in /secrets/worker/redis_password, the
+# only folder that workers see.
 #
-# The owner is read off the checkpoint folder, which is part of the checkout; the folders of the secrets may have been
-# made by the Docker daemon a moment ago and belong to root. A password that exists is kept: Redis may be running with it.
+# The owner is that of the checkpoint folder, which is part of the checkout. The folders of the
+# secrets may have just been made by the Docker daemon and belong to root. An existing password is
+# kept, since Redis may be running with it.
 set -eu
 
 owner=$(stat -c %u:%g /checkpoints)

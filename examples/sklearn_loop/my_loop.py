@@ -1,4 +1,7 @@
-"""A loop of one's own without torch: handwritten digits by scikit-learn's linear classifier, an epoch a ``partial_fit``."""
+"""A training loop without torch: handwritten digits with a linear classifier of scikit-learn.
+
+One epoch is one call of ``partial_fit``.
+"""
 
 import math
 
@@ -9,14 +12,22 @@ from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import train_test_split
 
 CLASSES = np.arange(10)
-SPLIT_SEED = 7  # fixed: every trial has to be measured on the same part
+SPLIT_SEED = 7  # fixed, so that every trial is measured on the same part
 
 
 def train(trial):
-    """Called once a trial, and again with ``trial.resume`` where an earlier worker was lost."""
+    """Train one trial.
+
+    This may be called again for the same trial: if a worker was lost, or if the trial is promoted
+    to more epochs. ``trial.resume`` is then the state that was reported last.
+    """
     images, labels = load_digits(return_X_y=True)
-    rest_x, _, rest_y, _ = train_test_split(images / 16, labels, test_size=0.2, stratify=labels, random_state=SPLIT_SEED)
-    train_x, val_x, train_y, val_y = train_test_split(rest_x, rest_y, test_size=0.25, stratify=rest_y, random_state=SPLIT_SEED)
+    rest_x, _, rest_y, _ = train_test_split(
+        images / 16, labels, test_size=0.2, stratify=labels, random_state=SPLIT_SEED
+    )
+    train_x, val_x, train_y, val_y = train_test_split(
+        rest_x, rest_y, test_size=0.25, stratify=rest_y, random_state=SPLIT_SEED
+    )
     model = SGDClassifier(
         loss="log_loss",
         learning_rate="constant",
@@ -27,7 +38,11 @@ def train(trial):
     )
     if trial.resume is not None:
         model.classes_ = CLASSES
-        model.coef_, model.intercept_, model.t_ = trial.resume["coef"], trial.resume["intercept"], trial.resume["t"]
+        model.coef_, model.intercept_, model.t_ = (
+            trial.resume["coef"],
+            trial.resume["intercept"],
+            trial.resume["t"],
+        )
 
     for epoch in range(round(trial.epoch) + 1, math.ceil(trial.epochs) + 1):
         order = np.random.default_rng([trial.seed, epoch]).permutation(len(train_x))
@@ -38,6 +53,8 @@ def train(trial):
             train_loss=log_loss(train_y, model.predict_proba(train_x), labels=CLASSES),
             val_loss=log_loss(val_y, model.predict_proba(val_x), labels=CLASSES),
             val_acc=np.mean(guesses == val_y),
-            val_f1=f1_score(val_y, guesses, average="macro"),  # any name of small letters; the search file ranks by it
-            state={"coef": model.coef_, "intercept": model.intercept_, "t": model.t_},  # arrays come back as arrays
+            # Any name of small letters, digits and _ will do. The search file ranks by this one.
+            val_f1=f1_score(val_y, guesses, average="macro"),
+            # `trial.resume` will hold the same: arrays stay arrays.
+            state={"coef": model.coef_, "intercept": model.intercept_, "t": model.t_},
         )

@@ -1,4 +1,4 @@
-"""What every format is made of: the ended trials of the chosen stages, best first."""
+"""The ended trials of the chosen stages, best first. Every export format is made from these."""
 
 from __future__ import annotations
 
@@ -8,24 +8,25 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from common.errors import CheckpointError, ConfigError
-from common.record import Record
-from common.search import Stage
-from common.select import Chosen
-from common.space import Space
-from master import ranking
-from master.ranges import read_frozen
-from master.reading import not_launched
+from common.folder.chosen import Chosen, not_launched
+from common.folder.record import Record
+from common.search.space import Space
+from common.search.stage import Stage
+from master.results import ranking
+from master.results.repeats import Spread
+from master.strategy.ranges import read_frozen
 
-EPOCH = "epoch"  # the curve that is the others' axis
+EPOCH = "epoch"  # the curve that is the axis of the others
 
 
 @dataclass(frozen=True)
 class Ended:
-    """A trial that has ended, and where it stands in its stage."""
+    """A trial that has ended, with its rank in its stage."""
 
     record: Record
-    rank: int  # from 1, as `master rank` counts
-    checkpoint: str | None  # None where its weights are not in the folder now
+    rank: int  # from 1, as in `master rank`
+    checkpoint: str | None  # None if its weights are not in the folder now
+    spread: Spread | None = None  # over the runs of its configuration, if there are several
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class EndedStage:
 
     @property
     def records(self) -> list[Record]:
-        """The trials' records, best first."""
+        """The records of the trials, best first."""
         return [trial.record for trial in self.trials]
 
 
@@ -47,47 +48,77 @@ class Evaluation:
     """One point of a trial's curves."""
 
     number: int  # from 1
-    step: int  # the epoch; ``number`` where a trial was evaluated within epochs
+    step: int  # the epoch, or ``number`` if a trial was evaluated within epochs
     epoch: float | None
-    values: dict[str, float]  # by curve; those that were measured, finite or not
+    values: dict[str, float]  # the measured values by curve, finite or not
 
 
 def read(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> list[EndedStage]:
-    """The stages to export: the one that was named, or each that was launched and has an ended trial.
+    """Return the stages to export: the named one, or all launched stages that have an ended trial.
 
     Raises:
         ConfigError: no such stage, or it has not been launched.
-        CheckpointError: nothing in them has ended.
+        CheckpointError: no trial in them has ended.
     """
     search = chosen.search
     names = [search.stage(stage).name] if stage else [s.name for s in search.stages]
-    launched = [name for name in names if chosen.folder.stage(name).ranges.exists()]
+    launched = [name for name in names if chosen.folder.stage(name).has_begun]
     if not launched:
-        if stage and any(chosen.folder.stage(s.name).ranges.exists() for s in search.stages):
-            raise ConfigError(f"stage {stage!r} of search {search.name!r} has not been launched; run `master launch --stage {stage}`")
+        if stage and any(chosen.folder.stage(s.name).has_begun for s in search.stages):
+            raise ConfigError(
+                f"stage {stage!r} of search {search.name!r} has not been launched; run `master "
+                f"launch --stage {stage}`"
+            )
         raise not_launched(chosen)
     found = [_read_stage(chosen, name, warn) for name in launched]
     ended = [one for one in found if one.trials]
     if not ended:
         places = ", ".join(str(chosen.folder.stage(name).trials) for name in launched)
-        raise CheckpointError(f"{places}: no trial has ended yet; `master status` shows how far they are")
+        raise CheckpointError(
+            f"{places}: no trial has ended yet; `master status` shows how far they are"
+        )
     return ended
 
 
+def rank_ended(
+    records: Sequence[Record], name_weights: Callable[[Record], str | None]
+) -> list[Ended]:
+    """Return ended trials best first, as `master rank` orders them.
+
+    Args:
+        records: the last record of each trial.
+        name_weights: returns what names the weights of a trial, or None if they are not there now.
+    """
+    ranked = ranking.rank(records) if records else []
+    return [
+        Ended(record, rank, name_weights(record), spread)
+        for rank, (record, spread) in enumerate(
+            zip(ranked, ranking.spreads_of(ranked), strict=True), start=1
+        )
+    ]
+
+
 def evaluations(record: Record) -> Iterator[Evaluation]:
-    """A trial's curves, point by point."""
+    """Yield the points of a trial's curves."""
     curves = {name: values for name, values in record.curves.items() if name != EPOCH}
     n = max((len(values) for values in record.curves.values()), default=0)
     axis = [*record.curves.get(EPOCH, [])]
     epochs = axis + [None] * (n - len(axis))
     steps = _steps(epochs)
     for i in range(n):
-        values = {name: v for name, points in curves.items() if i < len(points) and (v := points[i]) is not None}
+        values = {
+            name: v
+            for name, points in curves.items()
+            if i < len(points) and (v := points[i]) is not None
+        }
         yield Evaluation(i + 1, steps[i], epochs[i], values)
 
 
 def times(record: Record) -> tuple[datetime | None, datetime | None]:
-    """When it began and ended, in UTC; None of a record that does not say, or says what no calendar has."""
+    """Return when the trial began and ended, in UTC.
+
+    Both are None if the record does not say, or if no calendar has the date.
+    """
     if not record.ended_at:
         return None, None
     try:
@@ -98,7 +129,10 @@ def times(record: Record) -> tuple[datetime | None, datetime | None]:
 
 
 def _steps(epochs: Sequence[float | None]) -> list[int]:
-    """Whole, growing epochs as they are, else the evaluations' numbers: other programs' axes know whole numbers only."""
+    """Return the epochs if they are integers and increase, else the numbers of the evaluations.
+
+    The axes of other programs have integers only.
+    """
     whole = [int(epoch) for epoch in epochs if epoch is not None and epoch.is_integer()]
     if len(whole) == len(epochs) and all(a < b for a, b in pairwise(whole)):
         return whole
@@ -109,8 +143,7 @@ def _read_stage(chosen: Chosen, name: str, warn: Callable[[str], None]) -> Ended
     folder = chosen.folder.stage(name)
     records = folder.records(warn)
     present = {str(checkpoint) for checkpoint in folder.checkpoints()}
-    ranked = ranking.ranked(records) if records else []
-    trials = [
-        Ended(record, rank, record.checkpoint if record.checkpoint in present else None) for rank, record in enumerate(ranked, start=1)
-    ]
-    return EndedStage(chosen.search.stage(name), read_frozen(folder.ranges, chosen.search.space), trials)
+    trials = rank_ended(records, lambda own: own.checkpoint if own.checkpoint in present else None)
+    return EndedStage(
+        chosen.search.stage(name), read_frozen(folder.ranges, chosen.search.space), trials
+    )

@@ -1,4 +1,7 @@
-"""Parquet, through pyarrow: every column has a type, what is not known is null, nan and inf are numbers."""
+"""Parquet, written with pyarrow.
+
+Every column has a type, a value that is not known is null, and nan and inf are numbers.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ import pyarrow.parquet as pq
 
 from master.export.ended import EndedStage
 from master.export.files import appearing, two_files
-from master.export.tables import CURVE_COLUMNS, Column, Kind, Value, columns, curve_rows, trials_of
+from master.export.tables import CURVE_COLUMNS, Cell, Column, Kind, columns, curve_rows, trials_of
 
-ROWS_A_GROUP = 1 << 18  # of curves: a few megabytes in memory, and large enough to be packed well
+# Rows of curves in one group: a few megabytes in memory, and large enough to be compressed well.
+ROWS_A_GROUP = 1 << 18
 TYPES: dict[Kind, pa.DataType] = {
     "text": pa.string(),
     "whole": pa.int64(),
@@ -24,21 +28,25 @@ TYPES: dict[Kind, pa.DataType] = {
 
 
 def write(stages: Sequence[EndedStage], out: str) -> list[Path]:
-    """Writes both tables, in place of older ones of that name.
+    """Write both tables. Older files of the same names are replaced.
 
     Returns:
-        The files, the trials' first.
+        The two files: of the trials, then of the curves.
 
     Raises:
         ConfigError: ``out`` cannot be a file.
-        CheckpointError: it cannot be written.
+        CheckpointError: a file cannot be written.
     """
     trials_path, curves_path = two_files(out, "parquet")
     trials = trials_of(stages)
     shown = columns(trials)
-    table = pa.table({column.name: _array(column, [column.of(trial) for trial in trials]) for column in shown})
+    table = pa.table(
+        {column.name: _array(column, [column.of(trial) for trial in trials]) for column in shown}
+    )
     schema = pa.schema([(name, TYPES[kind]) for name, kind in CURVE_COLUMNS.items()])
-    _write(curves_path, schema, _curves(schema, (row for trial in trials for row in curve_rows(trial))))
+    _write(
+        curves_path, schema, _curves(schema, (row for trial in trials for row in curve_rows(trial)))
+    )
     _write(trials_path, table.schema, [table])
     return [trials_path, curves_path]
 
@@ -49,25 +57,32 @@ def _write(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
             writer.write_table(table)
 
 
-def _curves(schema: pa.Schema, rows: Iterator[tuple[Value, ...]]) -> Iterator[pa.Table]:
+def _curves(schema: pa.Schema, rows: Iterator[tuple[Cell, ...]]) -> Iterator[pa.Table]:
     while group := list(islice(rows, ROWS_A_GROUP)):
         yield pa.table(list(zip(*group, strict=True)), schema=schema)
 
 
-def _array(column: Column, values: list[Value]) -> pa.Array:
+def _array(column: Column, values: list[Cell]) -> pa.Array:
     if column.kind != "hyperparameter":
         return pa.array(values, TYPES[column.kind])
     kind, plain = _common(values)
     return pa.array(plain, kind)
 
 
-def _common(values: Sequence[Value]) -> tuple[pa.DataType, list[Any]]:
-    """A type that holds them all; options of several kinds, such as 32 and "auto", become text."""
+def _common(values: Sequence[Cell]) -> tuple[pa.DataType, list[Any]]:
+    """Return a type for all values, and the values in that type.
+
+    Options of several kinds, such as 32 and "auto", become text.
+    """
     kinds = {type(value) for value in values if value is not None}
     if kinds == {bool}:
         return pa.bool_(), list(values)
     if kinds == {int}:
         return pa.int64(), list(values)
     if kinds <= {int, float}:
-        return pa.float64(), [value if value is None else float(value) for value in values]  # type: ignore[arg-type]
+        # mypy cannot narrow the type here.
+        return pa.float64(), [
+            value if value is None else float(value)  # type: ignore[arg-type]
+            for value in values
+        ]
     return pa.string(), [value if value is None else str(value) for value in values]

@@ -1,1 +1,5 @@
-"""Figures of a search: each module one, a table of trials in and a plotly figure out, without side effects."""
+"""Figures of a search.
+
+Each module makes one figure: it takes a table of trials and returns a plotly figure, without side
+effects.
+"""

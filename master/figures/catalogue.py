@@ -1,4 +1,4 @@
-"""Each figure by its name, from what is known of a stage."""
+"""All figures by name, drawn from what is known of a stage."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ from dataclasses import dataclass
 import pandas as pd
 import plotly.graph_objects as go
 
-from common.space import Space
-from master.figures.curves import accuracies, chosen, losses, ratios
+from common.search.space import Space
+from master.figures.curves import accuracies, choose_trials, losses, ratios
+from master.figures.hyperparameters import hyperparameters
 from master.figures.inside import histograms, weights
-from master.figures.narrowing import hyperparameters
 from master.figures.outcomes import outcomes
 from master.figures.parallel import parallel
 from master.figures.progress import best_so_far
+from master.figures.rungs import rungs
 from master.figures.telling import importance
 from master.figures.timeline import timeline
 
-NARROW_COLUMNS, WIDE_COLUMNS = 1, 2  # of panels: on a phone, on a screen
-LOOKED_AT = 50  # of the best trials, for a picture: kept ones have it, and 50 are kept by default
+NARROW_COLUMNS, WIDE_COLUMNS = 1, 2  # columns of panels: on a phone, on a screen
+# Number of best trials that are searched for a picture. Kept trials have one, and 50 are kept by
+# default.
+LOOKED_AT = 50
 
 
 @dataclass(frozen=True)
 class Material:
-    """What the figures of a stage are made from.
+    """The data that the figures of a stage are made from.
 
-    ``trials``: of the stage; ``history``: of this stage and those before it; ``attempts``: all records of the stage, of superseded attempts
-    too; ``ranges``: what the stages up to this one sampled, in order; ``following``: the same and the ranges proposed for the next one;
-    ``picture``: of a trial by its name, its first layer's weights as a PNG, None if it has none.
+    Attributes:
+        stage: The name of the stage.
+        trials: The trials of the stage.
+        history: The trials of this stage and of those before it.
+        attempts: All records of the same stages, also those of shorter budgets and of lost
+            attempts, see ``with_shares``.
+        ranges: What the stages up to this one sampled, in order.
+        following: The same, with the ranges proposed for the next stage.
+        picture: Returns the first layer's weights of a trial as a PNG, given its name. None if it
+            has none.
     """
 
     stage: str
@@ -40,25 +50,28 @@ class Material:
     picture: Callable[[str], bytes | None] = lambda trial: None
 
     @property
-    def own(self) -> dict[str, Space]:
-        """The stage's ranges alone."""
-        return {self.stage: self.ranges[self.stage]} if self.stage in self.ranges else {}
+    def sampled(self) -> dict[str, Space]:
+        """The ranges of the stages that sample, up to this one."""
+        return {stage: space for stage, space in self.ranges.items() if space.sampled}
 
 
 Drawer = Callable[[Material, Sequence[str], int], go.Figure]
 
 
-def draw(name: str, material: Material, trials: Sequence[str] = (), columns: int = WIDE_COLUMNS) -> go.Figure:
-    """One figure.
+def draw(
+    name: str, material: Material, trials: Sequence[str] = (), columns: int = WIDE_COLUMNS
+) -> go.Figure:
+    """Draw one figure.
 
     Args:
-        name: in ``names.FIGURES``.
-        material: of the stage.
-        trials: names of those to show, where a figure shows chosen ones; without any it chooses.
-        columns: of panels side by side, where a figure has several.
+        name: A key of ``names.FIGURES``.
+        material: The data of the stage.
+        trials: The names of the trials to show, in a figure that shows chosen ones. If empty, the
+            figure chooses.
+        columns: The number of panels side by side, in a figure that has several.
 
     Raises:
-        KeyError: no figure of that name.
+        KeyError: There is no figure of that name.
     """
     return _DRAWERS[name](material, trials, columns)
 
@@ -74,14 +87,17 @@ def _weights(material: Material, trials: Sequence[str]) -> go.Figure:
 
 _DRAWERS: dict[str, Drawer] = {
     "hyperparameters": lambda m, _, columns: hyperparameters(m.history, m.following, columns),
-    "parallel": lambda m, *_: parallel(m.trials, m.own),
-    "importance": lambda m, *_: importance(m.trials, m.own),
-    "outcomes": lambda m, *_: outcomes(m.trials, m.own),
-    "losses": lambda m, trials, _: losses(m.trials, trials or chosen(m.trials)),
-    "accuracies": lambda m, trials, _: accuracies(m.trials, trials or chosen(m.trials)),
+    "rungs": lambda m, *_: rungs(m.history),
+    "parallel": lambda m, *_: parallel(m.history, m.sampled),
+    "importance": lambda m, *_: importance(m.history, m.sampled),
+    "outcomes": lambda m, *_: outcomes(m.history, m.sampled),
+    "losses": lambda m, trials, _: losses(m.trials, trials or choose_trials(m.trials)),
+    "accuracies": lambda m, trials, _: accuracies(m.trials, trials or choose_trials(m.trials)),
     "ratios": lambda m, trials, _: ratios(m.trials, trials),
-    "histograms": lambda m, trials, columns: histograms(m.trials, trials[0] if trials else None, columns),
+    "histograms": lambda m, trials, columns: histograms(
+        m.trials, trials[0] if trials else None, columns
+    ),
     "weights": lambda m, trials, _: _weights(m, trials),
-    "progress": lambda m, _, columns: best_so_far(m.trials, columns),
+    "progress": lambda m, _, columns: best_so_far(m.attempts, columns),
     "timeline": lambda m, *_: timeline(m.attempts),
 }

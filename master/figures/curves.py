@@ -1,4 +1,7 @@
-"""Curves of chosen trials over epochs: loss on a log axis, accuracies, and the update:weight ratio of each layer."""
+"""Curves of chosen trials over epochs.
+
+They show the loss on a log axis, the accuracies, and the update:weight ratio of each layer.
+"""
 
 from __future__ import annotations
 
@@ -8,59 +11,88 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from master.figures.style import LINE_COLOURS, METRIC_TITLES, empty, framed, safe
+from master.figures.style import LINE_COLOURS, METRIC_TITLES, empty, frame, safe
 from master.figures.table import best_first
 
-MOST_MARKED = 40  # evaluations: with more, a mark at each hides the line
-BEST_CHOSEN = 3  # the best, beside the median and the last
+MOST_MARKED = 40  # evaluations; with more, the marks would hide the line
+BEST_CHOSEN = 3  # number of best trials shown, besides the median and the last
 HEALTHY_RATIO = 1e-3  # CS231n notes, "Ratio of weights:updates": somewhere around 1e-3
 RATIO = "update_ratio."
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 NO_CURVES = "No chosen trial has curves: they come with the first evaluation."
 
 
-def chosen(trials: pd.DataFrame) -> list[str]:
-    """The trials whose curves are shown where none are named: the best three, the median and the last that completed, an exploded one."""
+def choose_trials(trials: pd.DataFrame) -> list[str]:
+    """Choose the trials whose curves are shown if none are named.
+
+    These are the best three, the median and the last of those that completed, and one that
+    exploded.
+    """
     good = best_first(trials[_with_curves(trials)])
-    places = [*range(min(BEST_CHOSEN, len(good))), len(good) // 2, len(good) - 1] if len(good) else []
+    places = (
+        [*range(min(BEST_CHOSEN, len(good))), len(good) // 2, len(good) - 1] if len(good) else []
+    )
     others = trials[_with_curves(trials) & ~trials["good"] & (trials["state"] == "exploded")]
-    names = [str(good["trial"].iloc[place]) for place in places] + [str(name) for name in others["trial"].head(1)]
+    names = [str(good["trial"].iloc[place]) for place in places] + [
+        str(name) for name in others["trial"].head(1)
+    ]
     return list(dict.fromkeys(names))
 
 
 def losses(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
-    """Training and validation loss over epochs, on a log axis.
+    """Draw training and validation loss over epochs, on a log axis.
 
     Args:
-        trials: see ``table``.
-        names: of the trials to show; without any, ``chosen``.
+        trials: See ``table``.
+        names: The trials to show. If empty, those of ``choose_trials``.
     """
-    return _pairs(trials, names, "Loss over epochs", "loss (nats, log scale)", ("train_loss", "val_loss"), log=True)
+    return _pairs(
+        trials,
+        names,
+        "Loss over epochs",
+        "loss (nats, log scale)",
+        ("train_loss", "val_loss"),
+        log=True,
+    )
 
 
 def accuracies(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
-    """Training against validation accuracy, or what else the search ranks by, over epochs; a wide gap is overfitting.
+    """Draw training and validation accuracy over epochs. A wide gap between them is overfitting.
+
+    If the search ranks by another metric, that metric is drawn instead.
 
     Args:
-        trials: see ``table``.
-        names: of the trials to show; without any, ``chosen``.
+        trials: See ``table``.
+        names: The trials to show. If empty, those of ``choose_trials``.
     """
     metric = str(trials["metric"].iloc[0]) if len(trials) else "val_acc"
     if metric == "val_acc" or metric == "val_loss":
-        return _pairs(trials, names, "Accuracy over epochs", "accuracy (share)", ("train_acc", "val_acc"))
-    return _pairs(trials, names, f"{metric} over epochs", METRIC_TITLES.get(metric, metric), (metric.replace("val_", "train_", 1), metric))
+        return _pairs(
+            trials, names, "Accuracy over epochs", "accuracy (share)", ("train_acc", "val_acc")
+        )
+    return _pairs(
+        trials,
+        names,
+        f"{metric} over epochs",
+        METRIC_TITLES.get(metric, metric),
+        (metric.replace("val_", "train_", 1), metric),
+    )
 
 
 def ratios(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
-    """Norm of the update over norm of the weights, a line a layer, on a log axis with the line at 1e-3.
+    """Draw the ratio of update norm to weight norm, a line for each layer.
+
+    The axis is logarithmic, with a line at 1e-3.
 
     Args:
-        trials: see ``table``.
-        names: of the trials to show; without any, the best.
+        trials: See ``table``.
+        names: The trials to show. If empty, the best.
     """
     title = "Update:weight ratio"
-    found = _rows(trials, names or chosen(trials)[:1])
-    figure = framed(go.Figure(), title, "About 1e-3 is healthy; higher learns in jumps, lower hardly learns.")
+    found = _rows(trials, names or choose_trials(trials)[:1])
+    figure = frame(
+        go.Figure(), title, "About 1e-3 is healthy; higher learns in jumps, lower hardly learns."
+    )
     ends: list[float] = []
     for number, row in enumerate(found):
         curves = row["curves"]
@@ -68,21 +100,55 @@ def ratios(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
         for colour, layer in enumerate(layers):
             epochs, values = _points(curves, layer, log=True)
             ends += epochs
-            name = f"layer {layer.removeprefix(RATIO)}" + (f", {row['trial']}" if len(found) > 1 else "")
-            _line(figure, epochs, values, name, LINE_COLOURS[colour % len(LINE_COLOURS)], DASHES[number % len(DASHES)])
+            name = f"layer {layer.removeprefix(RATIO)}" + (
+                f", {row['trial']}" if len(found) > 1 else ""
+            )
+            _line(
+                figure,
+                epochs,
+                values,
+                name,
+                LINE_COLOURS[colour % len(LINE_COLOURS)],
+                DASHES[number % len(DASHES)],
+            )
     if not ends:
-        return empty(title, NO_CURVES if not len(found) else "The chosen trials have no ratios: their task trains with a loop of its own.")
-    _line(figure, [min(0.0, *ends), max(ends)], [HEALTHY_RATIO] * 2, "1e-3", "#000000", "dash", marked=False)
+        return empty(
+            title,
+            NO_CURVES
+            if not len(found)
+            else "The chosen trials have no ratios: their task has its own training loop.",
+        )
+    _line(
+        figure,
+        [min(0.0, *ends), max(ends)],
+        [HEALTHY_RATIO] * 2,
+        "1e-3",
+        "#000000",
+        "dash",
+        marked=False,
+    )
     shown = f" of {safe(found[0]['trial'])}" if len(found) == 1 else ""
     figure.update_layout(title_text=f"{title}{shown}")
     figure.update_xaxes(title_text="epoch")
-    figure.update_yaxes(title_text="update norm / weight norm (log scale)", type="log", exponentformat="power", dtick=1)
+    figure.update_yaxes(
+        title_text="update norm / weight norm (log scale)",
+        type="log",
+        exponentformat="power",
+        dtick=1,
+    )
     return figure
 
 
-def _pairs(trials: pd.DataFrame, names: Sequence[str], title: str, axis: str, curves: tuple[str, str], log: bool = False) -> go.Figure:
-    found = _rows(trials, names or chosen(trials))
-    figure = framed(go.Figure(), title, "Solid, full: validation. Dotted, open: training.")
+def _pairs(
+    trials: pd.DataFrame,
+    names: Sequence[str],
+    title: str,
+    axis: str,
+    curves: tuple[str, str],
+    log: bool = False,
+) -> go.Figure:
+    found = _rows(trials, names or choose_trials(trials))
+    figure = frame(go.Figure(), title, "Solid, full: validation. Dotted, open: training.")
     n_drawn = 0
     for number, row in enumerate(found):
         colour = LINE_COLOURS[number % len(LINE_COLOURS)]
@@ -91,7 +157,17 @@ def _pairs(trials: pd.DataFrame, names: Sequence[str], title: str, axis: str, cu
             epochs, values = _points(row["curves"], name, log)
             if values:
                 told = f"{row['trial']} ({_words(row)})"
-                _line(figure, epochs, values, told, colour, dash, group=str(row["trial"]), legend=shown, hover=name)
+                _line(
+                    figure,
+                    epochs,
+                    values,
+                    told,
+                    colour,
+                    dash,
+                    group=str(row["trial"]),
+                    legend=shown,
+                    hover=name,
+                )
                 shown, n_drawn = False, n_drawn + 1
     if not n_drawn:
         return empty(title, NO_CURVES)
@@ -113,21 +189,46 @@ def _words(row: pd.Series) -> str:
     return f"#{row['rank']}" if row["good"] else str(row["state"])
 
 
-def _points(curves: dict[str, list[float | None]], name: str, log: bool) -> tuple[list[float], list[float]]:
-    """A curve's epochs and values, without what is not finite or cannot stand on a log axis."""
+def _points(
+    curves: dict[str, list[float | None]], name: str, log: bool
+) -> tuple[list[float], list[float]]:
+    """Return a curve's epochs and values.
+
+    Values that are not finite are left out, and on a log axis those that are not positive.
+    """
     pairs = zip(curves.get("epoch", []), curves.get(name, []), strict=False)
-    kept = [(float(e), float(v)) for e, v in pairs if e is not None and v is not None and math.isfinite(v) and (v > 0 or not log)]
+    kept = [
+        (float(e), float(v))
+        for e, v in pairs
+        if e is not None and v is not None and math.isfinite(v) and (v > 0 or not log)
+    ]
     return [epoch for epoch, _ in kept], [value for _, value in kept]
 
 
 def _line(
-    figure: go.Figure, x: list[float], y: list[float], name: str, colour: str, dash: str,
-    group: str | None = None, legend: bool = True, hover: str = "", marked: bool = True,
-) -> None:  # fmt: skip
+    figure: go.Figure,
+    x: list[float],
+    y: list[float],
+    name: str,
+    colour: str,
+    dash: str,
+    group: str | None = None,
+    legend: bool = True,
+    hover: str = "",
+    marked: bool = True,
+) -> None:
     mode = "lines+markers" if marked and len(x) <= MOST_MARKED else "lines"
     told = f"{safe(hover or name)}<br>epoch %{{x:.4g}}: %{{y:.4g}}<extra>{safe(name)}</extra>"
-    symbol = "circle-open" if dash == "dot" else "circle"  # told apart where a trial has a single evaluation
+    # Different symbols, since a single evaluation has no line.
+    symbol = "circle-open" if dash == "dot" else "circle"
     figure.add_scatter(
-        x=x, y=y, name=safe(name), mode=mode, line={"color": colour, "dash": dash, "width": 2}, marker={"size": 6, "symbol": symbol},
-        legendgroup=safe(group) if group else None, showlegend=legend, hovertemplate=told,
-    )  # fmt: skip
+        x=x,
+        y=y,
+        name=safe(name),
+        mode=mode,
+        line={"color": colour, "dash": dash, "width": 2},
+        marker={"size": 6, "symbol": symbol},
+        legendgroup=safe(group) if group else None,
+        showlegend=legend,
+        hovertemplate=told,
+    )

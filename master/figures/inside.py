@@ -1,4 +1,8 @@
-"""Inside a kept model: histograms of activations and gradients in each layer, and its first layer's weights."""
+"""The inside of a kept model.
+
+The figures show histograms of activations and gradients in each layer, and the first layer's
+weights.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +14,38 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from master.figures.style import BLUE, VERMILION, empty, framed, safe
+from master.figures.style import BLUE, VERMILION, empty, frame, safe
 from master.figures.table import best_first
 
 ROW = 170  # pixels of a row of histograms
 PARTS = {"activations": (BLUE, "activation"), "gradients": (VERMILION, "gradient of the loss")}
-NOT_KEPT = "No chosen trial has any: they are taken of trials whose checkpoint is kept."
+NOT_KEPT = "No chosen trial has histograms: only trials with a kept checkpoint have them."
 
 
-def portrayed(trials: pd.DataFrame) -> str | None:
-    """The best trial that has histograms."""
+def find_portrayed(trials: pd.DataFrame) -> str | None:
+    """Return the best trial that has histograms, or None."""
     good = best_first(trials)
-    return next((str(name) for name, portrait in zip(good["trial"], good["portrait"], strict=True) if portrait), None)
+    return next(
+        (
+            str(name)
+            for name, portrait in zip(good["trial"], good["portrait"], strict=True)
+            if portrait
+        ),
+        None,
+    )
 
 
 def histograms(trials: pd.DataFrame, name: str | None = None, columns: int = 2) -> go.Figure:
-    """A row a layer, activations and gradients beside each other, shares on a log axis so that tails and dead units are seen.
+    """Draw a row of histograms for each layer: activations and gradients side by side.
+
+    Shares are on a log axis, so that tails and dead units are visible.
 
     Args:
-        trials: see ``table``.
-        name: of the trial; without it the best that has any.
-        columns: 1 on a phone.
+        trials: See ``table``.
+        name: The trial. If None, the best that has histograms.
+        columns: The number of columns; 1 on a phone.
     """
-    title, chosen = "Activations and gradients", name or portrayed(trials)
+    title, chosen = "Activations and gradients", name or find_portrayed(trials)
     rows = trials[trials["trial"] == chosen] if chosen else trials.iloc[:0]
     portrait = rows["portrait"].iloc[0] if len(rows) else None
     if not portrait:
@@ -51,24 +64,36 @@ def histograms(trials: pd.DataFrame, name: str | None = None, columns: int = 2) 
         if panel is not None:
             _bars(figure, panel, number // columns + 1, number % columns + 1)
     figure.update_annotations(font_size=12)
-    framed(figure, f"{title} of {chosen}", "On validation examples, with the best epoch's weights.", 110 + n_rows * (ROW + 74))
+    frame(
+        figure,
+        f"{title} of {chosen}",
+        "On validation examples, with the best epoch's weights.",
+        110 + n_rows * (ROW + 74),
+    )
     figure.update_layout(showlegend=False, bargap=0, margin={"t": 92})
     return figure
 
 
 def weights(picture: bytes | None, name: str = "") -> go.Figure:
-    """The first layer's weights as a picture, a unit a tile, each scaled by its own largest weight.
+    """Draw the first layer's weights as a picture, a tile for each unit.
+
+    Each tile is scaled by its own largest weight.
 
     Args:
-        picture: a PNG, as workers write it for image models whose checkpoint is kept.
-        name: of the trial.
+        picture: A PNG, as workers write it for image models whose checkpoint is kept.
+        name: The trial.
     """
     title = "First-layer weights"
     if picture is None:
-        return empty(title, "No chosen trial has a picture: image models have one whose checkpoint is kept.")
+        return empty(
+            title, "No chosen trial has a picture: only image models with a kept checkpoint do."
+        )
     source = "data:image/png;base64," + base64.b64encode(picture).decode("ascii")
-    figure = framed(
-        go.Figure(go.Image(source=source, hoverinfo="skip")), f"{title} of {name}", "A tile a unit. Red: positive, blue: negative.", 480
+    figure = frame(
+        go.Figure(go.Image(source=source, hoverinfo="skip")),
+        f"{title} of {name}",
+        "A tile a unit. Red: positive, blue: negative.",
+        480,
     )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
@@ -76,12 +101,22 @@ def weights(picture: bytes | None, name: str = "") -> go.Figure:
 
 
 def _panels(portrait: dict[str, Any], columns: int) -> list[tuple[str, str, dict[str, Any]] | None]:
-    """(part, layer, histogram) in the order of the grid: two columns side by side, one column one after the other."""
-    parts = {part: [(part, layer, found) for layer, found in (portrait.get(part) or {}).items()] for part in PARTS}
+    """Return (part, layer, histogram) in the order of the grid.
+
+    Two columns put the parts side by side. One column puts one part below the other.
+    """
+    parts = {
+        part: [(part, layer, found) for layer, found in (portrait.get(part) or {}).items()]
+        for part in PARTS
+    }
     if columns == 1:
         return [panel for part in PARTS for panel in parts[part]]
     longest = max(len(panels) for panels in parts.values())
-    return [parts[part][row] if row < len(parts[part]) else None for row in range(longest) for part in PARTS]
+    return [
+        parts[part][row] if row < len(parts[part]) else None
+        for row in range(longest)
+        for part in PARTS
+    ]
 
 
 def _title(panel: tuple[str, str, dict[str, Any]] | None) -> str:
@@ -89,7 +124,11 @@ def _title(panel: tuple[str, str, dict[str, Any]] | None) -> str:
         return ""
     part, layer, found = panel
     kind = f" ({safe(found['kind'])})" if "kind" in found else ""
-    return f"layer {safe(layer)}{kind}, {found.get('zeros', 0.0):.0%} zeros" if part == "activations" else f"layer {safe(layer)}"
+    return (
+        f"layer {safe(layer)}{kind}, {found.get('zeros', 0.0):.0%} zeros"
+        if part == "activations"
+        else f"layer {safe(layer)}"
+    )
 
 
 def _bars(figure: go.Figure, panel: tuple[str, str, dict[str, Any]], row: int, column: int) -> None:
@@ -99,10 +138,16 @@ def _bars(figure: go.Figure, panel: tuple[str, str, dict[str, Any]], row: int, c
     width = (float(found["high"]) - float(found["low"])) / len(counts) or 1.0
     centres = float(found["low"]) + width * (np.arange(len(counts)) + 0.5)
     shares = 100 * counts / (counts.sum() or 1)
-    drawn = shares > 0  # a log axis has no zero
+    drawn = shares > 0  # a log axis cannot show zero
     figure.add_bar(
-        x=centres[drawn], y=shares[drawn], width=width, marker_color=colour, name=safe(f"{part} {layer}"),
-        hovertemplate="%{x:.3g}: %{y:.2f} %<extra></extra>", row=row, col=column,
-    )  # fmt: skip
+        x=centres[drawn],
+        y=shares[drawn],
+        width=width,
+        marker_color=colour,
+        name=safe(f"{part} {layer}"),
+        hovertemplate="%{x:.3g}: %{y:.2f} %<extra></extra>",
+        row=row,
+        col=column,
+    )
     figure.update_xaxes(title_text=axis, row=row, col=column)
     figure.update_yaxes(title_text="share (%)", type="log", dtick=1, row=row, col=column)

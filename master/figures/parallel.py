@@ -1,4 +1,4 @@
-"""Parallel coordinates: each trial a line through its hyperparameters, coloured by the metric."""
+"""Parallel coordinates: each trial is a line through its hyperparameters."""
 
 from __future__ import annotations
 
@@ -10,42 +10,56 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-from common.space import Space
+from common.search.space import Space
 from master.figures.scales import Scale, scales
-from master.figures.style import GREY, SCALE, VERMILION, empty, framed, metric_title, safe, thinned
+from master.figures.style import GREY, SCALE, VERMILION, empty, frame, metric_title, safe, thin
 from master.figures.table import is_min
 
 TITLE = "Parallel coordinates"
-SHADES = 12  # of colour: as many as an eye tells apart on a scale, each one path for the browser
-LOW_QUANTILE = 0.1  # of the metric: below it all have the lowest colour, so that the good ones differ in theirs
-MOST_LINES = 1000  # more are a block of colour
+SHADES = 12  # of colour, as many as the eye tells apart; the browser draws one path for each
+# Quantile of the metric. Values that are worse all have the colour of the worst, so that the good
+# ones differ in colour.
+LOW_QUANTILE = 0.1
+MOST_LINES = 1000  # more would be a block of colour
 METRIC_TICKS = 5
 HEIGHT = 460  # pixels
 
 
 def parallel(trials: pd.DataFrame, ranges: Mapping[str, Space]) -> go.Figure:
-    """The better trials lie on top; the best is a thick line.
+    """Draw each trial as a line through its hyperparameters.
+
+    Better trials lie on top. The best, by budget and then by the metric, is a thick line.
 
     Args:
-        trials: see ``table``; those without a value of the metric are left out.
-        ranges: what each stage sampled.
+        trials: See ``table``. Trials without a value of the metric are left out.
+        ranges: What each stage sampled.
     """
     good = trials[trials["good"]]
     shown = scales(ranges)
     if not len(good) or not shown:
-        return empty(TITLE, "No trial has completed yet." if shown else "This stage samples nothing: all values are fixed.")
-    drawn, thinning = thinned(good, MOST_LINES)
-    worst_first = drawn.sort_values("value", ascending=not is_min(trials), kind="stable")
-    heights = _heights(worst_first, shown)  # (n, axes + 1) in [0, 1], the metric's last
+        return empty(
+            TITLE,
+            "No trial has completed yet."
+            if shown
+            else "This stage samples nothing: all values are fixed.",
+        )
+    drawn, thinning = thin(good, MOST_LINES)
+    worst_first = drawn.sort_values("standing", ascending=False, kind="stable")
+    heights = _heights(worst_first, shown)  # (n, axes + 1) in [0, 1]; the metric is last
     note = f"A line is a trial that completed; the best in orange. {thinning}".strip()
-    figure = framed(go.Figure(), TITLE, note, HEIGHT)
+    figure = frame(go.Figure(), TITLE, note, HEIGHT)
     values = worst_first["value"].to_numpy(dtype=float)
     low, high = _colour_range(values, is_min(trials))
     shades = np.clip((values - low) / ((high - low) or 1) * SHADES, 0, SHADES - 1).astype(int)
     names = [safe(f"{t}: {v:.4g}") for t, v in zip(worst_first["trial"], values, strict=True)]
     order = range(SHADES - 1, -1, -1) if is_min(trials) else range(SHADES)
     for shade in order:
-        _lines(figure, heights[shades == shade], [n for n, s in zip(names, shades, strict=True) if s == shade], _colour(shade))
+        _lines(
+            figure,
+            heights[shades == shade],
+            [n for n, s in zip(names, shades, strict=True) if s == shade],
+            _colour(shade),
+        )
     _lines(figure, heights[-1:], names[-1:], VERMILION, width=3.5, opacity=1.0, name="best")
     _axes(figure, shown, trials, values)
     _colour_bar(figure, low, high, metric_title(trials))
@@ -78,7 +92,7 @@ def _lines(
     opacity: float = 0.6,
     name: str = "",
 ) -> None:
-    """Many lines as one path, with gaps between them."""
+    """Draw many lines as one path, with gaps between them."""
     n, n_axes = heights.shape
     if not n:
         return
@@ -86,16 +100,31 @@ def _lines(
     y = np.column_stack([heights, np.full(n, np.nan)]).ravel()
     text = [text for name in names for text in (name,) * (n_axes + 1)]
     figure.add_scatter(
-        x=x, y=y, text=text, mode="lines", line={"color": colour, "width": width}, opacity=opacity, connectgaps=False,
-        hovertemplate="%{text}<extra></extra>", showlegend=False, name=name,
-    )  # fmt: skip
+        x=x,
+        y=y,
+        text=text,
+        mode="lines",
+        line={"color": colour, "width": width},
+        opacity=opacity,
+        connectgaps=False,
+        hovertemplate="%{text}<extra></extra>",
+        showlegend=False,
+        name=name,
+    )
 
 
-def _axes(figure: go.Figure, shown: list[Scale], trials: pd.DataFrame, values: np.ndarray[Any, Any]) -> None:
+def _axes(
+    figure: go.Figure, shown: list[Scale], trials: pd.DataFrame, values: np.ndarray[Any, Any]
+) -> None:
     labels = [safe(scale.name) for scale in shown] + [safe(str(trials["metric"].iloc[0]))]
     marks = [scale.ticks() for scale in shown]
     ends = np.linspace(values.min(), values.max(), METRIC_TICKS)
-    marks.append([(position, f"{value:.3g}") for position, value in zip(np.linspace(0, 1, METRIC_TICKS), ends, strict=True)])
+    marks.append(
+        [
+            (position, f"{value:.3g}")
+            for position, value in zip(np.linspace(0, 1, METRIC_TICKS), ends, strict=True)
+        ]
+    )
     style = {
         "showarrow": False,
         "xanchor": "left",
@@ -104,20 +133,45 @@ def _axes(figure: go.Figure, shown: list[Scale], trials: pd.DataFrame, values: n
         "borderpad": 0,
         "bgcolor": "rgba(255, 255, 255, 0.75)",
     }
-    texts = [{"x": place, "y": y, "text": text, **style} for place, ticks in enumerate(marks) for y, text in ticks]
-    lines = [{"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1}} for x in range(len(marks))]
+    texts = [
+        {"x": place, "y": y, "text": text, **style}
+        for place, ticks in enumerate(marks)
+        for y, text in ticks
+    ]
+    lines = [
+        {"type": "line", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1}}
+        for x in range(len(marks))
+    ]
     figure.update_layout(annotations=texts, shapes=lines)
     figure.update_xaxes(
-        tickvals=list(range(len(labels))), ticktext=labels, range=[-0.15, len(labels) - 0.45], showgrid=False, showline=False
+        tickvals=list(range(len(labels))),
+        ticktext=labels,
+        range=[-0.15, len(labels) - 0.45],
+        showgrid=False,
+        showline=False,
     )
     figure.update_yaxes(visible=False, range=[-0.04, 1.04])
 
 
 def _colour_bar(figure: go.Figure, low: float, high: float, title: str) -> None:
-    """Shown by a trace without points."""
+    """Add the colour bar, by a trace without points."""
     marker = {
-        "color": [low], "cmin": low, "cmax": high, "colorscale": SCALE, "showscale": True,
-        "colorbar": {"orientation": "h", "thickness": 10, "len": 0.6, "y": -0.28, "yanchor": "top", "x": 0, "xanchor": "left",
-            "title": {"text": title, "side": "bottom", "font": {"size": 11}}},
-    }  # fmt: skip
-    figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
+        "color": [low],
+        "cmin": low,
+        "cmax": high,
+        "colorscale": SCALE,
+        "showscale": True,
+        "colorbar": {
+            "orientation": "h",
+            "thickness": 10,
+            "len": 0.6,
+            "y": -0.28,
+            "yanchor": "top",
+            "x": 0,
+            "xanchor": "left",
+            "title": {"text": title, "side": "bottom", "font": {"size": 11}},
+        },
+    }
+    figure.add_scatter(
+        x=[None], y=[None], mode="markers", marker=marker, showlegend=False, hoverinfo="skip"
+    )

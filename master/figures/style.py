@@ -1,9 +1,12 @@
-"""What all figures share: colours, fonts, titles, axes, thinning, and text that no name can turn into markup.
+"""Style that all figures share: colours, fonts, titles, axes, thinning and escaped text.
 
-Colours: Okabe and Ito, "Color Universal Design" (2008), told apart by colour-blind people, each with a symbol of its own; cividis for
-scales (Nunez, Anderton and Renslow, PLOS ONE 2018). Everything is drawn as SVG: WebGL is missing on remote desktops, a page may hold only
-some sixteen drawings of it, and plotly's needs a content-security policy that allows ``eval``. Thousands of points are thinned instead,
-and it is said.
+The colours are those of Okabe and Ito, "Color Universal Design" (2008). Colour-blind people can
+tell them apart, and each has its own symbol. Colour scales use cividis (Nunez, Anderton and
+Renslow, PLOS ONE 2018).
+
+Everything is drawn as SVG. WebGL is missing on remote desktops, a page may hold only about sixteen
+WebGL drawings, and plotly's WebGL needs a content-security policy that allows ``eval``. Thousands
+of points are thinned instead, and a note says so.
 """
 
 from __future__ import annotations
@@ -16,20 +19,44 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
+BLACK, ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
 STAGE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 LINE_COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-STATE_COLOURS = {"completed": BLUE, "stopped": SKY, "exploded": VERMILION, "killed": BLACK, "failed": PURPLE}
-STATE_SYMBOLS = {"completed": "circle", "stopped": "square", "exploded": "x", "killed": "cross", "failed": "diamond"}
+STATE_COLOURS = {
+    "completed": BLUE,
+    "stopped": SKY,
+    "exploded": VERMILION,
+    "killed": BLACK,
+    "failed": PURPLE,
+}
+STATE_SYMBOLS = {
+    "completed": "circle",
+    "stopped": "square",
+    "exploded": "x",
+    "killed": "cross",
+    "failed": "diamond",
+}
 GREY, GRID, INK = "#6b6b6b", "#e4e4e4", "#222222"
 SCALE = "Cividis"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
-NOTE_WIDTH = 60  # characters of a line below a title: what 400 pixels hold
+NOTE_WIDTH = 60  # characters of a line below a title; 400 pixels hold as many
 REASON_WIDTH = 44  # characters of a line in the middle of an empty figure
-MOST_POINTS = 2000  # drawn in a panel: a browser draws so many in a tenth of a second, and more hide each other
-BEST_SHARE = 4  # one in so many of the points that are kept belongs to the best
+# Points drawn in a panel. A browser draws this many in a tenth of a second, and more would hide
+# each other.
+MOST_POINTS = 2000
+BEST_SHARE = 4  # 1 / BEST_SHARE of the drawn points are the best trials
 METRIC_TITLES = {"val_acc": "validation accuracy (share)", "val_loss": "validation loss (nats)"}
-CONFIG: dict[str, Any] = {  # of every page that shows a figure. By default plotly.js offers to send a chart to a server of its makers
+# Configuration of every page that shows a figure. By default plotly.js offers to send a chart to a
+# server of its makers.
+CONFIG: dict[str, Any] = {
     "showSendToCloud": False,
     "plotlyServerURL": "",
     "displaylogo": False,
@@ -38,9 +65,16 @@ CONFIG: dict[str, Any] = {  # of every page that shows a figure. By default plot
     "modeBarButtonsToRemove": ["select2d", "lasso2d"],
 }
 _AXIS = {
-    "gridcolor": GRID, "zeroline": False, "linecolor": GREY, "showline": True, "ticks": "outside", "tickcolor": GREY, "ticklen": 4,
-    "automargin": True, "title": {"standoff": 6},
-}  # fmt: skip
+    "gridcolor": GRID,
+    "zeroline": False,
+    "linecolor": GREY,
+    "showline": True,
+    "ticks": "outside",
+    "tickcolor": GREY,
+    "ticklen": 4,
+    "automargin": True,
+    "title": {"standoff": 6},
+}
 _TEMPLATE = go.layout.Template(
     {
         "layout": {
@@ -56,17 +90,20 @@ _TEMPLATE = go.layout.Template(
 )
 
 
-def framed(figure: go.Figure, title: str, note: str = "", height: int = 420) -> go.Figure:
-    """Gives a figure its title, the note below it in lines that a phone holds, and a legend at the bottom.
+def frame(figure: go.Figure, title: str, note: str = "", height: int = 420) -> go.Figure:
+    """Give a figure its title, a note below it, and a legend at the bottom.
+
+    The note is wrapped into lines that fit a phone.
 
     Args:
-        figure: changed in place.
-        title: a few words; 40 characters fit a phone.
-        note: what to know before reading it, plain text.
-        height: of all, in pixels.
+        figure: Changed in place.
+        title: A few words; 40 characters fit a phone.
+        note: What to know before reading the figure, as plain text.
+        height: The height of the whole figure in pixels.
     """
     lines = textwrap.wrap(safe(note), NOTE_WIDTH)
-    figure.layout.template = _TEMPLATE  # not by update_layout, which would merge it into plotly's own
+    # Assigned here, because update_layout would merge it into plotly's own template.
+    figure.layout.template = _TEMPLATE
     figure.update_layout(
         title={
             "text": safe(title),
@@ -81,36 +118,53 @@ def framed(figure: go.Figure, title: str, note: str = "", height: int = 420) -> 
         },
         height=height,
         margin={"l": 56, "r": 16, "t": 48 + 16 * len(lines), "b": 44},
-        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left", "font": {"size": 11}},
+        legend={
+            "orientation": "h",
+            "yref": "container",
+            "y": 0,
+            "yanchor": "bottom",
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 11},
+        },
         hovermode="closest",
     )
     return figure
 
 
 def empty(title: str, reason: str) -> go.Figure:
-    """A figure with nothing to show, which says why."""
-    figure = framed(go.Figure(), title, height=180)
+    """Return a figure that has nothing to show, and says why."""
+    figure = frame(go.Figure(), title, height=180)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     text = "<br>".join(textwrap.wrap(safe(reason), REASON_WIDTH))
-    figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"color": GREY})
+    figure.add_annotation(
+        text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"color": GREY}
+    )
     return figure
 
 
 def safe(text: object) -> str:
-    """Text as plotly shows it letter by letter: no tag, no link, no template field."""
+    """Escape a text so that plotly shows it literally.
+
+    It then holds no tag, link or template field.
+    """
     printable = "".join(c if c.isprintable() else " " for c in str(text))
     return html.escape(printable, quote=False).replace("%{", "% {")
 
 
 def metric_title(trials: pd.DataFrame) -> str:
-    """The title of the metric's axis."""
+    """Return the title of the metric's axis."""
     metric = str(trials["metric"].iloc[0]) if len(trials) else "val_acc"
     return METRIC_TITLES.get(metric, safe(metric))
 
 
 def metric_axis(trials: pd.DataFrame) -> dict[str, Any]:
-    """The metric's axis: logarithmic where less is better, as for losses, whose bad values would crush the good ones."""
+    """Return the axis of the metric.
+
+    It is logarithmic if lower is better and all values are positive, as for losses. Otherwise bad
+    values would squeeze the good ones together.
+    """
     values = trials["value"].dropna()
     log = len(values) and trials["mode"].iloc[0] == "min" and values.min() > 0
     return {"title": {"text": metric_title(trials)}, "type": "log" if log else "linear"} | (
@@ -122,12 +176,22 @@ def _decades(values: pd.Series[float]) -> float:
     return float(np.log10(values.max() / values.min()))
 
 
-def thinned(trials: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:
-    """At most ``most`` rows, the best among them for certain and the others evenly, in their order; and a note that says so."""
+def thin(trials: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:
+    """Thin the trials to at most ``most`` rows.
+
+    The best are kept, and the others are thinned evenly. The order stays.
+
+    Returns:
+        The rows, and a note that says how many are drawn (empty if all are).
+    """
     if len(trials) <= most:
         return trials, ""
     order = trials["rank"].to_numpy().argsort(kind="stable")
     n_best = most // BEST_SHARE
     rest = np.sort(order[n_best:])
-    kept = np.concatenate([order[:n_best], rest[np.linspace(0, len(rest) - 1, most - n_best).astype(int)]])
-    return trials.iloc[np.sort(kept)], f"{most:,} of {len(trials):,} trials are drawn, the best {n_best:,} among them."
+    kept = np.concatenate(
+        [order[:n_best], rest[np.linspace(0, len(rest) - 1, most - n_best).astype(int)]]
+    )
+    return trials.iloc[
+        np.sort(kept)
+    ], f"{most:,} of {len(trials):,} trials are drawn, the best {n_best:,} among them."

@@ -1,1 +1,1 @@
-"""Starts workers: on this machine for now."""
+"""Starts workers. So far, on this machine only."""

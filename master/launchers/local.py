@@ -1,193 +1,228 @@
-"""Workers on this machine, in sessions of their own, started again when they die.
+"""Workers on this machine. Each has its own session, and is started again when it dies.
 
-What becomes of a worker that has ended (``after_end``), how many there shall be and what their commands are is decided by
-functions of values; ``LocalWorkers`` carries it out.
+Pure functions decide what to do about a worker that has ended (``after_end``), how many workers
+there are, and what their commands are. ``LocalWorkers`` carries it out.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from common.bounded import open_to_append, read_end
-from common.broker import Broker
-from common.durable import explained, make_folder
+from common.broker.connection import Broker
+from common.folder.durable import explain_os_error, make_folder
+from common.folder.records import SearchFolder
 from common.options import DATA_FOLDER
-from common.records import SearchFolder
+from common.queue.trial_queue import TrialQueue
+from common.queue.workers import WorkerRegistry
+from common.safe_read import open_to_append, read_end
+from common.search.stage import NO_NEEDS, Resources
+from master.launchers.commands import worker_command, worker_environment
+from master.launchers.endings import QUICK_S, Action, after_end, ending, how_ended
+from master.launchers.forked import Forked, ForkServer, start_process
+from master.launchers.gpus import auto_count, local_device, select_able
+from master.launchers.processes import Elsewhere, Process
+from master.launchers.stayed import FOLDER, Stayed, here, key_of, write_down
 
-QUICK_S = 10.0  # a worker that lives for less has not got to work: importing torch takes a few seconds
-MAX_QUICK_DEATHS = 5
-FIRST_WAIT_S = 1.0  # before the first restart, doubled with each quick death
-STOP_S = 12.0  # a worker promises to be gone ten seconds after SIGTERM
+STOP_S = 12.0  # a worker ends within ten seconds of SIGTERM
 LOG_TAIL_LINES = 12
 LOG_TAIL_BYTES = 1 << 14
-CPU_WORKERS = 2  # with `--workers auto` and no GPU
-GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
-GPU_LIST_S = 20.0  # nvidia-smi wakes sleeping devices
 
 
-class Action(Enum):
-    """What becomes of a worker that has ended."""
+def local_workers(
+    n: int,
+    folder: SearchFolder,
+    broker: Broker,
+    say: Callable[[str], None],
+    data: Path = DATA_FOLDER,
+    spawner: ForkServer | None = None,
+    resources: Resources = NO_NEEDS,
+) -> LocalWorkers:
+    """Return ``n`` workers for one search, not started yet.
 
-    LEAVE = "it left by itself, or by order"
-    RESTART = "it died"
-    GIVE_UP = "it died too often"
-
-
-@dataclass(frozen=True)
-class Next:
-    """An action, with the quick deaths in a row so far and the time to wait before a restart."""
-
-    action: Action
-    quick_deaths: int = 0
-    wait_s: float = 0.0
-
-
-def after_end(exit_code: int, lived_s: float, quick_deaths: int, held: bool = False) -> Next:
-    """Decides about a worker that has ended.
+    Suitable workers that stayed from an earlier launch are among them.
 
     Args:
-        exit_code: 0 where it left by itself or by order; negative the signal that killed it.
-        lived_s: from its start to its end.
-        quick_deaths: how many times in a row it had died quickly before.
-        held: whether it still had trials: who leaves gives them back, so a task has ended it (``os._exit(0)``).
+        n: The number of workers.
+        folder: The folder of the search.
+        broker: The connection to the Redis that the workers use.
+        say: Prints messages about workers that died.
+        data: The folder of built-in data sets.
+        spawner: Forks the workers. None: each is started as a separate process.
+        resources: What a trial needs.
+
+    Raises:
+        QueueError: Redis cannot be reached.
     """
-    if exit_code == 0 and not held:
-        return Next(Action.LEAVE)
-    if lived_s >= QUICK_S:
-        return Next(Action.RESTART, 0, FIRST_WAIT_S)
-    quick_deaths += 1
-    if quick_deaths >= MAX_QUICK_DEATHS:
-        return Next(Action.GIVE_UP, quick_deaths)
-    return Next(Action.RESTART, quick_deaths, FIRST_WAIT_S * 2 ** (quick_deaths - 1))
+    command, environ = _alike(n, folder, broker, data, resources)
+    key, logs = key_of(command, environ), folder.path / FOLDER
+    stayed = Stayed.read(logs)
+    fit: list[Elsewhere] = []
+    if stayed.processes:
+        found = WorkerRegistry(broker.client).list()
+        fit = stayed.fit(key, found)[:n]
+        stayed.dismiss(found, _holders(folder, broker), but=fit)
+    return LocalWorkers(
+        command, n, logs, say, environ=environ, spawner=spawner, stayed=fit, key=key
+    )
 
 
-def ending(exit_code: int) -> str:
-    """``exit status 1`` or ``SIGKILL``."""
-    if exit_code >= 0:
-        return f"exit status {exit_code}"
-    try:
-        return signal.Signals(-exit_code).name
-    except ValueError:
-        return f"signal {-exit_code}"
+def count_wanted_workers(
+    asked: int | None,
+    folder: SearchFolder,
+    broker: Broker,
+    data: Path = DATA_FOLDER,
+    resources: Resources = NO_NEEDS,
+) -> int:
+    """Return how many local workers a launch starts.
+
+    It is the number that was asked for. For auto (None) it is none if other workers already take
+    trials of the search. Workers that stayed from an earlier launch do not count as others: they
+    are part of the number, or are ended.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    if asked is not None:
+        return asked
+    found = WorkerRegistry(broker.client).list()
+    able = select_able(found, folder.name, resources)
+    stayed = Stayed.read(folder.path / FOLDER)
+    if able and not stayed.processes:
+        return 0
+    n = auto_count(resources)
+    if not able:
+        return n
+    fit = stayed.fit(key_of(*_alike(n, folder, broker, data, resources)), found)
+    own = {process.pid for process in (*fit, *stayed.idle(found, _holders(folder, broker)))}
+    others = [info for info in able if info not in here(able) or info.pid not in own]
+    return 0 if others else n
 
 
-def worker_command(search: str, root: Path, together: int = 1, device: str = "auto") -> list[str]:
-    """The command line of a local worker. The Redis URL is not in it: a process list shows it to everybody.
+def dismiss_stayed(folder: SearchFolder, broker: Broker) -> None:
+    """End the idle workers that stayed from an earlier launch.
+
+    This is used if no local worker is wanted, or the folder is about to be set aside.
+
+    Raises:
+        QueueError: Redis cannot be reached.
+    """
+    stayed = Stayed.read(folder.path / FOLDER)
+    if stayed.processes:
+        stayed.dismiss(WorkerRegistry(broker.client).list(), _holders(folder, broker))
+
+
+def dismiss_unlike(
+    asked: int | None,
+    folder: SearchFolder,
+    broker: Broker,
+    data: Path = DATA_FOLDER,
+    resources: Resources = NO_NEEDS,
+) -> None:
+    """End the idle workers that stayed and differ from those that this launch would start.
+
+    This must be done before the launch publishes its trials, else they would be the first to claim
+    them.
 
     Args:
-        search: the only one that it works for.
-        root: the checkpoint root.
-        together: how many are started with it, which share the cores.
-        device: as for `worker start`.
+        asked: How many local workers the launch shall have, None for auto.
+        folder: The folder of the search.
+        broker: The connection to the Redis that the workers use.
+        data: The folder of built-in data sets.
+        resources: What a trial needs.
+
+    Raises:
+        QueueError: Redis cannot be reached.
     """
-    words = ["--device", device, "--search", search, "--checkpoints", str(root), "--local", str(together)]
-    return [sys.executable, "-P", "-m", "worker", "start", *words]
+    stayed = Stayed.read(folder.path / FOLDER)
+    if not stayed.processes:
+        return
+    found = WorkerRegistry(broker.client).list()
+    n = auto_count(resources) if asked is None else asked
+    stayed.dismiss(
+        found,
+        _holders(folder, broker),
+        but=stayed.fit(key_of(*_alike(n, folder, broker, data, resources)), found)[:n],
+        forget=False,
+    )
 
 
-def worker_environment(url: str | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a local worker.
-
-    Args:
-        url: of Redis, None for the embedded server, which a worker finds by the checkpoint root.
-        environ: the master's own.
-    """
-    inherited = {name: value for name, value in environ.items() if name != "REDIS_URL"}
-    return {**inherited, "PYTHONUNBUFFERED": "1", **({"REDIS_URL": url} if url else {})}
+def _holders(folder: SearchFolder, broker: Broker) -> set[str]:
+    """Return the workers that hold trials of a search now."""
+    search = folder.search()
+    if search is None or search.id is None:
+        return set()
+    return {running.worker for running in TrialQueue(broker.client, search.id).running()}
 
 
-def visible_gpus(installed: int, visible: str | None) -> int:
-    """How many GPUs a process sees.
-
-    Args:
-        installed: in the machine.
-        visible: ``CUDA_VISIBLE_DEVICES``, None if not set; CUDA reads it up to the first entry that is no device.
-    """
-    if visible is None:
-        return installed
-    count = 0
-    for entry in visible.split(","):
-        named = entry.strip().startswith(("GPU-", "MIG-"))
-        if not installed or not (named or (entry.strip().isdecimal() and int(entry) < installed)):
-            break
-        count += 1
-    return count
-
-
-def auto_count() -> int:
-    """How many workers ``--workers auto`` starts: one a GPU, else two on the CPU, or one where it has a single core."""
-    gpus = visible_gpus(_installed_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return gpus or min(CPU_WORKERS, cores)
-
-
-def _installed_gpus() -> int:
-    """Counted without torch, which would take seconds to import."""
-    program = shutil.which("nvidia-smi")
-    if program:
-        try:
-            answer = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=GPU_LIST_S, check=False)
-            return sum(line.startswith("GPU ") for line in answer.stdout.splitlines())
-        except (OSError, subprocess.TimeoutExpired):
-            return 0  # its driver does not answer, so CUDA would not either
-    return len(list(GPU_FOLDER.iterdir())) if GPU_FOLDER.is_dir() else 0
-
-
-def local_workers(n: int, folder: SearchFolder, broker: Broker, say: Callable[[str], None], data: Path = DATA_FOLDER) -> LocalWorkers:
-    """``n`` workers for one search, not started yet; ``data``: the folder of built-in data sets."""
-    environ = worker_environment(None if broker.embedded else broker.url, os.environ) | {"DATA_DIR": str(data.absolute())}
-    return LocalWorkers(worker_command(folder.name, folder.root.resolve(), n), n, folder.path / "logs", say, environ=environ)
+def _alike(
+    n: int, folder: SearchFolder, broker: Broker, data: Path, resources: Resources
+) -> tuple[list[str], dict[str, str]]:
+    """Return the command and environment of ``n`` local workers."""
+    environ = worker_environment(None if broker.by_root else broker.url, os.environ) | {
+        "DATA_DIR": str(data.absolute())
+    }
+    root = folder.root.resolve()
+    return worker_command(folder.name, root, n, *local_device(resources)), environ
 
 
 class _Worker:
-    """One place for a worker: its process, or when the next one is due."""
+    """One place for a worker: its process, or the time of its next start."""
 
     def __init__(self, number: int, log: Path) -> None:
         self.name = f"local worker {number}"
         self.log = log
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.started_at = 0.0
         self.restart_at: float | None = None
         self.quick_deaths = 0
         self.given_up = False
         self._log_start = 0
 
-    def start(self, command: Sequence[str], environ: Mapping[str, str] | None, now: float) -> None:
+    def start(
+        self,
+        command: Sequence[str],
+        environ: Mapping[str, str] | None,
+        now: float,
+        spawner: ForkServer | None,
+    ) -> None:
         try:
             with os.fdopen(open_to_append(self.log), "ab") as output:
                 self._log_start = output.tell()
-                self.process = subprocess.Popen(
-                    command,
-                    env=environ,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,  # Ctrl-C is for the master alone
-                )
+                self.process = start_process(command, environ, output.fileno(), spawner)
         except OSError as error:
-            raise explained(error, self.log) from error
+            raise explain_os_error(error, self.log) from error
         self.started_at, self.restart_at = now, None
 
+    def take_over(self, process: Elsewhere, now: float) -> None:
+        """Look after a worker that stayed. It goes on writing to its own log."""
+        self.process, self.started_at, self.restart_at = process, now, None
+
     def tail(self) -> str:
-        """The last lines since its start, indented."""
+        """Return the last lines of the log since the start of the worker, indented."""
         try:
-            lines = read_end(self.log, LOG_TAIL_BYTES, self._log_start).decode(errors="replace").splitlines()
+            lines = (
+                read_end(self.log, LOG_TAIL_BYTES, self._log_start)
+                .decode(errors="replace")
+                .splitlines()
+            )
         except OSError as error:
             lines = [f"(it cannot be read: {error.strerror})"]
-        return "\n".join(f"    {line}" for line in lines[-LOG_TAIL_LINES:] or ["(it wrote nothing)"])
+        return "\n".join(
+            f"    {line}" for line in lines[-LOG_TAIL_LINES:] or ["(it wrote nothing)"]
+        )
 
 
 class LocalWorkers:
-    """Keeps ``n`` workers running on this machine."""
+    """A fixed number of workers that are kept running on this machine."""
+
+    noun = "local workers"
+    absence = ""
 
     def __init__(
         self,
@@ -197,66 +232,121 @@ class LocalWorkers:
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         environ: Mapping[str, str] | None = None,
+        spawner: ForkServer | None = None,
+        stayed: Sequence[Elsewhere] = (),
+        key: str = "",
     ) -> None:
-        """Args: ``log_dir``: worker-N.log each; ``environ``: of the workers, None for the master's own."""
+        """Prepare the workers without starting them.
+
+        Args:
+            command: The command line of a worker.
+            n: The number of workers.
+            log_dir: The folder of their output, ``worker-N.log`` each.
+            say: Prints messages about workers that died.
+            clock: Returns the time in seconds.
+            environ: The environment of the workers. None for the master's own.
+            spawner: Forks the workers, if possible.
+            stayed: Workers that run already and are taken over.
+            key: The key by which a later launch recognizes them.
+        """
         self._command = command
         self._log_dir = log_dir
         self._say = say
         self._clock = clock
         self._environ = environ
-        self._workers = [_Worker(number, log_dir / f"worker-{number}.log") for number in range(1, n + 1)]
+        self._spawner = spawner
+        self._stayed = list(stayed)
+        self._key = key
+        # Process id of a worker that died -> how it died, and where its output is.
+        self._ended: dict[int, str] = {}
+        self._workers = [
+            _Worker(number, log_dir / f"worker-{number}.log") for number in range(1, n + 1)
+        ]
 
     @property
     def pids(self) -> list[int]:
-        """Of those that run, as far as the last ``poll`` saw."""
+        """Process ids of the workers that run, as of the last ``poll``."""
         return [worker.process.pid for worker in self._workers if worker.process]
+
+    def how_ended(self, pid: int, job: str = "") -> str:
+        """Describe how a process that died ended, and where its output is.
+
+        The result is empty if that is not known.
+
+        Args:
+            pid: The process.
+            job: Not used: a local worker is no job.
+        """
+        return self._ended.get(pid, "")
 
     @property
     def gone(self) -> bool:
-        """Whether all have left by themselves, or by order."""
+        """Whether all workers have left, by themselves or because they were told to."""
         self.poll()
-        return not self.given_up and not any(worker.process or worker.restart_at is not None for worker in self._workers)
+        return not self.given_up and not any(
+            worker.process or worker.restart_at is not None for worker in self._workers
+        )
 
     @property
     def given_up(self) -> bool:
-        """Whether none runs or is due to be started again, and at least one has died too often."""
+        """Whether no worker runs or waits for a restart, and at least one has died too often."""
         busy = any(worker.process or worker.restart_at is not None for worker in self._workers)
         return not busy and any(worker.given_up for worker in self._workers)
 
     def start(self) -> Self:
-        """Starts all.
+        """Start all workers, except those that stayed from an earlier launch.
 
         Raises:
-            CheckpointError: their output cannot be written.
+            CheckpointError: Their output cannot be written.
         """
         make_folder(self._log_dir)
         for worker in self._workers:
-            worker.start(self._command, self._environ, self._clock())
+            if self._stayed:
+                worker.take_over(self._stayed.pop(), self._clock())
+            else:
+                worker.start(self._command, self._environ, self._clock(), self._spawner)
         return self
 
     def poll(self, holders: Collection[int] = (), blameless: bool = False) -> None:
-        """Sees who has ended and starts again who is due; to be called about once a second.
+        """Check which workers have ended, and restart those that are due.
+
+        Call this about once a second.
 
         Args:
-            holders: processes with trials under lease: one that has ended has died, whatever its exit status.
-            blameless: whether the end of a holder, however quick, says nothing against the next: its trials are blamed for it.
+            holders: Processes with trials under lease. If one of them has ended it has died,
+                whatever its exit status.
+            blameless: Whether the end of a holder, however quick, does not count against the next
+                worker. Its trials are blamed instead.
 
         Raises:
-            CheckpointError: the output of a restarted one cannot be written.
+            CheckpointError: The output of a restarted worker cannot be written.
         """
         now = self._clock()
         for worker in self._workers:
             if worker.process and worker.process.poll() is not None:
                 self._see_to(worker, worker.process, now, worker.process.pid in holders, blameless)
             if worker.restart_at is not None and now >= worker.restart_at:
-                worker.start(self._command, self._environ, now)
+                worker.start(self._command, self._environ, now, self._spawner)
 
     def forget(self, pid: int) -> None:
-        """Does not start the worker with this process again, however it ends."""
+        """Do not start the worker with this process again, however it ends."""
         self._workers = [w for w in self._workers if not (w.process and w.process.pid == pid)]
 
+    def leave(self) -> None:
+        """Stop looking after the workers, and let them go on.
+
+        A later launch may take them over. Otherwise they leave by themselves.
+        """
+        pids = self.pids
+        for worker in self._workers:
+            worker.process = worker.restart_at = None
+        # OSError: the folder has gone, and the workers will leave. Or the disk is full: then no
+        # launch takes them over, and they leave by themselves.
+        with suppress(OSError):
+            write_down(self._log_dir, self._key, pids)
+
     def stop(self, timeout_s: float = STOP_S) -> None:
-        """Ends all: SIGTERM first, SIGKILL for what is still there after ``timeout_s``."""
+        """End all workers: SIGTERM first, SIGKILL for those that remain after ``timeout_s``."""
         running = [worker.process for worker in self._workers if worker.process]
         for worker in self._workers:
             worker.process = worker.restart_at = None
@@ -267,22 +357,40 @@ class LocalWorkers:
             try:
                 process.wait(max(0.0, deadline - self._clock()))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)  # its own session, with what it has started itself
+                process.kill_all()  # the whole session, with what the worker has started
                 process.wait()
 
-    def _see_to(self, worker: _Worker, process: subprocess.Popen[bytes], now: float, held: bool, blameless: bool) -> None:
-        exit_code, lived_s = process.returncode, now - worker.started_at
-        then = after_end(exit_code, QUICK_S if held and blameless else lived_s, worker.quick_deaths, held)
+    def _see_to(
+        self, worker: _Worker, process: Process, now: float, held: bool, blameless: bool
+    ) -> None:
+        exit_code, lived_s = process.returncode or 0, now - worker.started_at
+        if isinstance(process, Elsewhere) and lived_s < QUICK_S and not held:
+            # It was about to leave when it was taken over.
+            worker.process, worker.restart_at = None, now
+            return
+        unheard = isinstance(process, Elsewhere) or (
+            isinstance(process, Forked) and process.unknown
+        )
+        if not unheard:
+            self._ended[process.pid] = (
+                f"its last worker {how_ended(exit_code)}; "
+                f"its output ends in {FOLDER}/{worker.log.name}"
+            )
+        then = after_end(
+            exit_code, QUICK_S if held and blameless else lived_s, worker.quick_deaths, held
+        )
         worker.process, worker.quick_deaths = None, then.quick_deaths
         if then.action is Action.RESTART:
             worker.restart_at = now + then.wait_s
             self._say(
-                f"{worker.name} died ({ending(exit_code)}) after {lived_s:.0f} s; starting it again in {then.wait_s:g} s. "
+                f"{worker.name} died ({ending(exit_code)}) after {lived_s:.0f} s; "
+                f"starting it again in {then.wait_s:g} s. "
                 f"Its output: {worker.log}"
             )
         elif then.action is Action.GIVE_UP:
             worker.given_up = True
             self._say(
-                f"{worker.name} died {then.quick_deaths} times, each within {QUICK_S:g} s of its start, at last with {ending(exit_code)}; "
+                f"{worker.name} died {then.quick_deaths} times, each within {QUICK_S:g} s "
+                f"of its start, at last with {ending(exit_code)}; "
                 f"giving it up. Its output, {worker.log}, ends with\n{worker.tail()}"
             )

@@ -1,4 +1,8 @@
-"""A browser, the Debian package's: nothing is downloaded. Without one the tests are skipped, and fail in CI."""
+"""The browser fixtures.
+
+They use Debian's browser package and download nothing. Without a browser the tests are skipped; in
+CI they fail.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-PICTURES = "BROWSER_PICTURES"  # a folder for the screenshots; without it they go with the test's own folder
+# A folder for the screenshots; without it they stay in the test's own folder.
+PICTURES = "BROWSER_PICTURES"
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +35,10 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where screenshots go."""
-    folder = Path(os.environ[PICTURES]) if PICTURES in os.environ else tmp_path_factory.mktemp("pictures")
+    folder = (
+        Path(os.environ[PICTURES])
+        if PICTURES in os.environ
+        else tmp_path_factory.mktemp("pictures")
+    )
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.integration.commands import Place, wait_for
 
-PATIENCE_MS = 40_000  # only there to stop a hang
+PATIENCE_MS = 150_000  # only there to stop a hang
 expect.set_options(timeout=PATIENCE_MS)
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 
@@ -19,20 +19,38 @@ DESK, PHONE = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 def serve(here: Place, *options: str, log: str = "serve.log") -> str:
     """Starts `master serve` on a free port; the address that it prints, with the token."""
     here.start("master", "serve", "--port", "0", *options, log=log)
-    found = wait_for(lambda: re.search(r"dashboard: (http\S+)", here.output(log)), "the address of the dashboard")
+    found = wait_for(
+        lambda: re.search(r"dashboard: (http\S+)", here.output(log)), "the address of the dashboard"
+    )
     return str(found[1])
 
 
 @contextlib.contextmanager
-def visit(browser: Browser, address: str, size: dict[str, int] = DESK, silent: bool = True) -> Iterator[Page]:
-    """A page that must not complain: no error in the console, and no reload unless the test asks for one."""
+def visit(
+    browser: Browser, address: str, size: dict[str, int] = DESK, silent: bool = True
+) -> Iterator[Page]:
+    """Open a page and fail on any console error, or on a reload that the test did not ask for."""
     complaints: list[str] = []
-    with browser.new_context(viewport=size, permissions=["clipboard-read", "clipboard-write"]) as context:  # type: ignore[arg-type]
+    with browser.new_context(
+        viewport=size, permissions=["clipboard-read", "clipboard-write"]
+    ) as context:  # type: ignore[arg-type]
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
-        page.on("console", lambda message: complaints.append(message.text) if message.type in ("error", "warning") else None)
+        page.on(
+            "console",
+            lambda message: (
+                complaints.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(f"asks {request.url}") if _elsewhere(request.url, address) else None)
+        page.on(
+            "request",
+            lambda request: (
+                complaints.append(f"asks {request.url}")
+                if _elsewhere(request.url, address)
+                else None
+            ),
+        )
         page.goto(address)
         page.wait_for_selector("h1")
         page.evaluate("window.sinceTheStart = true")
@@ -52,7 +70,7 @@ def go(page: Page, search: str, name: str) -> None:
 
 
 def picture(page: Page, folder: Path, name: str) -> None:
-    """A screenshot of all of it; what is wider than the window would have to be scrolled sideways."""
+    """Take a screenshot of the whole page and check that nothing has to be scrolled sideways."""
     wider = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
     assert wider <= 0, f"{name}: {wider} pixels wider than the window"
     page.screenshot(path=folder / f"{name}.png", full_page=True)

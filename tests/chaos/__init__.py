@@ -1,6 +1,8 @@
-"""Searches whose processes, servers, disks, networks and clocks are broken while they run, and two witnesses of what came of it.
+"""Searches under faults in processes, servers, disks, networks and clocks.
 
-`make chaos` runs them all; ``CHAOS_FAULTS=2000`` makes it longer, ``CHAOS_SEED=7`` another. A seed repeats the search and the
-plan of its faults: which kinds, in which order, when at the earliest, and what each draws. It does not repeat timing: whom a
-fault finds at work, and in the middle of what, is up to the machine, and a fault that hit nothing is made again.
+Independent witnesses check the outcome. `make chaos` runs all of them; ``CHAOS_FAULTS=2000`` makes
+it longer, and ``CHAOS_SEED=7`` gives another run. A seed repeats the search and the plan of its
+faults: the kinds, their order, the earliest time of each, and what each draws. It does not repeat
+timing. Which process a fault hits, and in the middle of what, depends on the machine. A fault that
+hit nothing is made again.
 """

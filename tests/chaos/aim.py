@@ -1,4 +1,7 @@
-"""Whom a fault hits: only a search of which trials have yet to end, a process that lives, and a worker that holds trials."""
+"""Choosing the target of a fault.
+
+Targets are unfinished trials, live processes, and workers that hold trials.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,14 @@ class MissedError(Exception):
 
 
 def require_running(arena: Arena) -> None:
-    """Raises MissedError: every trial has ended."""
-    if arena.ended() >= len(arena.trials):
+    """Raises MissedError: every trial has ended, at each of its rungs."""
+    if arena.ended() >= arena.calm.n_ends:
         raise MissedError
 
 
-def while_it_runs(fault: Callable[[Arena, random.Random], Made], arena: Arena, draw: random.Random) -> Made:
+def while_it_runs(
+    fault: Callable[[Arena, random.Random], Made], arena: Arena, draw: random.Random
+) -> Made:
     """The fault; False, so that it does not count, where it came too late."""
     try:
         require_running(arena)
@@ -37,11 +42,15 @@ def while_it_runs(fault: Callable[[Arena, random.Random], Made], arena: Arena, d
 
 
 def worker(arena: Arena, draw: random.Random) -> Generator[float, None, Slot]:
-    """A worker that lives and that no other fault has for itself: one that holds trials, if any does."""
+    """Choose a live worker that no other fault has reserved, one that holds trials if possible."""
     order = draw.sample(arena.crew.workers, len(arena.crew.workers))
     while True:
         require_running(arena)
-        living = [slot for slot in order if not slot.reserved and slot.pid is not None and arena.nursery.alive(slot.pid)]
+        living = [
+            slot
+            for slot in order
+            if not slot.reserved and slot.pid is not None and arena.nursery.alive(slot.pid)
+        ]
         if living:
             busy = holders(arena)
             return next((slot for slot in living if slot.pid in busy), living[0])
@@ -56,18 +65,24 @@ def sent(arena: Arena, slot: Slot, number: signal.Signals) -> Generator[float, N
     return pid
 
 
-def hit_worker(arena: Arena, draw: random.Random, number: signal.Signals) -> Generator[float, None, int]:
+def hit_worker(
+    arena: Arena, draw: random.Random, number: signal.Signals
+) -> Generator[float, None, int]:
     """Sends a signal to a worker that holds trials, if any does; its process id."""
     slot = yield from worker(arena, draw)
     return (yield from sent(arena, slot, number))
 
 
 def holders(arena: Arena) -> set[int]:
-    """The processes that hold trials, as they noted it themselves: the last to claim one that has no record yet."""
+    """Return the processes that hold trials, from their own notes.
+
+    The holder is the last process that claimed a trial without a record.
+    """
     latest: dict[str, tuple[int, int]] = {}
     for line in arena.ledger.read_text().splitlines():
         note = json.loads(line)
         if note["event"] == "claim":
             latest[note["trial"]] = (note["attempt"], note["pid"])
-    records = arena.stage / "trials"
-    return {pid for trial, (attempt, pid) in latest.items() if not (records / f"{trial}-try={attempt}.json").exists()}
+    return {
+        pid for trial, (attempt, pid) in latest.items() if not arena.record(trial, attempt).exists()
+    }

@@ -1,7 +1,11 @@
-"""Answers that are lost: Redis runs a script, and the connection breaks before whoever asked hears what came of it."""
+"""Faults that lose an answer.
+
+Redis runs a script, and the connection breaks before the caller hears the result.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import signal
@@ -13,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from tests.chaos import aim
 from tests.chaos.schedule import Made
+from tests.chaos.tasks import troubled
 
 if TYPE_CHECKING:
     from tests.chaos.arena import Arena, Command
@@ -65,7 +70,7 @@ OCCASIONS: dict[str, Callable[[Arena, random.Random], Made]] = {
 
 
 def lose_restore(arena: Arena, draw: random.Random) -> Made:
-    """Redis is emptied, and whoever rebuilds it does not hear that a trial was taken over from the folder."""
+    """Empty Redis, then lose the answer that a trial was restored from the folder."""
     assert arena.server and arena.proxy
     arena.server.kill()
     arena.server.empty()
@@ -81,17 +86,43 @@ def lose_restore(arena: Arena, draw: random.Random) -> Made:
 
 
 def lose_order(which: str, arena: Arena, draw: random.Random) -> Made:
-    """A trial is killed and sent back, and one of the two commands does not hear its answer. Said again, it finds its work done."""
+    """Kill a trial and send it back, and lose the answer to one of the two commands.
+
+    A repeated command finds that its work is done.
+    """
     assert arena.proxy
-    trial = arena.trials[-1 - len(sent_back(arena))].id  # it waits until the last fault is over
+    begun = {
+        line["trial"]
+        for line in map(json.loads, arena.ledger.read_text().splitlines())
+        if line["event"] == "claim"
+    }
+    waiting = [
+        trial
+        for trial in arena.calm.worst(troubled.STAGE)
+        if trial.id not in begun | {*sent_back(arena)}
+    ]
+    if not waiting:
+        return False
+    trial = max(
+        waiting, key=lambda one: one.index
+    ).id  # the last to be trained; that nobody would promote it changes no decision
     losses = []
-    for order, words in (("kill", ("kill", "--trial", trial, "--yes")), ("retry", ("retry", "--state", "killed"))):
+    for order, words in (
+        ("kill", ("kill", "--trial", trial, "--yes")),
+        ("retry", ("retry", "--state", "killed")),
+    ):
         if order == which:
             lost = arena.proxy.lose(order)
             losses.append(lost)
             deaf = yield from _carried_out(arena, *words)
             arena.proxy.forget(lost)
-            arena.require(deaf.code != 0, f"master {' '.join(words)}: did not hear its answer, and ended with 0: {deaf.said[-500:]}")
+            arena.require(
+                deaf.code != 0,
+                (
+                    f"master {' '.join(words)}: did not hear its answer, and ended with 0: "
+                    f"{deaf.said[-500:]}"
+                ),
+            )
         yield from _insisted(arena, *words)
     with _sent_back(arena).open("a") as file:
         file.write(f"{trial}\n")
@@ -99,7 +130,7 @@ def lose_order(which: str, arena: Arena, draw: random.Random) -> Made:
 
 
 def sent_back(arena: Arena) -> list[str]:
-    """The trials that were killed and sent back: each ends a second time, which is what was asked for."""
+    """Return the trials that were killed and sent back. Each of them rightly ends a second time."""
     file = _sent_back(arena)
     return file.read_text().split() if file.exists() else []
 
@@ -109,12 +140,21 @@ def _sent_back(arena: Arena) -> Path:
 
 
 def _insisted(arena: Arena, *words: str) -> Made:
-    """Says a command until it has heard its answer: that of one of its scripts may be what another fault has lost."""
+    """Repeat a command until it has heard its answer.
+
+    Another fault may lose the answer to one of its scripts.
+    """
     for _ in range(MOST_SAID):
         command = yield from _carried_out(arena, *words)
         if command.code == 0:
             return
-    arena.require(False, f"master {' '.join(words)}: said {MOST_SAID} times, ended with {command.code}: {command.said[-500:]}")
+    arena.require(
+        False,
+        (
+            f"master {' '.join(words)}: said {MOST_SAID} times, ended with {command.code}: "
+            f"{command.said[-500:]}"
+        ),
+    )
 
 
 def _carried_out(arena: Arena, *words: str) -> Generator[float, None, Command]:
@@ -126,7 +166,9 @@ def _carried_out(arena: Arena, *words: str) -> Generator[float, None, Command]:
 
 ALL: dict[str, Callable[[Arena, random.Random], Made]] = {
     **{script: partial(lose, script, PATIENCE_S) for script in (*ALL_THE_TIME, *OCCASIONS)},
-    **{script: partial(lose, script, math.inf) for script in ("fail", "take")},  # run only where the task raises or hangs
+    **{
+        script: partial(lose, script, math.inf) for script in ("fail", "take")
+    },  # run only where the task raises or hangs
     "restore": lose_restore,
     **{order: partial(lose_order, order) for order in ("kill", "retry")},
 }

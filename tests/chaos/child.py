@@ -1,4 +1,7 @@
-"""What a forked process does before it becomes a `master` or a `worker`: output, network, limits, patches."""
+"""Set up a forked process before it becomes a `master` or a `worker`.
+
+This covers output, network, limits and patches.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ import sklearn.datasets
 import torch
 
 import master.cli
-import master.finish
-import master.launch
-import master.supervisor
+import master.run.finish
+import master.run.launch
+import master.run.supervisor
 import worker.cli
-import worker.loop
-import worker.start
+import worker.run.loop
+import worker.run.start
 from tests.chaos import patches, wrong_builds
 
 CLONE_NEWNET = 0x40000000
@@ -29,7 +32,9 @@ sklearn.datasets.load_digits()
 torch.set_num_threads(1)
 
 
-def become(command: list[str], log: str, plan: dict[str, Any], environment: dict[str, str]) -> NoReturn:
+def become(
+    command: list[str], log: str, plan: dict[str, Any], environment: dict[str, str]
+) -> NoReturn:
     """Runs the command line and ends the process as the program would have."""
     code = 1
     try:
@@ -58,7 +63,10 @@ def become(command: list[str], log: str, plan: dict[str, Any], environment: dict
 
 
 def _speak_into(log: str) -> None:
-    nothing, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    nothing, file = (
+        os.open(os.devnull, os.O_RDONLY),
+        os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
+    )
     os.dup2(nothing, 0)
     os.dup2(file, 1)
     os.dup2(file, 2)

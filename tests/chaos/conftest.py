@@ -64,24 +64,36 @@ NONE: Ends = {}
 
 @pytest.fixture
 def episode(request: pytest.FixtureRequest) -> RunsEpisode:
-    """Runs an arena under faults and asserts what the witnesses say; the faults that were made, by kind.
+    """Run an arena under faults, assert that the witnesses agree, and return the faults by kind.
 
-    ``ends``: how processes end by themselves in this arena, and the fault as which it counts.
+    ``ends`` says how processes end by themselves in this arena, and as which fault that counts.
     """
 
-    def run(arena: Arena, names: tuple[str, ...], n: int, every_s: float, undisturbed: list[str] | None, ends: Ends = NONE) -> Counter[str]:
+    def run(
+        arena: Arena,
+        names: tuple[str, ...],
+        n: int,
+        every_s: float,
+        undisturbed: list[str] | None,
+        ends: Ends = NONE,
+    ) -> Counter[str]:
         began = time.monotonic()
         with contextlib.closing(arena):
             made = arena.run(faults.kinds(arena, *names), n, every_s).made
             made.update({name: arena.crew.ends[end] for end, name in ends.items()})
             account = arena.verdict(undisturbed)
-            asked_for = {f"{trial} ended 2 times in Redis" for trial in answers.sent_back(arena)}
-            assert asked_for <= set(account.double), f"killed and sent back, but ended once: {asked_for - set(account.double)}"
-            account.double = [told for told in account.double if told not in asked_for | corrected(arena, account)]
+            sent_back = set(answers.sent_back(arena))
+            asked_for = {one for one in account.double if one.partition(" ")[0] in sent_back}
+            once = sent_back - {one.partition(" ")[0] for one in asked_for}
+            assert not once, f"killed and sent back, but ended no more often than others: {once}"
+            account.double = [
+                told for told in account.double if told not in asked_for | corrected(arena, account)
+            ]
         TALLY.add(Episode(request.node.name, arena.seed, made, account, time.monotonic() - began))
         told = "\n".join(account.findings[:20])
         assert not account.findings, (
-            f"seed {arena.seed}, {len(account.findings)} findings; everything lies in {arena.path}\n{told}\n"
+            f"seed {arena.seed}, {len(account.findings)} findings; everything lies in "
+            f"{arena.path}\n{told}\n"
             f"faults {dict(made)}, ends of processes {dict(arena.crew.ends)}"
         )
         return made

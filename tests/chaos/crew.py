@@ -1,4 +1,7 @@
-"""The processes of one search, kept alive as an operator would: what ended is started again, and the master attaches anew."""
+"""The processes of one search, kept alive as an operator would keep them.
+
+Processes that ended are started again, and the master attaches again.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 from tests.chaos.nursery import Nursery
 
-MASTER = ("master", "launch", "--stage", "coarse", "--workers", "0", "--skip-check")
+MASTER = ("master", "launch", "--stage", "all", "--workers", "0", "--skip-check")
 WORKER = ("worker", "start", "--device", "cpu")
 RESTART_S = 0.1  # after the end of a process
 
@@ -33,11 +36,15 @@ class Clock:
 class Slot:
     """A place for one process after the other."""
 
-    def __init__(self, command: tuple[str, ...], log: Path, plan: dict[str, Any], environment: dict[str, str]) -> None:
+    def __init__(
+        self, command: tuple[str, ...], log: Path, plan: dict[str, Any], environment: dict[str, str]
+    ) -> None:
         self.clock = Clock(log.with_suffix(".clock"))
         self.command, self.log, self.environment = command, log, environment
         self.plan = {"clock": str(self.clock.file), **plan}
-        self.next_plan: dict[str, Any] = {}  # what only the next process of this place does differently
+        self.next_plan: dict[
+            str, Any
+        ] = {}  # what only the next process of this place does differently
         self.next_environment: dict[str, str] = {}
         self.pid: int | None = None
         self.start_at = 0.0
@@ -50,12 +57,17 @@ class Slot:
 class Crew:
     """A master and some workers."""
 
-    def __init__(self, nursery: Nursery, path: Path, url: str | None, n_workers: int, plan: dict[str, Any]) -> None:
+    def __init__(
+        self, nursery: Nursery, path: Path, url: str | None, n_workers: int, plan: dict[str, Any]
+    ) -> None:
         self.path = path
         self.nursery = nursery
         environment = {"REDIS_URL": url} if url else {}
         self.master = Slot(MASTER, path / "master.log", plan, environment)
-        self.workers = [Slot(WORKER, path / f"worker-{n}.log", plan, dict(environment)) for n in range(n_workers)]
+        self.workers = [
+            Slot(WORKER, path / f"worker-{n}.log", plan, dict(environment))
+            for n in range(n_workers)
+        ]
         self.ends: Counter[str] = Counter()  # how processes ended, by program and exit code
 
     @property
@@ -83,7 +95,12 @@ class Crew:
         slot.done = slot is self.master and code in (0, 3)
 
     def _start(self, slot: Slot) -> None:
-        slot.pid = self.nursery.start(list(slot.command), slot.log, slot.plan | slot.next_plan, slot.environment | slot.next_environment)
+        slot.pid = self.nursery.start(
+            list(slot.command),
+            slot.log,
+            slot.plan | slot.next_plan,
+            slot.environment | slot.next_environment,
+        )
         slot.next_plan, slot.next_environment = {}, {}
         slot.started += 1
 
@@ -105,7 +122,9 @@ class Crew:
             slot.forbidden = True
             self.go_on(self.signal(slot, signal.SIGTERM))
         deadline = time.monotonic() + 12.0
-        while time.monotonic() < deadline and any(slot.pid and self.nursery.alive(slot.pid) for slot in self.slots):
+        while time.monotonic() < deadline and any(
+            slot.pid and self.nursery.alive(slot.pid) for slot in self.slots
+        ):
             time.sleep(0.05)
         self.kill()
         for slot in self.slots:
@@ -116,12 +135,42 @@ class Crew:
         for slot in self.slots:
             self.signal(slot, signal.SIGKILL)
         deadline = time.monotonic() + 10.0
-        while time.monotonic() < deadline and any(slot.pid and self.nursery.alive(slot.pid) for slot in self.slots):
+        while time.monotonic() < deadline and any(
+            slot.pid and self.nursery.alive(slot.pid) for slot in self.slots
+        ):
             time.sleep(0.02)
 
-    def memory_bytes(self, slot: Slot) -> int:
-        """What a process of its own holds, of which the nursery does not have the same."""
-        with contextlib.suppress(OSError, TypeError):
-            fields = dict(line.split(":", 1) for line in Path(f"/proc/{slot.pid}/smaps_rollup").read_text().splitlines()[1:])
-            return sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) * 1024
-        return 0
+    def loop_pids(self, slot: Slot) -> list[int]:
+        """The processes that a worker has had forked for loops."""
+        return [
+            loop
+            for zygote in _children(slot.pid)
+            for loop in _children(zygote)
+            if _memory_bytes(loop)
+        ]
+
+    def end_large(self, slot: Slot, most_bytes: int) -> None:
+        """End the loops that hold more memory, as the kernel does."""
+        for pid in self.loop_pids(slot):
+            if _memory_bytes(pid) > most_bytes:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def _children(pid: int | None) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+def _memory_bytes(pid: int) -> int:
+    """What a process of its own holds, of which the nursery does not have the same."""
+    with contextlib.suppress(OSError, TypeError):
+        fields = dict(
+            line.split(":", 1)
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+        )
+        return (
+            sum(int(fields[name].split()[0]) for name in ("Private_Clean", "Private_Dirty")) * 1024
+        )
+    return 0

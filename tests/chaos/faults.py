@@ -1,6 +1,8 @@
-"""Faults, one generator each: it yields how long to wait before it goes on, and returns once it has been made and is over.
+"""Faults, each a generator.
 
-What it returns: False where it could not be made. Every choice comes from the generator that it is handed, so that the seed repeats it.
+A fault yields how long to wait before it goes on, and returns once it has been made and is over. It
+returns False if it could not be made. Every choice comes from the random generator that it gets, so
+that the seed repeats it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import signal
 import time
 from collections.abc import Callable, Generator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.chaos import aim, answers
@@ -24,21 +27,34 @@ if TYPE_CHECKING:
 
 WITHIN = 0.3  # leases: short enough that whoever is cut off still holds his
 BEYOND = 1.6  # leases: long enough that whoever stands still has lost his
-WAKING = 0.35  # leases: the master, which ticks every fifth of one, is heard within it; a worker that is late by no more loses nothing
+# In leases. The master ticks every fifth of a lease, so it is heard within this time. A worker that
+# is late by no more loses nothing.
+WAKING = 0.35
 PATIENCE_S = 10.0  # for a process to come to a certain step
 TAIL = (0.02, 0.25)  # of the append-only file: from about its last second to its last quarter
-AHEAD_S, BEHIND_S = (7200.0, 40 * 86400.0), (-5.0, -86400.0)  # all files look an hour old, and more; time goes back
+AHEAD_S, BEHIND_S = (
+    (7200.0, 40 * 86400.0),
+    (-5.0, -86400.0),
+)  # all files look an hour old, and more; time goes back
 WRONG_S = SWEEP_S + 0.5  # so long a clock stays wrong: every part of the program looks at it
 REDIS, MASTER, DISK = "redis", "master", "disk"
-NEEDS_OF_ANSWERS = {"publish": MASTER, "register": MASTER, "restore": REDIS, "kill": "orders", "retry": "orders"}
+NEEDS_OF_ANSWERS = {
+    "publish": MASTER,
+    "register": MASTER,
+    "restore": REDIS,
+    "kill": "orders",
+    "retry": "orders",
+}
 
 
 def kinds(arena: Arena, *names: str) -> list[Kind]:
     """The kinds of these names, to happen to ``arena`` while its search runs."""
-    return [Kind(name, partial(aim.while_it_runs, ALL[name][0], arena), ALL[name][1]) for name in names]
+    return [
+        Kind(name, partial(aim.while_it_runs, ALL[name][0], arena), ALL[name][1]) for name in names
+    ]
 
 
-# -- processes ---------------------------------------------------------------------------------------------------------
+# -- processes -------------------------------------------------------------------------------------
 
 
 def kill_worker(arena: Arena, draw: random.Random) -> Made:
@@ -56,7 +72,7 @@ def end_worker(arena: Arena, draw: random.Random) -> Made:
 
 
 def slow_worker(arena: Arena, draw: random.Random) -> Made:
-    """For two leases a worker runs a twentieth of the time, as beside a neighbour that takes all."""
+    """Let a worker run a twentieth of the time for two leases, as beside a greedy neighbour."""
     slot = yield from aim.worker(arena, draw)
     end = time.monotonic() + 2 * arena.lease_s
     while time.monotonic() < end:
@@ -77,7 +93,53 @@ def stop_master(arena: Arena, draw: random.Random) -> Made:
     arena.crew.go_on(pid)
 
 
-# -- Redis -------------------------------------------------------------------------------------------------------------
+def kill_master_at_promotion(arena: Arena, draw: random.Random) -> Made:
+    """Make the next master kill itself between writing a promotion and telling Redis."""
+    marks = arena.new_file("marks")
+    try:
+        arena.crew.master.next_plan = {"promotion": {"when": "decided", "marks": str(marks)}}
+        yield from aim.sent(arena, arena.crew.master, signal.SIGKILL)
+        end = time.monotonic() + PATIENCE_S
+        while not marks.exists():
+            aim.require_running(arena)
+            if time.monotonic() > end:
+                return False
+            yield LOOK_S
+        return True
+    finally:
+        arena.crew.master.next_plan = {}
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def remove_decision(arena: Arena, draw: random.Random) -> Made:
+    """A file that says who goes on is lost while the search runs."""
+    return (yield from _removed(arena, draw, "promotions/*.json", arena.forget_decision))
+
+
+def remove_state(arena: Arena, draw: random.Random) -> Made:
+    """A state that a trial is to go on from is lost."""
+    return (yield from _removed(arena, draw, "resume/*.pt", lambda path: None))
+
+
+def _removed(arena: Arena, draw: random.Random, pattern: str, note: Callable[[Path], None]) -> Made:
+    end = time.monotonic() + PATIENCE_S
+    while not (files := sorted(path for stage in arena.stages for path in stage.glob(pattern))):
+        aim.require_running(arena)
+        if time.monotonic() > end:
+            return False
+        yield LOOK_S
+    path = draw.choice(files)
+    note(path)
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    yield 0.5
+
+
+# -- Redis -----------------------------------------------------------------------------------------
 
 
 def kill_redis(arena: Arena, draw: random.Random) -> Made:
@@ -98,7 +160,10 @@ def stop_redis(arena: Arena, draw: random.Random) -> Made:
 
 
 def suspend_computer(arena: Arena, draw: random.Random) -> Made:
-    """The computer of Redis and the workers sleeps for longer than a lease; when it wakes, the master, on another, is served first."""
+    """Suspend the computer of Redis and the workers for longer than a lease.
+
+    The master runs on another computer. It is served first when the suspended one wakes.
+    """
     assert arena.server
     pids = [arena.crew.signal(slot, signal.SIGSTOP) for slot in arena.crew.workers]
     arena.server.signal(signal.SIGSTOP)
@@ -130,7 +195,10 @@ def empty_redis(arena: Arena, draw: random.Random) -> Made:
     recovering = arena.begin_command("recover")
     while not recovering.over:
         yield LOOK_S
-    arena.require(recovering.code == 0, f"master recover ended with {recovering.code}: {recovering.said[-500:]}")
+    arena.require(
+        recovering.code == 0,
+        f"master recover ended with {recovering.code}: {recovering.said[-500:]}",
+    )
     yield 1.0
 
 
@@ -154,7 +222,7 @@ def _embedded(arena: Arena, number: signal.Signals) -> Generator[float, None, in
     return pid
 
 
-# -- a worker at a step of writing -------------------------------------------------------------------------------------
+# -- a worker at a step of writing -----------------------------------------------------------------
 
 
 def at_step(step: str, do: str, arena: Arena, draw: random.Random) -> Made:
@@ -162,7 +230,9 @@ def at_step(step: str, do: str, arena: Arena, draw: random.Random) -> Made:
     slot, marks = (yield from aim.worker(arena, draw)), arena.new_file("marks")
     slot.reserved = True
     try:
-        slot.next_plan = {"at": {"step": step, "nth": draw.randint(1, 2), "do": do, "marks": str(marks)}}
+        slot.next_plan = {
+            "at": {"step": step, "nth": draw.randint(1, 2), "do": do, "marks": str(marks)}
+        }
         yield from aim.sent(arena, slot, signal.SIGTERM)
         end = time.monotonic() + PATIENCE_S
         while not marks.exists():
@@ -180,7 +250,7 @@ def at_step(step: str, do: str, arena: Arena, draw: random.Random) -> Made:
         slot.next_plan, slot.reserved = {}, False
 
 
-# -- disks, networks, clocks -------------------------------------------------------------------------------------------
+# -- disks, networks, clocks -----------------------------------------------------------------------
 
 
 def fill_disk(which: str, arena: Arena, draw: random.Random) -> Made:
@@ -210,7 +280,10 @@ def move_masters_clock(arena: Arena, draw: random.Random) -> Made:
 
 
 def _moved(clock: Clock, draw: random.Random) -> Made:
-    """The time of day jumps in a process that runs: ahead and back, in either order; it stays wrong."""
+    """Move the time of day of a running process ahead and back, in either order.
+
+    The clock stays wrong.
+    """
     for by_s in draw.sample((draw.choice(AHEAD_S), draw.choice(BEHIND_S)), 2):
         clock.show(by_s)
         yield WRONG_S
@@ -223,6 +296,9 @@ ALL: dict[str, tuple[Callable[..., Made], str]] = {
     "worker slowed down": (slow_worker, ""),
     "master killed": (kill_master, MASTER),
     "master stopped past a lease": (stop_master, MASTER),
+    "master killed between a decision and its word": (kill_master_at_promotion, MASTER),
+    "a file of promotions removed": (remove_decision, ""),
+    "a resume state removed": (remove_state, ""),
     "Redis killed": (kill_redis, REDIS),
     "Redis stopped past a lease": (stop_redis, REDIS),
     "computer of Redis and the workers suspended": (suspend_computer, REDIS),
@@ -230,9 +306,15 @@ ALL: dict[str, tuple[Callable[..., Made], str]] = {
     "Redis emptied, recovered": (empty_redis, REDIS),
     "embedded Redis killed": (kill_embedded, REDIS),
     "embedded Redis stopped past a lease": (stop_embedded, REDIS),
-    **{f"answer lost: {script}": (fault, NEEDS_OF_ANSWERS.get(script, script)) for script, fault in answers.ALL.items()},
+    **{
+        f"answer lost: {script}": (fault, NEEDS_OF_ANSWERS.get(script, script))
+        for script, fault in answers.ALL.items()
+    },
     **{f"worker killed at {step}": (partial(at_step, step, "kill"), "") for step in STEPS},
-    **{f"worker stopped at {step}": (partial(at_step, step, "stop"), "") for step in ("after_claim", "record_temporary", "before_finish")},
+    **{
+        f"worker stopped at {step}": (partial(at_step, step, "stop"), "")
+        for step in ("after_claim", "record_temporary", "before_finish")
+    },
     "disk full under the folder": (partial(fill_disk, "folder"), DISK),
     "disk full under Redis": (partial(fill_disk, "redis"), DISK),
     "worker cut off the network": (partial(cut_off_worker, BEYOND), "network"),
@@ -240,8 +322,29 @@ ALL: dict[str, tuple[Callable[..., Made], str]] = {
     "worker's clock jumped": (move_workers_clock, ""),
     "master's clock jumped": (move_masters_clock, MASTER),
 }
-OF_PROCESSES = ("worker killed", "worker stopped past", "worker slowed", "worker told", "master killed", "master stopped")
-PROCESSES = tuple(name for name in ALL if name.startswith(OF_PROCESSES) and " at " not in name)
+OF_PROCESSES = (
+    "worker killed",
+    "worker stopped past",
+    "worker slowed",
+    "worker told",
+    "master killed",
+    "master stopped",
+)
+PROMOTIONS = (
+    "master killed between a decision and its word",
+    "a file of promotions removed",
+    "a resume state removed",
+)
+PROCESSES = tuple(
+    name
+    for name in ALL
+    if name.startswith(OF_PROCESSES) and " at " not in name and name not in PROMOTIONS
+)
 STEPWISE = tuple(name for name in ALL if " at " in name)
-TO_TASKS = ("answer lost: fail", "answer lost: take", "answer lost: kill", "answer lost: retry")  # while tasks raise and hang
+TO_TASKS = (
+    "answer lost: fail",
+    "answer lost: take",
+    "answer lost: kill",
+    "answer lost: retry",
+)  # while tasks raise and hang
 ANSWERS = tuple(name for name in ALL if name.startswith("answer lost") and name not in TO_TASKS)

@@ -1,4 +1,7 @@
-"""A worker with a network of its own: a namespace with one link to this host, which can go down and up. Takes root and iproute2."""
+"""A network for a single worker.
+
+It is a namespace with one link to this host, which can go down and up. It needs root and iproute2.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +37,19 @@ class Network:
 
 @contextmanager
 def network(number: int) -> Iterator[Network]:
-    """A network inside the block; ``number`` (below 60) tells several apart, also those of another run."""
-    needed(os.geteuid() == 0 and shutil.which("ip") is not None, "a network of a worker's own takes root and the command ip (iproute2)")
-    name, link, subnet = f"chaos-{os.getpid()}-{number}", f"ch{os.getpid() % 100000}n{number}", 4 * number
+    """Provide a network inside the block.
+
+    ``number`` (below 60) tells several networks apart, also those of another run.
+    """
+    needed(
+        os.geteuid() == 0 and shutil.which("ip") is not None,
+        "a network of a worker's own takes root and the command ip (iproute2)",
+    )
+    name, link, subnet = (
+        f"chaos-{os.getpid()}-{number}",
+        f"ch{os.getpid() % 100000}n{number}",
+        4 * number,
+    )
     host, own = (f"10.231.{os.getpid() % 250}.{subnet + n}" for n in (1, 2))
     try:
         _ip("netns", "add", name)
@@ -48,7 +61,9 @@ def network(number: int) -> Iterator[Network]:
         _ip("-n", name, "link", "set", "eth0", "up")
         yield Network(name, host)
     finally:
-        subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)  # takes both ends of the link with it
+        subprocess.run(
+            ["ip", "netns", "delete", name], capture_output=True, check=False
+        )  # takes both ends of the link with it
 
 
 def _ip(*words: str) -> None:

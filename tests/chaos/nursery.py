@@ -1,7 +1,8 @@
-"""A process that has loaded `master` and `worker` once and forks them from then on: a worker is up in milliseconds, not seconds.
+"""A process that has loaded `master` and `worker` once and forks them from then on.
 
-What it forks are real processes, each a session of its own, running the command line's own ``main``. It is told what to do in
-lines of JSON on stdin, and answers each with a line; when stdin ends it kills all that still lives.
+A worker then starts in milliseconds instead of seconds. The forked processes are real: each is its
+own session and runs the command line's ``main``. The nursery reads orders as lines of JSON on stdin
+and answers each with a line. When stdin ends it kills every process that still lives.
 """
 
 from __future__ import annotations
@@ -21,18 +22,34 @@ class Nursery:
     """The harness's side."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "COLUMNS": "160"}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "160",
+        }
         for name in ("REDIS_URL", "CHECKPOINT_DIR", "REDIS_PASSWORD_FILE"):
             environment.pop(name, None)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.chaos.nursery"], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-P", "-m", "tests.chaos.nursery"],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
         self.codes: dict[int, int] = {}  # exit codes of what has ended, negative for a signal
 
-    def start(self, command: list[str], log: Path, plan: dict[str, Any], environment: dict[str, str]) -> int:
+    def start(
+        self, command: list[str], log: Path, plan: dict[str, Any], environment: dict[str, str]
+    ) -> int:
         """Forks a `master` or `worker`; its process id."""
-        return int(self._ask({"command": command, "log": str(log), "plan": plan, "environment": environment})["pid"])
+        return int(
+            self._ask(
+                {"command": command, "log": str(log), "plan": plan, "environment": environment}
+            )["pid"]
+        )
 
     def look(self) -> None:
         """Reads who has ended."""

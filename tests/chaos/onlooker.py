@@ -1,6 +1,7 @@
-"""Looks on while a search runs, from outside: when the children's notes came, and who was silent meanwhile.
+"""Watch a running search from outside: when the children's notes came, and who was silent.
 
-What the end shows no more is seen here: a record that came only after its trial counted, a trial that was taken from a worker that lives.
+It sees what no longer shows at the end. Examples are a record that was written only after its trial
+counted, and a trial that was taken from a live worker.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 LOOK_S = 0.05
-LATE_S = 0.3  # a look that comes so much too late: the machine has more to do than it can, and workers may be unheard for it
+# If a look comes this late, the machine is overloaded, and workers may be unheard for that reason.
+LATE_S = 0.3
 STILL = 0.5  # leases: who is silent for so long, while Redis serves, may lose what he has
 
 
@@ -23,10 +25,11 @@ class Note:
     """Something that happened.
 
     Attributes:
-        at_s: when it was seen, of the monotonic clock.
-        event: "claim", "finish" or "forgotten" of the ledger, "over" (a process has ended), "still" (it stood still for long enough to
-            lose its trials, or its link was down), or "late" (this machine was too busy).
-        pid: of the process that said it, or of which it is said.
+        at_s: when it was seen, on the monotonic clock.
+        event: "claim", "finish" or "forgotten" of the ledger; "over": a process has ended; "still":
+            it stood still for long enough to lose its trials, or its link was down; "late": this
+            machine was too busy.
+        pid: of the process that wrote it, or that it is about.
         said: the line of the ledger.
     """
 
@@ -43,6 +46,7 @@ class Looked:
     Attributes:
         ledger: as the children note it.
         record: the path of the record of an attempt.
+        decided: whether a file says that a trial goes on to a budget.
         workers: process ids, and whether their link is up.
         ended: those that have ended.
         server: Redis's process; None where there is none to be seen.
@@ -50,6 +54,7 @@ class Looked:
 
     ledger: Path
     record: Callable[[str, int], Path]
+    decided: Callable[[str, float], bool]
     workers: Callable[[], Iterable[tuple[int, bool]]]
     ended: Callable[[], Iterable[int]]
     server: Callable[[], int | None]
@@ -60,7 +65,12 @@ class Onlooker:
 
     def __init__(self, where: Looked, lease_s: float) -> None:
         self.notes: list[Note] = []
-        self.unrecorded: list[str] = []  # "trial try=n" of what was told to count while it had no record
+        self.unrecorded: list[
+            str
+        ] = []  # "trial try=n" of what was told to count while it had no record
+        self.undecided: list[
+            str
+        ] = []  # the same of what was handed out with a longer budget before a file had said so
         self._where, self._still_s = where, STILL * lease_s
         self._silent_since: dict[int, float] = {}
         self._over: set[int] = set()
@@ -99,8 +109,12 @@ class Onlooker:
         serves = server is None or not stands_still(server)
         for pid, linked in self._where.workers():
             if not serves or (linked and not stands_still(pid)):
-                self._silent_since.pop(pid, None)  # after an outage nobody is to lose a trial for it: every lease begins anew
-            elif now - self._silent_since.setdefault(pid, now) > self._still_s or not linked:  # who was cut off is heard late: TCP waits
+                self._silent_since.pop(
+                    pid, None
+                )  # after an outage nobody is to lose a trial for it: every lease begins anew
+            elif (
+                now - self._silent_since.setdefault(pid, now) > self._still_s or not linked
+            ):  # who was cut off is heard late: TCP waits
                 self.notes.append(Note(now, "still", pid))
 
     def _look_at_ledger(self, now: float) -> None:
@@ -112,8 +126,18 @@ class Onlooker:
         for line in lines.splitlines():
             said = json.loads(line)
             self.notes.append(Note(now, said["event"], said.get("pid", 0), said))
-            if said["event"] == "finish" and said["ok"] and not self._where.record(said["trial"], said["attempt"]).exists():
+            if (
+                said["event"] == "finish"
+                and said["ok"]
+                and not self._where.record(said["trial"], said["attempt"]).exists()
+            ):
                 self.unrecorded.append(f"{said['trial']} try={said['attempt']}")
+            if (
+                said["event"] == "claim"
+                and said["rung"]
+                and not self._where.decided(said["trial"], said["epochs"])
+            ):
+                self.undecided.append(f"{said['trial']} try={said['attempt']}")
 
 
 def stands_still(pid: int) -> bool:

@@ -1,4 +1,4 @@
-"""Files laid into a stage's folder as a writer leaves them, to see what the janitor makes of them."""
+"""Files planted in a stage's folder as a writer leaves them, to test the janitor."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from master.janitor import ORPHAN_S
+from master.run.janitor import ORPHAN_S
 
 if TYPE_CHECKING:
     from tests.chaos.arena import Arena
@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @dataclass
 class Planted:
-    """A temporary file of a writer at work, which has to stay, and one of a writer long gone, again each time that it was removed."""
+    """Temporary files of a live writer and of a dead writer.
+
+    The live writer's file has to stay. The dead writer's file is planted again after each removal.
+    """
 
     planted: int = 0
 
@@ -24,7 +27,7 @@ class Planted:
         return max(self.planted - 1, 0)
 
     def look(self, arena: Arena) -> None:
-        young, old = (arena.stage / "trials" / f".tmp-0-{name}" for name in ("young", "old"))
+        young, old = (arena.stages[0] / "trials" / f".tmp-0-{name}" for name in ("young", "old"))
         if self.planted == 0 or not young.exists():
             arena.require(self.planted == 0, "the janitor has removed a file of a writer at work")
             young.touch()

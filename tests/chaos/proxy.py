@@ -1,4 +1,7 @@
-"""A proxy before Redis that can lose the answer to a script: Redis has run it, and nobody hears what came of it."""
+"""A proxy in front of Redis that can lose the answer to a script.
+
+Redis has then run the script, and its caller does not hear the result.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,16 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import common
-from common import scripts
+import common.queue
+from common.queue import scripts
 from tests.chaos.servers import Server
 
 CHUNK = 1 << 16
-SCRIPTS = sorted(path.stem for path in (Path(common.__file__).parent / "lua").glob("*.lua") if path.stem != "shared")
+SCRIPTS = sorted(
+    path.stem
+    for path in (Path(common.queue.__file__).parent / "lua").glob("*.lua")
+    if path.stem != "shared"
+)
 
 
 @dataclass
@@ -63,7 +70,9 @@ class Proxy:
         """The loss that this request is to suffer."""
         name = next((name for digest, name in self._names.items() if digest in request), None)
         with self._mutex:
-            found = next((loss for loss in self._losses if loss.script == name and not loss.taken), None)
+            found = next(
+                (loss for loss in self._losses if loss.script == name and not loss.taken), None
+            )
             if found is not None:
                 found.taken = True
         return found

@@ -1,4 +1,7 @@
-"""Which faults, when, and whom they hit: drawn from a seed before anything runs, so that the seed repeats them."""
+"""The schedule of faults: which, when, and on which target.
+
+It is drawn from a seed before anything runs, so the seed repeats it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-Made = Generator[float, None, Any]  # yields how long to wait before it goes on; False: it could not be made
+Made = Generator[
+    float, None, Any
+]  # yields how long to wait before it goes on; False: it could not be made
 Fault = Callable[[random.Random], Made]
 
 EACH_S = 1.5  # what a fault takes that is late already, since those before it took long
@@ -38,11 +43,19 @@ class Planned:
 
     def again(self, at_s: float) -> Planned:
         """The same kind once more; it draws anew."""
-        return replace(self, at_s=at_s, seed=random.Random(self.seed).getrandbits(32), tries_left=self.tries_left - 1)
+        return replace(
+            self,
+            at_s=at_s,
+            seed=random.Random(self.seed).getrandbits(32),
+            tries_left=self.tries_left - 1,
+        )
 
 
 def planned(seed: str, kinds: Sequence[Kind], n: int, every_s: float) -> list[Planned]:
-    """``n`` faults, each kind as often as any other give or take one, in random order, one every ``every_s`` on average."""
+    """Draw ``n`` faults in random order, one every ``every_s`` seconds on average.
+
+    The kinds differ in number by at most one.
+    """
     draw = random.Random(seed)
     mixed: list[Kind] = []
     while len(mixed) < n:
@@ -56,10 +69,15 @@ def planned(seed: str, kinds: Sequence[Kind], n: int, every_s: float) -> list[Pl
 
 @dataclass
 class Running:
-    """Faults as they go on, several at once, in one thread. One that hit nothing comes again, TRIES times in all."""
+    """Several faults at once, run in one thread.
+
+    A fault that hit nothing is repeated, up to TRIES times in all.
+    """
 
     plans: list[Planned]
-    made: Counter[str] = field(default_factory=Counter)  # those that hit; a kind that never did is not in it
+    made: Counter[str] = field(
+        default_factory=Counter
+    )  # those that hit; a kind that never did is not in it
     _began: float = field(default_factory=time.monotonic)
     _going: list[tuple[float, int, Planned, Made]] = field(default_factory=list)
     _busy: set[str] = field(default_factory=set)
@@ -72,20 +90,29 @@ class Running:
     @property
     def left_s(self) -> float:
         """How long the schedule still takes, if all goes well."""
-        last_s = max((plan.at_s for plan in self.plans), default=0.0) - (time.monotonic() - self._began)
+        last_s = max((plan.at_s for plan in self.plans), default=0.0) - (
+            time.monotonic() - self._began
+        )
         return max(last_s, EACH_S * len(self.plans)) + (LAST_S if self._going else 0.0)
 
     def step(self) -> None:
         """Goes on with what is due."""
         now = time.monotonic()
-        due = [plan for plan in self.plans if plan.at_s <= now - self._began and (not plan.kind.needs or plan.kind.needs not in self._busy)]
+        due = [
+            plan
+            for plan in self.plans
+            if plan.at_s <= now - self._began
+            and (not plan.kind.needs or plan.kind.needs not in self._busy)
+        ]
         for plan in due:
             if plan.kind.needs and plan.kind.needs in self._busy:
                 continue
             self.plans.remove(plan)
             self._busy |= {plan.kind.needs} - {""}
             self._number += 1
-            heapq.heappush(self._going, (now, self._number, plan, plan.kind.fault(random.Random(plan.seed))))
+            heapq.heappush(
+                self._going, (now, self._number, plan, plan.kind.fault(random.Random(plan.seed)))
+            )
         while self._going and self._going[0][0] <= now:
             _, number, plan, fault = heapq.heappop(self._going)
             try:

@@ -1,4 +1,7 @@
-"""A served Redis with its append-only file, that can be killed, stopped, started again, and robbed of what it wrote."""
+"""A Redis server with an append-only file.
+
+It can be killed, stopped, restarted, and robbed of what it wrote.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,9 @@ def free_port() -> int:
 
 
 class Server:
-    """Redis 7 on a port of loopback, as an operator would run it: append-only file, synchronised every second.
+    """Redis 7 on a port of loopback, run as an operator would.
+
+    Its append-only file is synchronised every second.
 
     Args:
         folder: for its data.
@@ -52,16 +57,30 @@ class Server:
         return f"redis://{address}:{self.port}/0"
 
     def client(self) -> redis.Redis:
-        return redis.Redis(host=self.address, port=self.port, decode_responses=True, socket_timeout=5, protocol=2)
+        return redis.Redis(
+            host=self.address, port=self.port, decode_responses=True, socket_timeout=5, protocol=2
+        )
 
     def start(self) -> None:
         options = {
-            "bind": " ".join(self._addresses), "port": str(self.port), "protected-mode": "no", "dir": str(self.folder),
-            "save": "", "appendonly": "yes", "appendfsync": "everysec", "aof-load-truncated": "yes",
+            "bind": " ".join(self._addresses),
+            "port": str(self.port),
+            "protected-mode": "no",
+            "dir": str(self.folder),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "aof-load-truncated": "yes",
             "logfile": str(self.folder.parent / "redis.log"),
-        }  # fmt: skip
-        words = [word for name, value in options.items() for word in (f"--{name}", *(value.split(" ") if name == "bind" else [value]))]
-        self._process = subprocess.Popen([program("7"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        }
+        words = [
+            word
+            for name, value in options.items()
+            for word in (f"--{name}", *(value.split(" ") if name == "bind" else [value]))
+        ]
+        self._process = subprocess.Popen(
+            [program("7"), *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     def wait(self) -> None:
         """Until it serves."""
@@ -71,7 +90,10 @@ class Server:
                 with contextlib.suppress(redis.RedisError):
                     client.ping()
                     return
-                assert time.monotonic() < deadline, f"Redis does not serve after {PATIENCE_S} s; see {self.folder.parent / 'redis.log'}"
+                assert time.monotonic() < deadline, (
+                    f"Redis does not serve after {PATIENCE_S} s; see "
+                    f"{self.folder.parent / 'redis.log'}"
+                )
                 time.sleep(0.02)
 
     def signal(self, number: signal.Signals) -> None:
@@ -84,8 +106,12 @@ class Server:
             self._process.wait()
 
     def cut(self, share: float) -> int:
-        """Cuts the last ``share`` off the append-only file of a server that does not run; how many bytes."""
-        logs = [path for path in self.folder.rglob("*.aof") if ".incr." in path.name or path.parent == self.folder]
+        """Cut the last ``share`` off a stopped server's append-only file; return how many bytes."""
+        logs = [
+            path
+            for path in self.folder.rglob("*.aof")
+            if ".incr." in path.name or path.parent == self.folder
+        ]
         latest = max(logs, key=lambda path: path.stat().st_mtime)
         size = latest.stat().st_size
         os.truncate(latest, size - int(size * share))

@@ -1,4 +1,4 @@
-"""A clone of this repository with its compose file brought up, as a user of the host would have it."""
+"""A clone of this repository with its compose file brought up, as a user would have it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-FOREIGN_ID = 23456  # uid and gid of nobody on this machine: whatever bears it was made for the owner of the checkout
+# uid and gid that nobody here has: files with it were made for the owner of the checkout.
+FOREIGN_ID = 23456
 BUILD_DEADLINE_S = 1200.0  # torch and the other libraries are downloaded on the first build
 COMMAND_DEADLINE_S = 300.0
 POLL_S = 0.5
@@ -35,7 +36,9 @@ def compose_command() -> list[str]:
     plugin = subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=60)
     if plugin.returncode == 0:
         return ["docker", "compose"]
-    assert shutil.which("docker-compose"), f"there is neither `docker compose` nor docker-compose; {remedy}"
+    assert shutil.which("docker-compose"), (
+        f"there is neither `docker compose` nor docker-compose; {remedy}"
+    )
     return ["docker-compose"]
 
 
@@ -59,23 +62,40 @@ class Stack:
     def clone(self) -> None:
         """An unmodified checkout, owned by somebody who is not root."""
         # Without --no-hardlinks the change of owner would reach this repository's own objects.
-        subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(self.folder)], check=True)
+        subprocess.run(
+            ["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(self.folder)], check=True
+        )
         if os.geteuid() == 0:
             for path in [self.folder, *self.folder.rglob("*")]:
                 os.chown(path, self.owner, self.owner, follow_symlinks=False)
 
-    def compose(self, *arguments: str, deadline_s: float = COMMAND_DEADLINE_S) -> subprocess.CompletedProcess[str]:
+    def compose(
+        self, *arguments: str, deadline_s: float = COMMAND_DEADLINE_S
+    ) -> subprocess.CompletedProcess[str]:
         """Runs a compose command; its exit status is the caller's to judge."""
         return subprocess.run(
-            [*self._compose, *arguments], cwd=self.folder, env=self._environ, capture_output=True, text=True, timeout=deadline_s,
+            [*self._compose, *arguments],
+            cwd=self.folder,
+            env=self._environ,
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
 
     def up(self, workers: int) -> None:
         """Builds the image and starts everything; returns when all are healthy."""
-        done = self.compose("up", "--build", "-d", "--scale", f"worker={workers}", deadline_s=BUILD_DEADLINE_S)
-        assert done.returncode == 0, f"compose up failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-        wait_until(lambda: self.unhealthy() == [], 180, lambda: f"unhealthy: {self.unhealthy()}\n{self.logs()}")
+        done = self.compose(
+            "up", "--build", "-d", "--scale", f"worker={workers}", deadline_s=BUILD_DEADLINE_S
+        )
+        assert done.returncode == 0, (
+            f"compose up failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        )
+        wait_until(
+            lambda: self.unhealthy() == [],
+            180,
+            lambda: f"unhealthy: {self.unhealthy()}\n{self.logs()}",
+        )
 
     def logs(self) -> str:
         """What the containers have said lately."""
@@ -99,7 +119,9 @@ class Stack:
 
     def files(self, container: dict[str, Any], folder: str) -> list[str]:
         """The paths of all files below a folder, as the container's root sees them."""
-        return sorted(_output(["docker", "exec", container["Id"], "find", folder, "-type", "f"]).split())
+        return sorted(
+            _output(["docker", "exec", container["Id"], "find", folder, "-type", "f"]).split()
+        )
 
     def content(self, container: dict[str, Any], path: str) -> str:
         """What a file holds, as the container's root sees it."""
@@ -109,13 +131,28 @@ class Stack:
         """The containers that should be up and do not call themselves healthy."""
         expected = [container for service in SERVICES for container in self.containers(service)]
         for container in expected:
-            assert container["RestartCount"] < MAX_RESTARTS, f"{container['Name']} keeps ending:\n{self.logs()}"
-        return [container["Name"] for container in expected if container["State"].get("Health", {}).get("Status") != "healthy"]
+            assert container["RestartCount"] < MAX_RESTARTS, (
+                f"{container['Name']} keeps ending:\n{self.logs()}"
+            )
+        return [
+            container["Name"]
+            for container in expected
+            if container["State"].get("Health", {}).get("Status") != "healthy"
+        ]
 
-    def on_host(self, *command: str, deadline_s: float = COMMAND_DEADLINE_S) -> subprocess.CompletedProcess[str]:
-        """Runs one of the programs of this repository's environment in the checkout, as its owner, against the published port."""
+    def on_host(
+        self, *command: str, deadline_s: float = COMMAND_DEADLINE_S
+    ) -> subprocess.CompletedProcess[str]:
+        """Run one of this environment's programs against the published port.
+
+        It runs in the checkout, as the owner of the checkout.
+        """
         program = Path(sys.executable).with_name(command[0])
-        environ = {name: value for name, value in os.environ.items() if name not in ("CHECKPOINT_DIR", "PYTHONPATH")}
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("CHECKPOINT_DIR", "PYTHONPATH")
+        }
         environ |= {
             "REDIS_URL": f"redis://master@127.0.0.1:{self.redis_port}/0",
             "REDIS_PASSWORD_FILE": "secrets/redis_password",
@@ -123,23 +160,40 @@ class Stack:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         return subprocess.run(
-            [*self._as_owner(), str(program), *command[1:]], cwd=self.folder, env=environ, capture_output=True, text=True,
-            timeout=deadline_s, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+            [*self._as_owner(), str(program), *command[1:]],
+            cwd=self.folder,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=deadline_s,
+            stdin=subprocess.DEVNULL,
+        )
 
     def _as_owner(self) -> list[str]:
         if os.geteuid() != 0:
             return []
-        # The right to read is kept: Python and this repository may lie below a home folder that only root may enter.
+        # The right to read is kept: Python and this repository may be below a home folder that only
+        # root may enter.
         reading = ["--inh-caps", "+dac_read_search", "--ambient-caps", "+dac_read_search"]
-        return ["setpriv", "--reuid", str(self.owner), "--regid", str(self.owner), "--clear-groups", *reading, "--"]
+        return [
+            "setpriv",
+            "--reuid",
+            str(self.owner),
+            "--regid",
+            str(self.owner),
+            "--clear-groups",
+            *reading,
+            "--",
+        ]
 
     def down(self) -> None:
         """Removes containers, volume, network and images of the project."""
         self.compose("down", "--volumes", "--rmi", "local", "--remove-orphans")
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float, explain: Callable[[], str]) -> None:
+def wait_until(
+    condition: Callable[[], bool], deadline_s: float, explain: Callable[[], str]
+) -> None:
     """Returns when ``condition`` holds; the deadline only stops a hang."""
     end = time.monotonic() + deadline_s
     while not condition():

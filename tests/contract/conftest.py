@@ -1,4 +1,7 @@
-"""The contract holds on every version of Redis that is promised: each test runs on each, on a server of its own kind."""
+"""The servers of the contract tests.
+
+Each test runs on every promised version of Redis, on a server of its own kind.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,19 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 
-from common.queue import TrialQueue
+from common.queue.trial_queue import TrialQueue
 from tests.contract.trials import SEARCH, check_consistent
 from tests.redis_server import VERSIONS, RedisServer, start_redis
 
 
 @pytest.fixture(scope="session", params=VERSIONS)
 def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
-    with tempfile.TemporaryDirectory(prefix="cf-") as folder, start_redis(Path(folder), request.param) as running:
+    with (
+        tempfile.TemporaryDirectory(prefix="cf-") as folder,
+        start_redis(Path(folder), request.param) as running,
+    ):
         yield running
 
 
@@ -40,3 +47,13 @@ def queue(client: redis.Redis) -> Iterator[TrialQueue]:
 def brief(client: redis.Redis) -> TrialQueue:
     """The same search, with leases that are over at once."""
     return TrialQueue(client, SEARCH, lease_s=0.001)
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Keep denormal numbers.
+
+    An engine flushes them to zero, which would affect the tests that draw numbers.
+    """
+    yield
+    torch.set_flush_denormal(False)

@@ -6,15 +6,27 @@ import redis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from common.queue import TrialQueue
-from common.trial import Fence
-from common.verdict import Taken, Tick
-from tests.contract.model import GAP_MS, LEASE_MS, LIVE_MS, MACHINES, MAX_LOST, MOST_STEPS, STEP_MS, Known, Model
+from common.queue.answers import Taken, Tick
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import Fence
+from tests.contract.model import (
+    GAP_MS,
+    LEASE_MS,
+    LIVE_MS,
+    MACHINES,
+    MAX_LOST,
+    MOST_STEPS,
+    STEP_MS,
+    Known,
+    Model,
+)
 from tests.contract.trials import SEARCH, heartbeat
 
 WORKERS = st.sampled_from(sorted(MACHINES))
 PICK = st.integers(0, 10**6)
-STEPS = st.sampled_from([10, 4, 1, 12])  # a lease is over after nine, and four without a tick are no outage yet
+STEPS = st.sampled_from(
+    [10, 4, 1, 12]
+)  # a lease is over after nine, and four without a tick are no outage yet
 
 
 class TimedMachine(RuleBasedStateMachine):
@@ -36,7 +48,10 @@ class TimedMachine(RuleBasedStateMachine):
         steps = min(steps, MOST_STEPS - self.steps)
         self.steps += steps
         for key in ("leases", "workers"):
-            moved = {member: at - steps * STEP_MS for member, at in self.client.zrange(self.queue.keys[key], 0, -1, withscores=True)}
+            moved = {
+                member: at - steps * STEP_MS
+                for member, at in self.client.zrange(self.queue.keys[key], 0, -1, withscores=True)
+            }
             if moved:
                 self.client.zadd(self.queue.keys[key], moved)
         for field, at in self.client.hgetall(self.queue.keys["meta"]).items():
@@ -49,7 +64,10 @@ class TimedMachine(RuleBasedStateMachine):
 
     @rule(steps=STEPS, beats=st.none() | WORKERS, reaps=st.booleans())
     def watch(self, steps: int, beats: str | None, reaps: bool) -> None:
-        """A master ticks all the while; one worker may send heartbeats, the others are as good as dead."""
+        """Let time pass while a master ticks.
+
+        One worker may send heartbeats; the others count as dead.
+        """
         for _ in range(steps):
             self.time_passes(1)
             for known in self.model.running:
@@ -60,7 +78,10 @@ class TimedMachine(RuleBasedStateMachine):
 
     @rule(steps=st.integers(GAP_MS // STEP_MS + 1, 12))
     def outage(self, steps: int) -> None:
-        """Nobody has ticked for half a lease: nothing expires, and every lease is the holders' for a whole one more, once."""
+        """Let half a lease pass without a tick.
+
+        Nothing expires, and every holder gets one more whole lease, once.
+        """
         self.time_passes(steps)
         for known in self.model.running:
             if known.fence:
@@ -75,11 +96,17 @@ class TimedMachine(RuleBasedStateMachine):
             self._expire(fence)
 
     def _tick(self, master: bool) -> Tick:
-        """Reports exactly the leases that are over; after a gap none, and each is its holder's for a whole one more."""
+        """Check that a tick reports exactly the expired leases.
+
+        After a gap it reports none, and every holder gets one more whole lease.
+        """
         model, began = self.model, self._now()
         gap, expired = model.gap, model.expired
         said = self.queue.tick(master)
-        assert (said.extended, sorted(map(repr, said.expired))) == (gap, [] if gap else sorted(map(repr, expired)))
+        assert (said.extended, sorted(map(repr, said.expired))) == (
+            gap,
+            [] if gap else sorted(map(repr, expired)),
+        )
         model.ticked = self._now()
         if master:
             model.mastered = model.ticked
@@ -88,9 +115,15 @@ class TimedMachine(RuleBasedStateMachine):
         return said
 
     def _expire(self, fence: Fence) -> None:
-        """Takes the trial if its lease is over, and only then; the invariant sees whether a refusal has changed anything."""
+        """Take a trial only if its lease is over.
+
+        The invariant shows whether a refusal changed anything.
+        """
         self._now()
-        known, due = self.model.known[fence.trial_id], not self.model.gap and fence in {over for over, _ in self.model.expired}
+        known, due = (
+            self.model.known[fence.trial_id],
+            not self.model.gap and fence in {over for over, _ in self.model.expired},
+        )
         taken = self.queue.expire(fence, MAX_LOST)
         assert bool(taken) == due
         if taken:
@@ -118,12 +151,20 @@ class TimedMachine(RuleBasedStateMachine):
     def times_agree(self) -> None:
         """By the server's clock, whatever the client's says."""
         self._now()
-        leases = {i: at + self.steps * STEP_MS for i, at in self.client.zrange(self.queue.keys["leases"], 0, -1, withscores=True)}
+        leases = {
+            i: at + self.steps * STEP_MS
+            for i, at in self.client.zrange(self.queue.keys["leases"], 0, -1, withscores=True)
+        }
         due = {known.trial.id: known.deadline for known in self.model.running}
         assert leases.keys() == due.keys()
         assert all(due[i][0] <= at <= due[i][1] for i, at in leases.items()), (leases, due)
-        assert all(0 <= r.claimed_s < STEP_MS / 1000 and 0 <= r.still_s < STEP_MS / 1000 for r in self.queue.running())
-        assert self.queue.master_alive(GAP_MS / 1000) == (self.model.now - self.model.mastered <= GAP_MS)
+        assert all(
+            0 <= r.claimed_s < STEP_MS / 1000 and 0 <= r.still_s < STEP_MS / 1000
+            for r in self.queue.running()
+        )
+        assert self.queue.master_alive(GAP_MS / 1000) == (
+            self.model.now - self.model.mastered <= GAP_MS
+        )
         assert self.queue.live_workers(LIVE_MS / 1000) == self.model.live
 
     def _now(self) -> int:

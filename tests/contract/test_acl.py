@@ -1,4 +1,7 @@
-"""The Redis users of docker/*.acl: each may do what its side of a search needs, and nothing else that Redis can tell apart."""
+"""The Redis users of common/broker/rights.
+
+Each may do what its side of a search needs, and nothing else that Redis can tell apart.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,49 @@ from pathlib import Path
 import pytest
 import redis
 
-from common import scripts
 from common.errors import QueueError
-from common.queue import TrialQueue, searches
-from common.trial import Result, TrialState, WorkerInfo
-from common.workers import WorkerRegistry
+from common.queue import scripts
+from common.queue.trial_queue import TrialQueue, searches
+from common.queue.workers import WorkerRegistry
+from common.search.trial import Result, TrialState, WorkerInfo
 from tests.acl import ROLES, SELECTOR, add_user, rules
 from tests.contract.trials import DONE, SEARCH, check_consistent, heartbeat, made, until
 from tests.redis_server import VERSIONS, RedisServer, start_redis
 
 LUA = Path(scripts.__file__).parent / "lua"
-WORKERS_SCRIPTS = ("announce", "claim", "clock", "expire", "fail", "finish", "release", "renew", "tick", "workers")
+WORKERS_SCRIPTS = (
+    "announce",
+    "claim",
+    "clock",
+    "expire",
+    "fail",
+    "finish",
+    "release",
+    "renew",
+    "tick",
+    "workers",
+)
 REFUSED = (
-    "FLUSHALL", "FLUSHDB", "CONFIG GET requirepass", "CONFIG SET dir /tmp", "KEYS *", "SCAN 0", "ACL LIST",
-    "ACL SETUSER worker allcommands", "SHUTDOWN NOSAVE", "MONITOR", "CLIENT LIST", "CLIENT KILL TYPE normal", "REPLICAOF 127.0.0.1 1",
-    "SCRIPT FLUSH", "MODULE LIST", "SWAPDB 0 1", "GET other", "SET other 1", "HGETALL other", "EVAL return 1 other", "SAVE",
+    "FLUSHALL", "FLUSHDB", "CONFIG GET requirepass", "CONFIG SET dir /tmp", "KEYS *", "SCAN 0",
+    "ACL LIST",
+    "ACL SETUSER worker allcommands", "SHUTDOWN NOSAVE", "MONITOR", "CLIENT LIST",
+    "CLIENT KILL TYPE normal", "REPLICAOF 127.0.0.1 1",
+    "SCRIPT FLUSH", "MODULE LIST", "SWAPDB 0 1", "GET other", "SET other 1", "HGETALL other",
+    "EVAL return 1 other", "SAVE",
     "LATENCY RESET",
 )  # fmt: skip
 WORKER_REFUSED = (
-    "HSET {trials} a b", "HSET {frozen} coarse {{}}", "HSET {groups} a 1", "HSET {{cf}}:searches a b", "HDEL {{cf}}:searches a",
-    "UNLINK {states}", "DEL {states}", "HDEL {states} coarse-0000", "HDEL {results} coarse-0000", "HSET {{cf}}:orders other quit",
-    "SADD {{cf}}:slow other", "SET {lock} x", "EXPIRE {states} 1", "RENAME {states} {trials}", "RPUSH {states} x", "HSETNX {frozen} x y",
-    "ZADD {trials} 1 x", "LRANGE {endings} 0 -1",
+    "HSET {trials} a b", "HSET {frozen} coarse {{}}", "HSET {groups} a 1",
+    "HSET {{cf}}:searches a b", "HDEL {{cf}}:searches a",
+    "UNLINK {states}", "DEL {states}", "HDEL {states} coarse-0000", "HDEL {results} coarse-0000",
+    "HSET {{cf}}:orders other quit",
+    "SADD {{cf}}:slow other", "SET {lock} x", "EXPIRE {states} 1", "RENAME {states} {trials}",
+    "RPUSH {states} x", "HSETNX {frozen} x y",
+    "ZADD {trials} 1 x", "LRANGE {endings} 0 -1", "XADD {endings} * a b", "XADD {{cf}}:other * a b",
 )  # fmt: skip
 
-# 6.2 has no rights for reading alone, and none by command and key together: docs/security.md says what that leaves open.
+# 6.2 has no read-only rights and none for a command together with a key. docs/security.md says what
+# that leaves open.
 ON_7 = pytest.mark.parametrize("server_and_users", ["7"], indirect=True)
 
 
@@ -53,7 +74,11 @@ class House:
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def server_and_users(request: pytest.FixtureRequest) -> Iterator[House]:
-    with tempfile.TemporaryDirectory(prefix="cf-") as folder, start_redis(Path(folder), request.param) as server, server.client() as admin:
+    with (
+        tempfile.TemporaryDirectory(prefix="cf-") as folder,
+        start_redis(Path(folder), request.param) as server,
+        server.client() as admin,
+    ):
         for role in ROLES:
             add_user(admin, role, f"{role}'s", flat=request.param == "6.2")
         with login(server, "master") as master, login(server, "worker") as worker:
@@ -92,8 +117,11 @@ def test_a_search_needs_nothing_else(house: House) -> None:
     assert worker.renew("w", [heartbeat(claims[0].fence)], {claims[0].trial.id: "{}"}) == {}
     assert worker.finish([(claims[0].fence, DONE)]) == ["ok"]
     assert worker.release([claims[1].fence]) == ["ok"]
-    assert worker.attempt(claims[0].trial.id) == 1 and worker.trial(claims[0].trial.id) == claims[0].trial
-    assert worker.unfinished() == 5 and worker.master_alive()
+    assert (
+        worker.attempt(claims[0].trial.id) == 1
+        and worker.trial(claims[0].trial.id) == claims[0].trial
+    )
+    assert worker.count_unfinished() == 5 and worker.master_alive()
     assert worker.state(claims[0].trial.id) is TrialState.COMPLETED
 
     assert {running.fence for running in master.running()} == {claim.fence for claim in claims[2:]}
@@ -101,7 +129,16 @@ def test_a_search_needs_nothing_else(house: House) -> None:
     assert master.take(claims[2].fence, "stuck") is not None
     assert master.kill(claims[3].trial.id, "by hand") is not None
     assert master.retry(claims[3].trial.id)
-    assert list(master.ended()) == [(claims[0].trial.id, 1, DONE)] and len(list(master.trials())) == 6
+    assert master.promote([claims[3].trial.promote(3)]) == []
+    for one, other in ((master.bells, worker.bells), (worker.bells, master.bells)):
+        for rung, heard in ((one.work, other.work), (one.ended, other.ended)):
+            heard.wait()  # what was rung before
+            rung.ring()
+            assert heard.wait()
+    assert (
+        list(master.read_ended()) == [(claims[0].trial.id, 1, DONE)]
+        and len(list(master.trials())) == 6
+    )
     assert len(master.by_state(TrialState.PENDING)) == master.pending_total() == 5
     assert master.restore(made(7)[6], 1, DONE)
     with master.lock("janitor", 5) as held:
@@ -124,7 +161,9 @@ def test_a_worker_reaps_where_no_master_lives(house: House) -> None:
     worker.tick(master=False)
     for attempt in range(3):
         (claim,) = brief.claim(f"w{attempt}", 1, f"r{attempt}")
-        taken = until(lambda fence=claim.fence: worker.expire(fence, max_lost=2), "the lease expires")
+        taken = until(
+            lambda fence=claim.fence: worker.expire(fence, max_lost=2), "the lease expires"
+        )
     assert taken.state is TrialState.FAILED and isinstance(taken.result, Result)
 
 
@@ -141,12 +180,19 @@ def test_what_no_search_needs_is_refused(house: House, role: str) -> None:
 @ON_7
 def test_a_worker_changes_neither_search_nor_ranges_nor_others(house: House) -> None:
     house.queue(house.master).publish(made(1))
-    names = {**scripts.search_keys(SEARCH), "frozen": f"cf:{{{SEARCH}}}:frozen", "lock": f"cf:{{{SEARCH}}}:lock:janitor"}
+    names = {
+        **scripts.search_keys(SEARCH),
+        "frozen": f"cf:{{{SEARCH}}}:frozen",
+        "lock": f"cf:{{{SEARCH}}}:lock:janitor",
+    }
     for command in WORKER_REFUSED:
         with pytest.raises(redis.exceptions.NoPermissionError):
             house.worker.execute_command(*command.format(**names).split())
         script = "return redis.call(unpack(ARGV))"
-        with pytest.raises((redis.exceptions.NoPermissionError, redis.exceptions.ResponseError), match=r"(?i)perm|can't"):
+        with pytest.raises(
+            (redis.exceptions.NoPermissionError, redis.exceptions.ResponseError),
+            match=r"(?i)perm|can't",
+        ):
             house.worker.eval(script, 0, *command.format(**names).split())
 
 
@@ -157,21 +203,24 @@ def test_a_worker_changes_neither_search_nor_ranges_nor_others(house: House) -> 
         lambda queue: queue.register("mine"),
         lambda queue: queue.freeze("coarse", {}),
         lambda queue: queue.refreeze("coarse", "task_digest", "other"),
-        lambda queue: queue.publish(made(2)),
+        lambda queue: queue.publish(made(3)),
         lambda queue: queue.publish(made(1, stage="fine")),
         lambda queue: queue.restore(made(9)[8], 1, DONE),
         lambda queue: queue.retry("coarse-0000"),
+        lambda queue: queue.promote([made(2)[1].promote(3)]),
         lambda queue: queue.drop(),
         lambda queue: queue.lock("janitor", 1).__enter__(),
         lambda queue: WorkerRegistry(queue.client).order_quit("w"),
         lambda queue: WorkerRegistry(queue.client).mark_slow("w"),
     ],
 )
-def test_a_worker_that_speaks_as_a_master_is_told_where_the_rights_are(house: House, word: Callable[[TrialQueue], object]) -> None:
+def test_a_worker_that_speaks_as_a_master_is_told_where_the_rights_are(
+    house: House, word: Callable[[TrialQueue], object]
+) -> None:
     master = house.queue(house.master)
     master.register("digits")
     master.freeze("coarse", {"seed": 1})
-    master.publish(made(1))
+    master.publish(made(2))
     master.kill("coarse-0000", "by hand")
     before = {name: house.admin.type(name) for name in house.admin.keys("*")}
     with pytest.raises(QueueError, match=r"does not let this user.*docs/security\.md"):
@@ -185,7 +234,9 @@ def test_the_workers_scripts_touch_what_its_rules_name() -> None:
     allowed = granted("worker")
     for name in WORKERS_SCRIPTS:
         for command, key in touched(name):
-            assert any(matches(pattern, key) for pattern in allowed.get(command, ())), f"{name}.lua: {command} {key}"
+            assert any(matches(pattern, key) for pattern in allowed.get(command, ())), (
+                f"{name}.lua: {command} {key}"
+            )
 
 
 def granted(role: str) -> dict[str, set[str]]:
@@ -207,11 +258,19 @@ def matches(pattern: str, key: str) -> bool:
 
 
 def touched(name: str) -> set[tuple[str, str]]:
-    """(command, key) of what a script does to keys, in the shared part only where the script uses the function."""
+    """Return (command, key) of what a script does to keys.
+
+    The shared part counts only where the script uses the function.
+    """
     alone = name in scripts.ALONE
-    text = "" if alone else called((LUA / "shared.lua").read_text(), (LUA / f"{name}.lua").read_text())
+    text = (
+        "" if alone else called((LUA / "shared.lua").read_text(), (LUA / f"{name}.lua").read_text())
+    )
     text += (LUA / f"{name}.lua").read_text()
-    registry = {f"KEYS[{n}]": key for n, key in enumerate(("{cf}:workers", "{cf}:seen", "{cf}:orders", "{cf}:slow"), 1)}
+    registry = {
+        f"KEYS[{n}]": key
+        for n, key in enumerate(("{cf}:workers", "{cf}:seen", "{cf}:orders", "{cf}:slow"), 1)
+    }
     keys = registry if alone else {key.upper(): f"cf:{{x}}:{key}" for key in scripts.SEARCH_KEYS}
     found = re.findall(r"(?:redis\.call|in_slices)\('(\w+)', ([\w\[\]]+)", text)
     found += [("hmget", key) for key in re.findall(r"[^_]fields\(([A-Z]+)", text)]
@@ -220,7 +279,9 @@ def touched(name: str) -> set[tuple[str, str]]:
 
 def called(shared: str, script: str) -> str:
     """The functions of shared.lua that ``script`` uses, directly or through one another."""
-    functions = {m[1]: m[0] for m in re.finditer(r"^local function (\w+)\(.*?^end$", shared, re.M | re.S)}
+    functions = {
+        m[1]: m[0] for m in re.finditer(r"^local function (\w+)\(.*?^end$", shared, re.M | re.S)
+    }
     used: set[str] = set()
     waiting = [script]
     while waiting:
@@ -235,4 +296,13 @@ def test_every_transition_is_looked_at() -> None:
     """A new script of the worker's has to be named above: those it runs are read off its code."""
     ours = {path.stem for path in LUA.glob("*.lua")} - {"shared"}
     assert set(WORKERS_SCRIPTS) <= ours
-    assert ours - set(WORKERS_SCRIPTS) == {"kill", "publish", "register", "restore", "retry", "running", "take"}
+    assert ours - set(WORKERS_SCRIPTS) == {
+        "kill",
+        "promote",
+        "publish",
+        "register",
+        "restore",
+        "retry",
+        "running",
+        "take",
+    }

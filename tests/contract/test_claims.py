@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import secrets
 
-import pytest
 import redis
 
-from common.doubts import Ruling
-from common.errors import PutAside
-from common.queue import TrialQueue
-from common.trial import TrialState
+from common.queue.second_tries import Ruling
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import TrialState
 from tests.contract.trials import DONE, SEARCH, ids, lose, made, until
 
 
 def strike(queue: TrialQueue, bad: tuple[str, str], good: tuple[str, str]) -> None:
-    """Three trials raise with the one worker, and complete with the other on another machine, so that the first machine is put aside."""
+    """Make a machine be set aside.
+
+    Three trials raise with one worker, and complete with a worker on another machine.
+    """
     for n in range(3):
         (claim,) = queue.claim(bad[0], 1, f"bad {n}", machine=bad[1])
         assert queue.fail([(claim.fence, "boom")])[0].ruling is Ruling.PASSED
@@ -103,7 +104,9 @@ def test_the_share_counts_all_that_waits_and_not_only_the_group(queue: TrialQueu
     assert len(queue.claim("w", 100, "1")) == 5
 
 
-def test_a_worker_that_left_or_fell_silent_takes_no_share(queue: TrialQueue, client: redis.Redis) -> None:
+def test_a_worker_that_left_or_fell_silent_takes_no_share(
+    queue: TrialQueue, client: redis.Redis
+) -> None:
     queue.publish(made(9))
     queue.claim("gone", 1, "1")
     queue.leave("gone")
@@ -125,14 +128,16 @@ def test_a_claim_of_nothing_changes_nothing(queue: TrialQueue) -> None:
     assert queue.pending_total() == 1
 
 
-def test_a_suspect_is_claimed_alone_and_after_the_others(queue: TrialQueue, brief: TrialQueue) -> None:
+def test_a_suspect_is_claimed_alone_and_after_the_others(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
     queue.publish(made(4))
     lose(queue, brief, "coarse-0000", "w", "1")
     lost = queue.claim("w", 2, "2")
     assert ids(lost) == ["coarse-0001", "coarse-0002"]
     assert not any(claim.alone for claim in lost)
     for claim in lost:
-        queue.take(claim.fence, "stuck")
+        queue.take(claim.fence)
     assert ids(queue.claim("w", 9, "3")) == ["coarse-0003"]
     for n, trial in enumerate(["coarse-0000", "coarse-0001", "coarse-0002"]):
         (claim,) = queue.claim("w", 9, f"suspect {n}")
@@ -141,13 +146,13 @@ def test_a_suspect_is_claimed_alone_and_after_the_others(queue: TrialQueue, brie
 
 def test_a_suspect_comes_before_the_next_stage(queue: TrialQueue) -> None:
     queue.publish(made(1, "coarse") + made(9, "fine"))
-    queue.take(queue.claim("w", 1, "1")[0].fence, "stuck")
+    queue.take(queue.claim("w", 1, "1")[0].fence)
     assert ids(queue.claim("w", 9, "2")) == ["coarse-0000"]
 
 
 def test_a_worker_with_other_trials_never_gets_a_suspect(queue: TrialQueue) -> None:
     queue.publish(made(1, "coarse", "a") + made(1, "fine", "b"))
-    queue.take(queue.claim("w", 1, "1")[0].fence, "stuck")
+    queue.take(queue.claim("w", 1, "1")[0].fence)
     assert queue.claim("w", 9, "2", group="a", alone=False) == []
     assert queue.claim("w", 9, "3", group="a") == []
     assert ids(queue.claim("w", 9, "4", alone=False)) == ["fine-0000"]
@@ -158,69 +163,18 @@ def test_a_worker_with_other_trials_never_gets_a_suspect(queue: TrialQueue) -> N
 
 def test_a_repeated_claim_of_a_suspect_still_says_alone(queue: TrialQueue) -> None:
     queue.publish(made(1))
-    queue.take(queue.claim("w", 1, "1")[0].fence, "stuck")
+    queue.take(queue.claim("w", 1, "1")[0].fence)
     assert queue.claim("w", 9, "2") == queue.claim("w", 9, "2")
     assert [running.fence.attempt for running in queue.running()] == [2]
 
 
-def test_a_slow_trial_goes_to_another_worker_if_there_is_one(queue: TrialQueue) -> None:
-    queue.publish(made(4))
-    queue.renew("other", [])
-    (claim,) = queue.claim("slow", 1, "1")
-    taken = queue.take(claim.fence, "slow")
-    assert taken and (taken.state, taken.worker) == (TrialState.PENDING, "slow")
-    assert ids(queue.claim("slow", 2, "2")) == ["coarse-0001", "coarse-0002"]
-    assert ids(queue.claim("slow", 2, "3")) == ["coarse-0003"]
-    assert queue.claim("slow", 2, "4") == []
-    (passed_on,) = queue.claim("other", 2, "1")
-    assert (passed_on.trial.id, passed_on.alone) == ("coarse-0000", False)
-    assert [running.avoid for running in queue.running() if running.worker == "other"] == ["slow"]
-
-
-def test_a_slow_trial_stays_where_no_other_worker_lives(queue: TrialQueue) -> None:
-    queue.publish(made(1))
-    queue.take(queue.claim("slow", 1, "1")[0].fence, "slow")
-    assert ids(queue.claim("slow", 1, "2")) == ["coarse-0000"]
-
-
-def test_a_slow_trial_stays_where_every_other_worker_is_put_aside(queue: TrialQueue) -> None:
-    bad, slow = ("bad", "A"), ("slow", "B")
-    for worker, machine in (bad, slow):
-        assert queue.claim(worker, 1, "0", machine=machine) == []
-    queue.publish(made(4))
-    strike(queue, bad, slow)
-    (claim,) = queue.claim("slow", 1, "first", machine="B")
-    queue.take(claim.fence, "slow")
-    with pytest.raises(PutAside):
-        queue.claim("bad", 1, "again", machine="A")
-    assert ids(queue.claim("slow", 1, "again", machine="B")) == [claim.trial.id]
-
-
-def test_a_slow_trial_that_raised_elsewhere_goes_to_another_worker_too(queue: TrialQueue) -> None:
-    for worker, machine in (("raises", "A"), ("slow", "B")):
+def test_a_group_of_trials_that_raised_here_does_not_hide_the_next(queue: TrialQueue) -> None:
+    for worker, machine in (("here", "A"), ("other", "B")):
         queue.claim(worker, 1, "0", machine=machine)
-    queue.publish(made(1))
-    (claim,) = queue.claim("raises", 1, "1", machine="A")
-    assert queue.fail([(claim.fence, "boom")])[0].ruling is Ruling.PASSED
-    (claim,) = queue.claim("slow", 1, "1", machine="B")
-    queue.take(claim.fence, "slow")
-    assert queue.claim("raises", 1, "2", machine="A") == []
-    (claim,) = queue.claim("slow", 1, "2", machine="B")  # no other could take it
-    queue.take(claim.fence, "slow")
-    queue.claim("other", 0, "0", machine="C")
-    assert queue.claim("slow", 1, "3", machine="B") == []
-    assert ids(queue.claim("other", 1, "1", machine="C")) == ["coarse-0000"]
-
-
-def test_a_group_of_avoided_trials_does_not_hide_the_next(queue: TrialQueue) -> None:
-    queue.renew("other", [])
-    queue.publish(made(12, group=lambda i: "a" if i < 8 else "b"))
-    for claim in queue.claim("slow", 6, "1"):
-        queue.take(claim.fence, "slow")
-    for claim in queue.claim("slow", 2, "2"):
-        assert claim.trial.index in (6, 7)
-        queue.finish([(claim.fence, DONE)])
-    assert {claim.trial.group for claim in queue.claim("slow", 4, "3")} == {"b"}
+    queue.publish(made(5, group=lambda i: "a" if i < 2 else "b"))
+    for claim in queue.claim("here", 2, "1", "a", machine="A"):
+        queue.fail([(claim.fence, "boom")])
+    assert {claim.trial.group for claim in queue.claim("here", 4, "3", machine="A")} == {"b"}
 
 
 def test_three_thousand_trials_go_in_one_claim(queue: TrialQueue) -> None:

@@ -1,4 +1,7 @@
-"""The Redis of compose, started by docker/redis.sh as it stands but for its places: its users, and its data over a restart."""
+"""The Redis of compose, started by docker/redis.sh with only its paths changed.
+
+The tests cover its users and its data over a restart.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,18 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.queue import TrialQueue
+from common.broker.acl import FOLDER
+from common.queue.trial_queue import TrialQueue
 from tests.acl import DOCKER
 from tests.contract.trials import DONE, SEARCH, made
 from tests.redis_server import RedisServer, program, wait
 
-PLACES = {"/secrets": "{0}/secrets", "/opt/docker": str(DOCKER), "dir /data": "dir {0}", "port 6379": "port 0\nunixsocket {0}/redis.sock"}
+PLACES = {
+    "/secrets": "{0}/secrets",
+    "/opt/rights": str(FOLDER),
+    "dir /data": "dir {0}",
+    "port 6379": "port 0\nunixsocket {0}/redis.sock",
+}
 
 
 @contextmanager
@@ -30,7 +39,9 @@ def compose_redis(folder: Path) -> Iterator[RedisServer]:
     for place, here in PLACES.items():
         assert place in text
         text = text.replace(place, here.format(folder))
-    server = RedisServer(folder / "redis.sock", subprocess.Popen(["sh", "-c", text], stdout=subprocess.DEVNULL))
+    server = RedisServer(
+        folder / "redis.sock", subprocess.Popen(["sh", "-c", text], stdout=subprocess.DEVNULL)
+    )
     try:
         wait(server)
         yield server
@@ -42,7 +53,10 @@ def compose_redis(folder: Path) -> Iterator[RedisServer]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cf-") as name:
-        for file, password in (("redis_password", "of-masters"), ("worker/redis_password", "of-workers")):
+        for file, password in (
+            ("redis_password", "of-masters"),
+            ("worker/redis_password", "of-workers"),
+        ):
             path = Path(name) / "secrets" / file
             path.parent.mkdir(exist_ok=True)
             path.write_text(password)
@@ -50,7 +64,10 @@ def folder() -> Iterator[Path]:
 
 
 def test_its_users_and_its_data_over_a_restart(folder: Path) -> None:
-    with compose_redis(folder) as server, server.client(username="master", password="of-masters") as client:
+    with (
+        compose_redis(folder) as server,
+        server.client(username="master", password="of-masters") as client,
+    ):
         queue = TrialQueue(client, SEARCH)
         queue.register("digits")
         queue.publish(made(3))
@@ -58,10 +75,22 @@ def test_its_users_and_its_data_over_a_restart(folder: Path) -> None:
             (claim, *_) = TrialQueue(worker, SEARCH).claim("w", 2, "r")
             TrialQueue(worker, SEARCH).finish([(claim.fence, DONE)])
         before = queue.counts()
-        for login in ({}, {"password": "of-masters"}, {"username": "worker", "password": "of-masters"}):
+        for login in (
+            {},
+            {"password": "of-masters"},
+            {"username": "worker", "password": "of-masters"},
+        ):
             with server.client(**login) as stranger, pytest.raises(redis.AuthenticationError):
                 stranger.ping()
-    with compose_redis(folder) as server, server.client(username="master", password="of-masters") as client:
+    with (
+        compose_redis(folder) as server,
+        server.client(username="master", password="of-masters") as client,
+    ):
         assert TrialQueue(client, SEARCH).counts() == before
-        assert before["coarse"]["completed"] == before["coarse"]["running"] == before["coarse"]["pending"] == 1
+        assert (
+            before["coarse"]["completed"]
+            == before["coarse"]["running"]
+            == before["coarse"]["pending"]
+            == 1
+        )
         assert client.info("persistence")["aof_enabled"] == 1

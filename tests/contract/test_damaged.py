@@ -1,4 +1,7 @@
-"""Somebody else writes into a search's keys: what is readable is served, the rest is passed over, ended, or told in one message."""
+"""Damage to a search's keys by another program.
+
+What is readable is served. The rest is skipped, ended, or reported in one message.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,29 @@ import pytest
 import redis
 
 from common.errors import DamagedReplyError
-from common.queue import TrialQueue, searches
-from common.trial import Fence, TrialState, WorkerInfo
-from common.verdict import Verdict
-from common.workers import KEYS, WorkerRegistry
+from common.queue.answers import Verdict
+from common.queue.trial_queue import TrialQueue, searches
+from common.queue.workers import KEYS, WorkerRegistry
+from common.search.trial import Fence, TrialState, WorkerInfo
 from tests.contract.trials import DONE, GROUP, SEARCH, check_consistent, heartbeat, ids, made
 
-NONSENSE = ["", "null", "[]", "{}", "[1,2", '["../../up",1,1,1.0,{},"{}"]', '{"state":"ruled"}', "9" * 5000, "\x1b[2J"]
+NONSENSE = [
+    "",
+    "null",
+    "[]",
+    "{}",
+    "[1,2",
+    '["../../up",1,1,1.0,{},"{}"]',
+    '{"state":"ruled"}',
+    "9" * 5000,
+    "\x1b[2J",
+]
 
 STATES = [
-    "", "[1,2", "9" * 5000, "\x1b[2J", "null", "[]", '{"s":"running","g":1,"i":0,"a":"x"}', '{"s":"running","g":1,"i":0,"a":1}',
-    '{"s":"pending","g":1,"i":0,"a":1,"b":5}', '{"s":"ruled","g":1,"i":0,"a":1}', '{"s":"pending","g":[],"i":{},"a":null}',
+    "", "[1,2", "9" * 5000, "\x1b[2J", "null", "[]", '{"s":"running","g":1,"i":0,"a":"x"}',
+    '{"s":"running","g":1,"i":0,"a":1}',
+    '{"s":"pending","g":1,"i":0,"a":1,"b":5}', '{"s":"ruled","g":1,"i":0,"a":1}',
+    '{"s":"pending","g":[],"i":{},"a":null}',
 ]  # fmt: skip
 
 
@@ -30,7 +45,9 @@ def torn(client: redis.Redis) -> TrialQueue:
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
-def test_a_trial_whose_configuration_is_damaged_ends_and_the_others_go_on(torn: TrialQueue, nonsense: str) -> None:
+def test_a_trial_whose_configuration_is_damaged_ends_and_the_others_go_on(
+    torn: TrialQueue, nonsense: str
+) -> None:
     torn.client.hset(torn.keys["trials"], "coarse-0001", nonsense)
     assert ids(torn.claim("w", 4, "r")) == ["coarse-0000", "coarse-0002", "coarse-0003"]
     assert torn.state("coarse-0001") is TrialState.FAILED
@@ -45,12 +62,16 @@ def test_a_trial_of_a_name_that_leads_elsewhere_is_never_handed_out(torn: TrialQ
     torn.client.hset(torn.keys["trials"], name, '["../../up",1,1,1.0,{},"{}"]')
     state = torn.client.hget(torn.keys["states"], "coarse-0000")
     torn.client.hset(torn.keys["states"], name, state)
-    torn.client.zadd(torn.keys["pending"], {name: torn.client.zscore(torn.keys["pending"], "coarse-0000")})
+    torn.client.zadd(
+        torn.keys["pending"], {name: torn.client.zscore(torn.keys["pending"], "coarse-0000")}
+    )
     assert set(ids(torn.claim("w", 9, "r"))) <= {trial.id for trial in made(4)}
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
-def test_heartbeats_results_and_workers_that_are_damaged_are_passed_over(torn: TrialQueue, nonsense: str) -> None:
+def test_heartbeats_results_and_workers_that_are_damaged_are_passed_over(
+    torn: TrialQueue, nonsense: str
+) -> None:
     claims = torn.claim("w", 3, "r")
     torn.renew("w", [heartbeat(claims[0].fence, 3)])
     torn.finish([(claims[2].fence, DONE)])
@@ -60,8 +81,11 @@ def test_heartbeats_results_and_workers_that_are_damaged_are_passed_over(torn: T
     torn.client.hset(torn.keys["results"], claims[1].trial.id, f"1 {nonsense}")
     running = {found.fence.trial_id: found for found in torn.running()}
     assert set(running) == {claims[0].trial.id, claims[1].trial.id}
-    assert running[claims[0].trial.id].progress is not None and running[claims[1].trial.id].progress is None
-    assert [trial for trial, _, _ in torn.ended()] == [claims[2].trial.id]
+    assert (
+        running[claims[0].trial.id].progress is not None
+        and running[claims[1].trial.id].progress is None
+    )
+    assert [trial for trial, _, _ in torn.read_ended()] == [claims[2].trial.id]
     registry = WorkerRegistry(torn.client)
     registry.announce(WorkerInfo("w", "host", 1, "cpu"))
     registry.announce(WorkerInfo("x", "host", 1, "cpu"))
@@ -81,29 +105,39 @@ def test_searches_and_options_that_are_damaged(torn: TrialQueue, nonsense: str) 
 
 
 @pytest.mark.parametrize("nonsense", [stored for stored in STATES if '"b"' not in stored])
-def test_a_state_that_no_script_can_read_is_told_in_one_line(torn: TrialQueue, nonsense: str) -> None:
+def test_a_state_that_no_script_can_read_is_told_in_one_line(
+    torn: TrialQueue, nonsense: str
+) -> None:
     torn.client.hset(torn.keys["states"], "coarse-0000", nonsense)
-    for word in (lambda: torn.kill("coarse-0000", "by hand"), lambda: torn.retry("coarse-0000"), lambda: torn.state("coarse-0000")):
+    for word in (
+        lambda: torn.kill("coarse-0000", "by hand"),
+        lambda: torn.retry("coarse-0000"),
+        lambda: torn.state("coarse-0000"),
+    ):
         with pytest.raises(DamagedReplyError, match="see who else uses") as caught:
             word()
         assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("nonsense", STATES)
-def test_a_trial_whose_state_is_damaged_ends_as_failed_and_the_others_go_on(torn: TrialQueue, nonsense: str) -> None:
+def test_a_trial_whose_state_is_damaged_ends_as_failed_and_the_others_go_on(
+    torn: TrialQueue, nonsense: str
+) -> None:
     """Both where it waits and where somebody holds it: nobody has to wait for it."""
     (held,) = torn.claim("w", 1, "first", group=GROUP)
-    torn.client.hset(torn.keys["states"], mapping={held.trial.id: nonsense, "coarse-0002": nonsense})
+    torn.client.hset(
+        torn.keys["states"], mapping={held.trial.id: nonsense, "coarse-0002": nonsense}
+    )
     assert torn.renew("w", [heartbeat(held.fence)]) == {held.trial.id: "damaged"}
     assert torn.finish([(held.fence, DONE)]) == [Verdict.LOST]
     others = torn.claim("w", 4, "second")
     assert ids(others) == ["coarse-0001", "coarse-0003"]
     assert torn.finish([(claim.fence, DONE) for claim in others]) == [Verdict.OK, Verdict.OK]
-    assert torn.state("coarse-0002") is TrialState.FAILED and torn.unfinished() == 1
+    assert torn.state("coarse-0002") is TrialState.FAILED and torn.count_unfinished() == 1
     torn.client.zadd(torn.keys["leases"], {held.trial.id: 1})
-    assert torn.tick(master=True).expired == () and torn.unfinished() == 0
+    assert torn.tick(master=True).expired == () and torn.count_unfinished() == 0
     assert torn.counts()["coarse"] == {**dict.fromkeys(TrialState, 0), "completed": 2, "failed": 2}
-    ended = {trial: result for trial, _, result in torn.ended()}
+    ended = {trial: result for trial, _, result in torn.read_ended()}
     assert len(ended) == 4 and "this program has not written" in str(ended[held.trial.id].reason)
     check_consistent(torn)
     assert torn.retry(held.trial.id) and ids(torn.claim("w", 4, "third")) == [held.trial.id]

@@ -1,4 +1,4 @@
-"""`master recover` sets damaged weights and predictions aside by name, and leaves what is whole as it is."""
+"""`master recover` sets damaged weights and predictions aside, and leaves whole files alone."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 import redis
 import torch
 
-from common import predictions
 from common.errors import CheckpointError
-from common.records import StageFolder
-from common.trial import Result, TrialState
-from common.witness import write_ended
-from master import damage
+from common.folder import predictions
+from common.folder.records import StageFolder
+from common.queue.reconcile import write_ended
+from common.search.trial import Result, TrialState
+from master.commands import damage
 from tests.contract.test_recovery import TEXT, Place
 from tests.redis_server import RedisServer
-from worker.training import archive
+from worker.training.outcome import archive
 
 N = 12
 NAME = "val_acc=0.{0:02d}00-trial=coarse-{0:04d}-epoch=001-try=1"
@@ -53,7 +53,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.fixture
 def kept(tmp_path: Path, client: redis.Redis, server: RedisServer) -> tuple[Place, StageFolder]:
-    """A search of which every trial has ended and kept its weights, their predictions and one snapshot."""
+    """Make a search whose trials all ended and kept weights, predictions and one snapshot."""
     own = tmp_path / "own.toml"
     own.write_text(TEXT)
     place = Place(tmp_path / "checkpoints", own, server.url)
@@ -67,7 +67,10 @@ def kept(tmp_path: Path, client: redis.Redis, server: RedisServer) -> tuple[Plac
         for folder in (stage.path, stage.snapshots):
             (folder / f"{NAME.format(index)}.pt").write_bytes(weights.getvalue())
             (folder / f"{NAME.format(index)}.npz").write_bytes(predicted)
-    ended = [(t, 1, Result(TrialState.COMPLETED, val_acc=t.index / 100, val_loss=0.5, epochs=1.0)) for t in published.trials]
+    ended = [
+        (t, 1, Result(TrialState.COMPLETED, val_acc=t.index / 100, val_loss=0.5, epochs=1.0))
+        for t in published.trials
+    ]
     write_ended(place.folder, queue.search_id, ended)
     client.flushall()
     return place, stage
@@ -75,15 +78,27 @@ def kept(tmp_path: Path, client: redis.Redis, server: RedisServer) -> tuple[Plac
 
 def probabilities() -> bytes:
     rows = np.random.default_rng(1).random((100, 10))
-    return predictions.pack({"val": rows / rows.sum(1, keepdims=True), "val_targets": np.zeros(100)})
+    return predictions.pack(
+        {"val": rows / rows.sum(1, keepdims=True), "val_targets": np.zeros(100)}
+    )
 
 
-def test_damaged_weights_and_predictions_are_set_aside_by_name(kept: tuple[Place, StageFolder]) -> None:
+def test_damaged_weights_and_predictions_are_set_aside_by_name(
+    kept: tuple[Place, StageFolder],
+) -> None:
     place, stage = kept
-    before = {path: path.read_bytes() for folder in (stage.path, stage.snapshots) for path in folder.iterdir() if path.is_file()}
+    before = {
+        path: path.read_bytes()
+        for folder in (stage.path, stage.snapshots)
+        for path in folder.iterdir()
+        if path.is_file()
+    }
     harmed = {}
     for number, damaged in enumerate(DAMAGES.values()):
-        for path in (stage.path / f"{NAME.format(number)}.pt", stage.snapshots / f"{NAME.format(number + 1)}.npz"):
+        for path in (
+            stage.path / f"{NAME.format(number)}.pt",
+            stage.snapshots / f"{NAME.format(number + 1)}.npz",
+        ):
             path.write_bytes(damaged(before[path]))
             harmed[path] = path.read_bytes()
     said = place.recover()
@@ -94,7 +109,10 @@ def test_damaged_weights_and_predictions_are_set_aside_by_name(kept: tuple[Place
         assert "damaged" in line and "set aside" in line
     for path in before.keys() - harmed.keys():
         assert path.read_bytes() == before[path]
-        (archive.load if path.suffix == ".pt" else predictions.read)(path) if path.suffix in (".pt", ".npz") else None
+        (archive.load if path.suffix == ".pt" else predictions.read)(path) if path.suffix in (
+            ".pt",
+            ".npz",
+        ) else None
     assert len(place.told) == len(harmed)
     place.recover()
     assert not place.told  # nobody stumbles over them again
@@ -128,7 +146,7 @@ def test_what_is_no_file_is_set_aside_and_what_cannot_be_read_for_now_stays(
 
 
 def test_a_file_that_says_less_than_it_would_unpack_is_not_read_for_ever(tmp_path: Path) -> None:
-    """Entries that lie over each other: a thousand times the whole file, though none is compressed."""
+    """Overlapping entries unpack to a thousand times the file's size, though none is compressed."""
     path = tmp_path / f"{NAME.format(1)}.pt"
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w") as file:

@@ -1,4 +1,7 @@
-"""Somebody else writes anything anywhere into a search's keys: each word serves, or refuses with one line, and the search still ends."""
+"""Arbitrary writes by another program into a search's keys.
+
+Each command works or refuses in one line, and the search still ends.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from common.errors import DamagedReplyError, PutAside
-from common.queue import SEARCHES, TrialQueue, searches
-from common.trial import Claim, Fence, Result, TrialState, WorkerInfo
-from common.workers import KEYS, WorkerRegistry
-from tests.contract.trials import DONE, SEARCH, heartbeat, ids, made
+from common.queue.bells import ENDED, WORK
+from common.queue.trial_queue import SEARCHES, TrialQueue, searches
+from common.queue.workers import KEYS, WorkerRegistry
+from common.search.trial import Claim, Fence, Result, TrialState, WorkerInfo
+from tests.contract.trials import DONE, SEARCH, at_rung, heartbeat, ids, made
 from tests.redis_server import RedisServer
 from tests.unit.fuzzing import BYTES, JSON, LONGEST_MESSAGE, NUMBERS, TEXT, fuzzed, with_changes
 
@@ -35,7 +39,7 @@ RAW: st.SearchStrategy[str | bytes] = (
 
 
 class Scene:
-    """A search in the middle, with something in each key, put back as it was before each example."""
+    """A search half-way, with something in each key. It is restored before each example."""
 
     def __init__(self, server: RedisServer) -> None:
         self.client = server.client(socket_timeout=PATIENCE_S)
@@ -47,8 +51,14 @@ class Scene:
         self.names: list[str] = sorted(str(name) for name in self.client.keys("*"))
         self.kinds: dict[str, str] = {name: str(self.client.type(name)) for name in self.names}
         self._kept: dict[str, Any] = {name: self.raw.dump(name) for name in self.names}
-        self.values: dict[str, dict[str, str]] = {name: self.client.hgetall(name) for name in self.names if self.kinds[name] == "hash"}  # type: ignore[misc]
-        self.members: dict[str, list[str]] = {name: self.client.zrange(name, 0, -1) for name in self.names if self.kinds[name] == "zset"}  # type: ignore[misc]
+        self.values: dict[str, dict[str, str]] = {
+            name: self.client.hgetall(name) for name in self.names if self.kinds[name] == "hash"
+        }  # type: ignore[misc]
+        self.members: dict[str, list[str]] = {
+            name: self.client.zrange(name, 0, -1)
+            for name in self.names
+            if self.kinds[name] == "zset"
+        }  # type: ignore[misc]
 
     def _fill(self) -> None:
         queue = self.queue
@@ -59,13 +69,25 @@ class Scene:
         for worker, machine in (("w", "A"), ("v", "B")):
             queue.claim(worker, 0, "begin", machine=machine)
             self.registry.announce(WorkerInfo(worker, "host", 1, "cpu", machine=machine))
-        claims = {claim.trial.id: claim for claim in [*queue.claim("w", 4, "r", machine="A"), *queue.claim("v", 4, "r", machine="B")]}
+        claims = {
+            claim.trial.id: claim
+            for claim in [
+                *queue.claim("w", 4, "r", machine="A"),
+                *queue.claim("v", 4, "r", machine="B"),
+            ]
+        }
         fences = [claims[name].fence for name in sorted(claims)]
         assert len(fences) == 8, "the two take eight of the twelve"
-        queue.finish([(fences[0], DONE), (fences[1], Result(TrialState.FAILED, "it raised", epoch_s=1.0))])
+        queue.finish(
+            [(fences[0], DONE), (fences[1], Result(TrialState.FAILED, "it raised", epoch_s=1.0))]
+        )
         queue.kill(fences[2].trial_id, "by hand")
         queue.take(fences[3], "stuck")
-        queue.renew("w", [heartbeat(fence, 3) for fence in fences[4:]], {RUNNING: '{"epoch":[1.0],"val_acc":[0.5]}'})
+        queue.renew(
+            "w",
+            [heartbeat(fence, 3) for fence in fences[4:]],
+            {RUNNING: '{"epoch":[1.0],"val_acc":[0.5]}'},
+        )
         assert queue.fail([(fences[5], "it raised")])[0].ruling == "passed"
         self.registry.order_quit("w")
         self.registry.mark_slow("v")
@@ -87,9 +109,13 @@ class Scene:
         self.client.zadd(KEYS[1], {"w": now_ms, "v": now_ms})
 
     def words(self) -> dict[str, Callable[[], Any]]:
-        """Every word of the three, about trials that are there, that are damaged, and that are not there."""
+        """Return a call of every queue command. The trials exist, are damaged, or do not exist."""
         queue, registry, fence = self.queue, self.registry, self.fence
-        said = [(fence, DONE), *((claim.fence, DONE) for claim in self.claims), (Fence("coarse-0099", 1, "t"), DONE)]
+        said = [
+            (fence, DONE),
+            *((claim.fence, DONE) for claim in self.claims),
+            (Fence("coarse-0099", 1, "t"), DONE),
+        ]
         return {
             "register": lambda: queue.register("digits"),
             "freeze": lambda: queue.freeze("coarse", {"seed": 1}),
@@ -98,19 +124,28 @@ class Scene:
             "publish": lambda: queue.publish(made(14), {"coarse-0009": 3}),
             "publish a stage": lambda: queue.publish(made(1, stage="fine")),
             "restore": lambda: [queue.restore(trial, 2, DONE) for trial in made(14)[-5:]],
+            "restore longer": lambda: [
+                queue.restore(at_rung(trial, 1), 2, DONE) for trial in made(14)[-5:]
+            ],
+            "promote": lambda: queue.promote(
+                [at_rung(trial, 1) for trial in made(14)], {"coarse-0009": 3}
+            ),
+            "endings_of": lambda: queue.endings_of([f"coarse-000{i}" for i in range(9)]),
+            "wait": lambda: [bell.wait(0.001) for bell in (queue.bells.work, queue.bells.ended)],
             "claim": lambda: queue.claim("w", 4, "other", machine="A"),
             "claim anew": lambda: queue.claim("u", 4, "r", machine="C"),
             "claim again": lambda: queue.claim("v", 4, "r", machine="B"),
             "refill": lambda: queue.claim("w", 4, "more", group='{"hidden":64}', machine="A"),
-            "renew": lambda: queue.renew("w", [heartbeat(word[0], 4) for word in said], {RUNNING: "{}"}),
+            "renew": lambda: queue.renew(
+                "w", [heartbeat(word[0], 4) for word in said], {RUNNING: "{}"}
+            ),
             "fail": lambda: queue.fail([(word[0], "it raised") for word in said[:5]]),
             "finish": lambda: queue.finish(said[:6]),
             "release": lambda: queue.release([word[0] for word in said]),
             "tick": lambda: queue.tick(master=False),
             "expire": lambda: queue.expire(fence),
             "reap": lambda: [queue.expire(found) for found, _ in queue.tick(master=True).expired],
-            "take stuck": lambda: queue.take(self.claims[-1].fence, "stuck"),
-            "take slow": lambda: queue.take(self.claims[-2].fence, "slow"),
+            "take": lambda: queue.take(self.claims[-1].fence),
             "kill": lambda: [queue.kill(f"coarse-000{i}", "by hand") for i in (3, 7, 9)],
             "retry": lambda: [queue.retry(f"coarse-000{i}") for i in (1, 2)],
             "leave": lambda: queue.leave("u"),
@@ -125,11 +160,11 @@ class Scene:
             "counts": queue.counts,
             "check": queue.check,
             "pending_total": queue.pending_total,
-            "unfinished": queue.unfinished,
+            "unfinished": queue.count_unfinished,
             "live_workers": queue.live_workers,
             "running": queue.running,
-            "ended": lambda: list(queue.ended("coarse")),
-            "ended_since": lambda: queue.ended_since(0, limit=2),
+            "ended": lambda: list(queue.read_ended("coarse")),
+            "ended_since": lambda: queue.read_endings(0, limit=2),
             "master_alive": queue.master_alive,
             "searches": lambda: searches(self.client),
             "announce": lambda: registry.announce(WorkerInfo("w", "host", 1, "cpu")),
@@ -154,7 +189,7 @@ def scene(server: RedisServer) -> Iterator[Scene]:
 
 def test_the_scene_has_something_in_every_key_and_no_word_refuses_it(scene: Scene) -> None:
     scene.put_back()
-    assert set(scene.names) == {*scene.queue.keys.values(), FROZEN, SEARCHES, *KEYS}
+    assert set(scene.names) == {*scene.queue.keys.values(), FROZEN, SEARCHES, *KEYS, WORK, ENDED}
     for name, word in scene.words().items():
         assert _said(name, word) is not DamagedReplyError, name
 
@@ -162,8 +197,26 @@ def test_the_scene_has_something_in_every_key_and_no_word_refuses_it(scene: Scen
 @pytest.mark.parametrize(
     ("key", "field", "value"),
     [
-        *(("states", RUNNING, change) for change in ({"a": "x"}, {"t": 5}, {"w": None}, {"w": [1]}, {"c": 1e999}, {"a": 10**400})),
-        *(("states", RUNNING, change) for change in ({"l": [{}], "o": True}, {"b": "x"}, {"b": [["A", "x", 5, None]]}, {"y": 5})),
+        *(
+            ("states", RUNNING, change)
+            for change in (
+                {"a": "x"},
+                {"t": 5},
+                {"w": None},
+                {"w": [1]},
+                {"c": 1e999},
+                {"a": 10**400},
+            )
+        ),
+        *(
+            ("states", RUNNING, change)
+            for change in (
+                {"l": [{}], "o": True},
+                {"b": "x"},
+                {"b": [["A", "x", 5, None]]},
+                {"y": 5},
+            )
+        ),
         *(("trials", f"coarse-00{i:02d}", None) for i in (4, 5, 9)),
         *(("states", f"coarse-00{i:02d}", None) for i in (4, 5, 9)),
         ("meta", "master", "x"),
@@ -185,7 +238,11 @@ def test_the_scene_has_something_in_every_key_and_no_word_refuses_it(scene: Scen
 def test_what_was_found(scene: Scene, key: str, field: str, value: Any) -> None:
     scene.put_back()
     name = scene.queue.keys[key]
-    planted = json.dumps({**json.loads(scene.values[name][field]), **value}) if isinstance(value, dict) else value
+    planted = (
+        json.dumps({**json.loads(scene.values[name][field]), **value})
+        if isinstance(value, dict)
+        else value
+    )
     for word, say in scene.words().items():
         if planted is None:
             scene.raw.hdel(name, field)
@@ -218,31 +275,41 @@ def test_anything_anywhere(scene: Scene, data: st.DataObject, order: random.Rand
 
 @fuzzed
 @given(data=st.data())
-def test_a_search_ends_whatever_stands_where_a_trial_stands(scene: Scene, data: st.DataObject) -> None:
+def test_a_search_ends_whatever_stands_where_a_trial_stands(
+    scene: Scene, data: st.DataObject
+) -> None:
     scene.put_back()
     queue, states = scene.queue, scene.queue.keys["states"]
-    victim = data.draw(st.sampled_from([name for name, stored in sorted(scene.values[states].items()) if _open(stored)]))
+    victim = data.draw(
+        st.sampled_from(
+            [name for name, stored in sorted(scene.values[states].items()) if _open(stored)]
+        )
+    )
     before = json.loads(scene.values[states][victim])
     stored = data.draw(with_changes(before).map(json.dumps) | RAW)
     assume(not _moved(before, stored))
     scene.set(states, victim, stored)
     finished: list[str] = []
     rounds = 0
-    while queue.unfinished():
+    while queue.count_unfinished():
         rounds += 1
         assert rounds < MOST_ROUNDS, queue.counts()
         for fence, _ in queue.tick(master=True).expired:
             queue.expire(fence)
-        claims = queue.claim("v", 4, str(rounds), machine="B") or queue.claim("u", 4, str(rounds), machine="C")
+        claims = queue.claim("v", 4, str(rounds), machine="B") or queue.claim(
+            "u", 4, str(rounds), machine="C"
+        )
         queue.finish([(claim.fence, DONE) for claim in claims])
         finished += ids(claims)
     counts = queue.counts()["coarse"]
     assert sum(counts.values()) == 12 and counts["pending"] == counts["running"] == 0
     others = set(scene.values[states]) - {victim, "coarse-0000", "coarse-0001", "coarse-0002"}
     assert set(finished) - {victim} == others, "the others go on"
-    ended = {trial_id: result for trial_id, _, result in queue.ended()}
+    ended = {trial_id: result for trial_id, _, result in queue.read_ended()}
     assert set(ended) == set(scene.values[states]), "every trial has ended, the damaged one too"
-    assert ended[victim].state is (TrialState.COMPLETED if victim in finished else TrialState.FAILED)
+    assert ended[victim].state is (
+        TrialState.COMPLETED if victim in finished else TrialState.FAILED
+    )
 
 
 def _open(state: str) -> bool:
@@ -250,7 +317,10 @@ def _open(state: str) -> bool:
 
 
 def _moved(before: dict[str, Any], stored: str | bytes) -> bool:
-    """Whether it reads like a state of ours in another stage or queue, or of another trial: nothing tells that it is none."""
+    """Whether a value reads like a state from another stage, queue or trial.
+
+    Nothing shows that such a value is misplaced.
+    """
     try:
         after = json.loads(stored)
     except (ValueError, RecursionError):
@@ -264,11 +334,16 @@ def _moved(before: dict[str, Any], stored: str | bytes) -> bool:
 
 
 def _said(name: str, word: Callable[[], Any]) -> Any:
-    """What a word answers, or the kind of its refusal; nothing else may come out, and not because Redis is busy."""
+    """Return what a command answers, or the kind of its refusal.
+
+    Any other exception fails the test, and so does a refusal because Redis is busy.
+    """
     try:
         return word()
     except (DamagedReplyError, PutAside) as error:
-        assert 0 < len(str(error)) < LONGEST_MESSAGE and len(str(error).splitlines()) == 1, f"{name}: {error!r}"
+        assert 0 < len(str(error)) < LONGEST_MESSAGE and len(str(error).splitlines()) == 1, (
+            f"{name}: {error!r}"
+        )
         return type(error)
 
 
@@ -286,8 +361,14 @@ def _damage(scene: Scene, data: st.DataObject) -> None:
         else:
             scene.set(name, field, other)
     elif kind == "zset":
-        member = data.draw(st.sampled_from(scene.members[name]) | RAW | st.sampled_from(sorted(scene.values[scene.queue.keys["trials"]])))
-        score = data.draw(st.floats(allow_nan=False) | st.integers(0, 2**40) | st.none(), label="score")
+        member = data.draw(
+            st.sampled_from(scene.members[name])
+            | RAW
+            | st.sampled_from(sorted(scene.values[scene.queue.keys["trials"]]))
+        )
+        score = data.draw(
+            st.floats(allow_nan=False) | st.integers(0, 2**40) | st.none(), label="score"
+        )
         if score is None:
             scene.raw.zrem(name, member)
         else:
@@ -295,6 +376,12 @@ def _damage(scene: Scene, data: st.DataObject) -> None:
     elif kind == "list":
         scene.raw.rpush(name, data.draw(RAW))
         scene.raw.lset(name, 0, data.draw(RAW))
+    elif kind == "stream":
+        scene.raw.xadd(
+            name,
+            {"rung": data.draw(RAW)},
+            id=data.draw(st.sampled_from(["*", f"{2**64 - 1}-{2**64 - 1}"])),
+        )
     else:
         scene.raw.sadd(name, data.draw(RAW))
 
@@ -308,8 +395,14 @@ def _other(stored: str | None) -> st.SearchStrategy[str | bytes]:
         inside = json.loads(brace + tail)
     except ValueError:
         words = stored.split(" ")
-        return RAW | st.tuples(*(st.just(word) | NUMBERS.map(str) | TEXT for word in words)).map(" ".join)
-    return RAW | with_changes(inside).map(lambda changed: head + json.dumps(changed)) | TEXT.map(lambda text: text + " " + brace + tail)
+        return RAW | st.tuples(*(st.just(word) | NUMBERS.map(str) | TEXT for word in words)).map(
+            " ".join
+        )
+    return (
+        RAW
+        | with_changes(inside).map(lambda changed: head + json.dumps(changed))
+        | TEXT.map(lambda text: text + " " + brace + tail)
+    )
 
 
 def _replace(client: redis.Redis, name: str, kind: str, value: Any) -> None:

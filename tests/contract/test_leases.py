@@ -8,11 +8,21 @@ from contextlib import ExitStack
 import pytest
 import redis
 
-from common import wire
-from common.queue import TrialQueue
-from common.trial import ENDED, Fence, Progress, Result, TrialState
-from common.verdict import Tick
-from tests.contract.trials import DONE, SEARCH, heartbeat, ids, lose, made, reap, until
+from common.queue import wire
+from common.queue.answers import Tick
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import ENDED, Fence, Progress, Result, TrialState
+from tests.contract.trials import (
+    DONE,
+    SEARCH,
+    check_consistent,
+    heartbeat,
+    ids,
+    lose,
+    made,
+    reap,
+    until,
+)
 
 
 def stale(fence: Fence) -> list[Fence]:
@@ -28,7 +38,19 @@ def stale(fence: Fence) -> list[Fence]:
 def test_a_trial_ends_in_each_ended_state(queue: TrialQueue, state: TrialState) -> None:
     queue.publish(made(1))
     (claim,) = queue.claim("w", 1, "r")
-    result = Result(state, "why, with a / and ünïcode", math.nan, math.inf, 0.5, "a.pt", "w", 3.25, 6.5, "cpu", 64)
+    result = Result(
+        state,
+        "why, with a / and ünïcode",
+        math.nan,
+        math.inf,
+        0.5,
+        "a.pt",
+        "w",
+        3.25,
+        6.5,
+        "cpu",
+        64,
+    )
     assert queue.finish([(claim.fence, result)]) == ["ok"]
     assert queue.state("coarse-0000") is state
     stored = queue.result("coarse-0000")
@@ -52,7 +74,7 @@ def test_the_accepted_fence_may_repeat_its_finish(queue: TrialQueue) -> None:
     words = [(claim.fence, DONE) for claim in claims]
     assert queue.finish(words + words[:1]) == ["ok", "ok", "ok"]
     assert queue.finish(words) == ["ok", "ok"]
-    assert len(queue.ended_since(0)) == 2
+    assert len(queue.read_endings(0)) == 2
 
 
 def test_curves_are_there_as_long_as_the_lease(queue: TrialQueue) -> None:
@@ -61,7 +83,9 @@ def test_curves_are_there_as_long_as_the_lease(queue: TrialQueue) -> None:
     drawn = wire.curves_out({"epoch": [1.0, 2.0], "val_loss": [math.nan, 0.123456]})
     words = [Progress(claim.fence, 1) for claim in (ended, released)]
     queue.renew("w", words, {"coarse-0000": drawn, "coarse-0001": drawn})
-    assert repr(queue.curves("coarse-0000")) == repr({"epoch": [1.0, 2.0], "val_loss": [math.nan, 0.12346]})
+    assert repr(queue.curves("coarse-0000")) == repr(
+        {"epoch": [1.0, 2.0], "val_loss": [math.nan, 0.12346]}
+    )
     queue.renew("w", words)
     assert queue.curves("coarse-0001")["epoch"] == [1.0, 2.0]  # a beat without news leaves them
     queue.finish([(ended.fence, DONE)])
@@ -88,7 +112,9 @@ def test_one_stale_fence_does_not_spoil_the_batch(queue: TrialQueue) -> None:
     queue.publish(made(3))
     claims = queue.claim("w", 3, "r")
     queue.kill("coarse-0001", "by hand")
-    assert queue.renew("w", [heartbeat(claim.fence) for claim in claims]) == {"coarse-0001": "killed"}
+    assert queue.renew("w", [heartbeat(claim.fence) for claim in claims]) == {
+        "coarse-0001": "killed"
+    }
     assert queue.finish([(claim.fence, DONE) for claim in claims]) == ["ok", "lost", "ok"]
 
 
@@ -104,7 +130,9 @@ def test_a_released_trial_waits_again_and_nothing_is_counted(queue: TrialQueue) 
     assert queue.counts()["coarse"]["pending"] == 1
 
 
-def test_a_released_suspect_stays_a_suspect_and_its_losses_stay(queue: TrialQueue, brief: TrialQueue) -> None:
+def test_a_released_suspect_stays_a_suspect_and_its_losses_stay(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
     queue.publish(made(1))
     lose(queue, brief, "coarse-0000", "w", "1")
     for n in range(3):
@@ -120,10 +148,17 @@ def test_the_master_sees_what_a_heartbeat_said(queue: TrialQueue) -> None:
     queue.publish(made(1))
     (claim,) = queue.claim("w", 1, "r")
     before = queue.running()[0]
-    assert (before.trial, before.worker, before.progress, before.avoid) == (claim.trial, "w", None, None)
+    assert (before.trial, before.worker, before.progress) == (claim.trial, "w", None)
     assert 0 <= before.claimed_s == before.still_s < 10
     said = heartbeat(
-        claim.fence, 12, phase="compiling", phase_limit_s=math.inf, epoch=0.5, last_epoch_s=0.1, device_model="a b", val_acc=0.4
+        claim.fence,
+        12,
+        phase="compiling",
+        phase_limit_s=math.inf,
+        epoch=0.5,
+        last_epoch_s=0.1,
+        device_model="a b",
+        val_acc=0.4,
     )
     assert queue.renew("w", [said]) == {}
     assert queue.running()[0].progress == said
@@ -172,25 +207,53 @@ def test_an_expired_trial_waits_again_as_a_suspect(queue: TrialQueue, brief: Tri
     queue.publish(made(1))
     (claim,) = brief.claim("w", 1, "r")
     taken = reap(queue, claim.fence)
-    assert (taken.fence, taken.state, taken.result, taken.worker) == (claim.fence, TrialState.PENDING, None, "w")
+    assert (taken.fence, taken.state, taken.result, taken.worker) == (
+        claim.fence,
+        TrialState.PENDING,
+        None,
+        "w",
+    )
     assert queue.renew("w", [heartbeat(claim.fence)]) == {"coarse-0000": "expired"}
-    assert queue.finish([(claim.fence, DONE)]) == ["lost"]
     assert queue.expire(claim.fence) is None
     assert queue.claim("w", 1, "s")[0].alone
+    assert queue.finish([(claim.fence, DONE)]) == ["lost"]
 
 
-def test_three_losses_while_alone_end_a_trial_and_name_its_workers(queue: TrialQueue, brief: TrialQueue) -> None:
+def test_three_losses_while_alone_end_a_trial_and_name_its_workers(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
     queue.publish(made(1))
-    lose(queue, brief, "coarse-0000", "w0", "r")  # beside others, for all that is known: does not count
+    lose(
+        queue, brief, "coarse-0000", "w0", "r"
+    )  # beside others, for all that is known: does not count
     for n in (1, 2):
         assert lose(queue, brief, "coarse-0000", f"w{n}", "r").state is TrialState.PENDING
     taken = lose(queue, brief, "coarse-0000", "w/3", "r")
     assert taken.state is TrialState.FAILED
     assert taken.fence.attempt == 5
-    assert taken.result == Result(TrialState.FAILED, "lost 3 attempts while alone: try 2 on w1, try 3 on w2, try 4 on w/3", worker="w/3")
+    assert taken.result == Result(
+        TrialState.FAILED,
+        "lost 3 attempts while alone: try 2 on w1, try 3 on w2, try 4 on w/3",
+        worker="w/3",
+    )
     assert queue.result("coarse-0000") == (5, taken.result)
-    assert queue.ended_since(0) == [(1, "coarse-0000", 5, taken.result)]
+    assert queue.read_endings(0) == [(1, "coarse-0000", 5, taken.result)]
     assert queue.pending_total() == 0
+
+
+def test_how_the_last_worker_ended_stands_in_the_reason(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
+    queue.publish(made(1))
+    lose(queue, brief, "coarse-0000", "w", "r")
+    (claim,) = brief.claim("w", 1, "s")
+    taken = until(
+        lambda: queue.expire(claim.fence, 1, "its last worker was ended by SIGSEGV"), "it expires"
+    )
+    assert (
+        taken.result.reason
+        == "lost 1 attempts while alone: try 2 on w; its last worker was ended by SIGSEGV"
+    )
 
 
 def test_losses_in_company_never_count(queue: TrialQueue, brief: TrialQueue) -> None:
@@ -209,7 +272,10 @@ def test_after_an_outage_every_lease_is_extended_once(client: redis.Redis) -> No
     queue.tick(True)
     (claim,) = queue.claim("w", 1, "r")
     start = client.time()[0] + client.time()[1] / 1e6
-    until(lambda: client.time()[0] + client.time()[1] / 1e6 > start + 0.45, "a lease passes without a tick")
+    until(
+        lambda: client.time()[0] + client.time()[1] / 1e6 > start + 0.45,
+        "a lease passes without a tick",
+    )
     assert queue.expire(claim.fence) is None  # nobody can say whether its holder could be heard
     assert queue.tick(True) == Tick(True, ())
     assert queue.expire(claim.fence) is None
@@ -235,24 +301,68 @@ def test_a_stuck_trial_is_taken_like_a_loss(queue: TrialQueue) -> None:
     queue.publish(made(1))
     for n in range(3):
         (claim,) = queue.claim("w", 1, f"r{n}")
-        taken = queue.take(claim.fence, "stuck")
+        taken = queue.take(claim.fence)
         assert taken and taken.state is TrialState.PENDING
         assert queue.renew("w", [heartbeat(claim.fence)]) == {"coarse-0000": "stuck"}
     (claim,) = queue.claim("w", 1, "last")
-    taken = queue.take(claim.fence, "stuck")
+    taken = queue.take(claim.fence)
     assert taken and taken.result and taken.state is TrialState.FAILED
     assert taken.result.reason == "lost 3 attempts while alone: try 2 on w, try 3 on w, try 4 on w"
     assert taken.fence.attempt == claim.fence.attempt + 1
 
 
-def test_being_slow_never_counts(queue: TrialQueue) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "fails"),
+    [((50, 100, 150, 200, 250, 300), False), ((50, 50, 50, 50), True), ((50, 40, 30, 20), True)],
+)
+def test_a_trial_that_gets_further_each_time_may_be_lost_as_often_as_it_is(
+    queue: TrialQueue, epochs: tuple[int, ...], fails: bool
+) -> None:
     queue.publish(made(1))
-    for n in range(5):
+    for n, epoch in enumerate(epochs):
         (claim,) = queue.claim("w", 1, f"r{n}")
-        assert not claim.alone
-        taken = queue.take(claim.fence, "slow", max_lost=1)
-        assert taken and taken.state is TrialState.PENDING
-        assert queue.renew("w", [heartbeat(claim.fence)]) == {"coarse-0000": "slow"}
+        queue.renew("w", [Progress(claim.fence, 1, epoch=float(epoch))])
+        taken = queue.take(claim.fence)
+        assert taken
+    assert taken.state is (TrialState.FAILED if fails else TrialState.PENDING)
+
+
+def test_a_retry_forgets_how_far_a_trial_had_come(queue: TrialQueue) -> None:
+    queue.publish(made(1))
+    (claim,) = queue.claim("w", 1, "r")
+    queue.renew("w", [Progress(claim.fence, 1, epoch=50.0)])
+    queue.take(claim.fence)
+    queue.kill("coarse-0000", "by hand")
+    queue.retry("coarse-0000")
+    for n in range(2):
+        (claim,) = queue.claim("w", 1, f"n{n}")
+        queue.renew("w", [Progress(claim.fence, 1, epoch=10.0)])
+        assert queue.take(claim.fence)
+    assert queue.state("coarse-0000") is TrialState.PENDING
+
+
+def test_who_has_finished_although_it_was_taken_for_stuck_counts_until_another_begins(
+    queue: TrialQueue,
+) -> None:
+    queue.publish(made(2))
+    first, second = queue.claim("w", 2, "r")
+    for claim in (first, second):
+        assert queue.take(claim.fence)
+        assert queue.renew("w", [heartbeat(claim.fence)]) == {claim.trial.id: "stuck"}
+    assert queue.finish([(first.fence, DONE), (first.fence, DONE)]) == ["ok", "ok"]
+    assert (queue.state(first.trial.id), queue.result(first.trial.id)) == (
+        TrialState.COMPLETED,
+        (1, DONE),
+    )
+    (again,) = queue.claim("other", 2, "r")
+    assert (again.trial.id, again.fence.attempt) == (second.trial.id, 2)
+    assert queue.finish([(second.fence, DONE)]) == ["lost"]
+    assert queue.finish([(again.fence, DONE)]) == ["ok"]
+    check_consistent(queue)
+    assert [row[1:3] for row in queue.read_endings(0)] == [
+        (first.trial.id, 1),
+        (second.trial.id, 2),
+    ]
 
 
 def test_a_killed_trial_ends_once(queue: TrialQueue) -> None:
@@ -265,7 +375,7 @@ def test_a_killed_trial_ends_once(queue: TrialQueue) -> None:
     assert queue.kill("coarse-0000", "again") is None
     assert queue.finish([(claim.fence, DONE)]) == ["lost"]
     assert queue.renew("w", [heartbeat(claim.fence)]) == {"coarse-0000": "killed"}
-    assert queue.ended_since(0) == [(1, "coarse-0000", 2, taken.result)]
+    assert queue.read_endings(0) == [(1, "coarse-0000", 2, taken.result)]
 
 
 def test_a_waiting_trial_can_be_killed(queue: TrialQueue) -> None:
@@ -308,16 +418,26 @@ def test_only_failed_and_killed_trials_are_retried(queue: TrialQueue, state: Tri
 def test_waiting_running_and_unknown_trials_are_not_retried(queue: TrialQueue) -> None:
     queue.publish(made(2))
     queue.claim("w", 1, "r")
-    assert [queue.retry(trial) for trial in ("coarse-0000", "coarse-0001", "coarse-0777")] == [False, False, False]
+    assert [queue.retry(trial) for trial in ("coarse-0000", "coarse-0001", "coarse-0777")] == [
+        False,
+        False,
+        False,
+    ]
 
 
-def test_a_retry_forgets_losses_but_keeps_the_suspect_alone(queue: TrialQueue, brief: TrialQueue) -> None:
+def test_a_retry_forgets_losses_but_keeps_the_suspect_alone(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
     queue.publish(made(1))
     states = [lose(queue, brief, "coarse-0000", "w", f"r{n}").state for n in range(4)]
     assert states[-1] is TrialState.FAILED
     assert queue.retry("coarse-0000")
     assert queue.result("coarse-0000") is None
-    assert [lose(queue, brief, "coarse-0000", "w", f"s{n}").state for n in range(3)] == ["pending", "pending", "failed"]
+    assert [lose(queue, brief, "coarse-0000", "w", f"s{n}").state for n in range(3)] == [
+        "pending",
+        "pending",
+        "failed",
+    ]
 
 
 def test_a_fence_from_before_a_retry_is_stale(queue: TrialQueue) -> None:
@@ -332,7 +452,11 @@ def test_a_fence_from_before_a_retry_is_stale(queue: TrialQueue) -> None:
 def test_a_lock_has_one_holder(queue: TrialQueue, client: redis.Redis) -> None:
     other = TrialQueue(client, "f" * 16)
     with queue.lock("janitor", 30) as held:
-        with queue.lock("janitor", 30) as second, queue.lock("other name", 30) as third, other.lock("janitor", 30) as fourth:
+        with (
+            queue.lock("janitor", 30) as second,
+            queue.lock("other name", 30) as third,
+            other.lock("janitor", 30) as fourth,
+        ):
             assert (held, second, third, fourth) == (True, False, True, True)
         with queue.lock("janitor", 30) as second:
             assert not second

@@ -1,4 +1,7 @@
-"""Trials that raise: another machine tries them first, and a machine that fails what others complete is put aside."""
+"""Trials that raise.
+
+Another machine tries them first, and a machine that fails what others complete is set aside.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ import contextlib
 import pytest
 import redis
 
-from common.doubts import Ruling
 from common.errors import PutAside
-from common.queue import TrialQueue
-from common.trial import Claim, Result, TrialState
+from common.queue.second_tries import Ruling
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import Claim, Result, TrialState
 from tests.contract.trials import DONE, SEARCH, heartbeat, ids, made, until
 
 FAILED = Result(TrialState.FAILED, "boom")
@@ -88,7 +91,9 @@ def test_another_machine_tries_what_raised(queue: TrialQueue) -> None:
     assert queue.state("coarse-0000") is TrialState.PENDING
     assert queue.renew("w1", [heartbeat(claim.fence)]) == {"coarse-0000": "passed"}
     assert queue.finish([(claim.fence, FAILED)]) == ["lost"]
-    assert one.claim() == [] and Worker(queue, "w1b", "A").claim() == []  # nor another worker of that machine
+    assert (
+        one.claim() == [] and Worker(queue, "w1b", "A").claim() == []
+    )  # nor another worker of that machine
     again = two.one()
     assert again.fence.attempt == 2 and not again.alone
     assert one.raises(claim) is LOST
@@ -96,20 +101,26 @@ def test_another_machine_tries_what_raised(queue: TrialQueue) -> None:
     assert queue.result("coarse-0000") == (2, DONE)
 
 
-def test_what_raises_on_two_machines_has_failed_and_names_the_earlier_try(queue: TrialQueue) -> None:
+def test_what_raises_on_two_machines_has_failed_and_names_the_earlier_try(
+    queue: TrialQueue,
+) -> None:
     one, two = pair(queue)
     Worker(queue, "w3", "C").claim()
     queue.publish(made(1))
     one.raises(one.one(), "first / ünïcode")
     claim = two.one()
     (answer,) = queue.fail([(claim.fence, "second")])
-    assert answer.ruling is FINAL and list(map(str, answer.earlier)) == ["try 1 on w1: first / ünïcode"]
+    assert answer.ruling is FINAL and list(map(str, answer.earlier)) == [
+        "try 1 on w1: first / ünïcode"
+    ]
     assert queue.finish([(claim.fence, FAILED)]) == ["ok"]
     assert queue.retry("coarse-0000")
     assert one.raises(one.one()) is PASSED  # all is forgotten
 
 
-def test_where_the_other_machine_has_gone_the_first_tries_again_and_its_word_is_final(queue: TrialQueue) -> None:
+def test_where_the_other_machine_has_gone_the_first_tries_again_and_its_word_is_final(
+    queue: TrialQueue,
+) -> None:
     one, two = pair(queue)
     queue.publish(made(1))
     one.raises(one.one())
@@ -123,7 +134,9 @@ def test_a_trial_is_not_passed_to_and_fro_for_ever(queue: TrialQueue) -> None:
     one, _ = pair(queue)
     queue.publish(made(1))
     rulings = [one.raises(one.one())]
-    for n in range(2):  # the other leaves before it takes the trial, and is back when the first has it again
+    for n in range(
+        2
+    ):  # the other leaves before it takes the trial, and is back when the first has it again
         queue.leave("w2")
         claim = one.one()
         queue.claim("w2", 1, f"back {n}", machine="B")
@@ -138,7 +151,11 @@ def test_a_machine_that_fails_what_another_completes_is_put_aside(queue: TrialQu
     for worker in (bad, Worker(queue, bad.name, bad.machine)):
         with pytest.raises(PutAside) as told:
             worker.claim()
-    assert told.value.for_good and "coarse-0000, coarse-0001, coarse-0002" in str(told.value) and "no sklearn" in str(told.value)
+    assert (
+        told.value.for_good
+        and "coarse-0000, coarse-0001, coarse-0002" in str(told.value)
+        and "no sklearn" in str(told.value)
+    )
     with pytest.raises(PutAside):
         bad.queue.claim("w1", 1, "refill", group="any", alone=False, machine="A")
     assert good.raises(good.one()) is FINAL  # nobody is left to ask
@@ -167,7 +184,9 @@ def alone_for_long(bad: Worker, brief: TrialQueue) -> Claim:
     return claim
 
 
-def test_the_last_machine_tries_one_trial_and_goes_on_where_it_completes(queue: TrialQueue, soon: TrialQueue) -> None:
+def test_the_last_machine_tries_one_trial_and_goes_on_where_it_completes(
+    queue: TrialQueue, soon: TrialQueue
+) -> None:
     bad, good = pair(queue)
     queue.publish(made(12))
     struck(bad, good, 4)
@@ -179,7 +198,9 @@ def test_the_last_machine_tries_one_trial_and_goes_on_where_it_completes(queue: 
     assert len(bad.claim(5)) == 5
 
 
-def test_the_last_machine_fails_no_more_than_a_trial_at_a_time(queue: TrialQueue, soon: TrialQueue) -> None:
+def test_the_last_machine_fails_no_more_than_a_trial_at_a_time(
+    queue: TrialQueue, soon: TrialQueue
+) -> None:
     bad, good = pair(queue)
     queue.publish(made(12))
     struck(bad, good)
@@ -193,7 +214,9 @@ def test_the_last_machine_fails_no_more_than_a_trial_at_a_time(queue: TrialQueue
     assert alone_for_long(bad, soon) != claim  # but the search goes on
 
 
-def test_a_machine_that_is_put_aside_does_not_try_again_while_another_is_able(queue: TrialQueue, soon: TrialQueue) -> None:
+def test_a_machine_that_is_put_aside_does_not_try_again_while_another_is_able(
+    queue: TrialQueue, soon: TrialQueue
+) -> None:
     bad, good = pair(queue)
     queue.publish(made(12))
     struck(bad, good)
@@ -232,11 +255,15 @@ def test_two_strikes_are_not_enough_and_a_success_takes_one_back(queue: TrialQue
     assert bad.one()
 
 
-def test_while_the_last_trials_all_raised_a_machine_waits_for_another_s_word(queue: TrialQueue) -> None:
+def test_while_the_last_trials_all_raised_a_machine_waits_for_another_s_word(
+    queue: TrialQueue,
+) -> None:
     bad, good = pair(queue)
     queue.publish(made(12))
     claims = bad.claim(3)
-    assert {answer.ruling for answer in queue.fail([(claim.fence, "boom") for claim in claims])} == {PASSED}
+    assert {
+        answer.ruling for answer in queue.fail([(claim.fence, "boom") for claim in claims])
+    } == {PASSED}
     with pytest.raises(PutAside, match="until another machine has tried them") as told:
         bad.claim()
     assert not told.value.for_good
@@ -297,8 +324,13 @@ def test_never_are_all_put_aside(queue: TrialQueue) -> None:
     assert one.one()
 
 
-def test_a_lost_answer_and_a_dead_worker_change_nothing(queue: TrialQueue, brief: TrialQueue) -> None:
-    """Killed between Redis's "final" and the record: the lease runs out as any other, and what raised before is still known."""
+def test_a_lost_answer_and_a_dead_worker_change_nothing(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
+    """The worker dies between Redis's "final" and the record.
+
+    The lease expires as usual, and the earlier errors are still known.
+    """
     pair(queue)
     queue.publish(made(1))
     first, second = Worker(queue, "w1", "A"), Worker(brief, "w2", "B")

@@ -7,8 +7,8 @@ import math
 import pytest
 import redis
 
-from common.queue import TrialQueue, searches
-from common.trial import Result, TrialState
+from common.queue.trial_queue import TrialQueue, searches
+from common.search.trial import Result, TrialState
 from tests.contract.trials import DONE, GROUP, SEARCH, ids, lose, made
 from tests.redis_server import RedisServer
 
@@ -25,7 +25,15 @@ def test_a_stage_grows_by_what_is_missing(queue: TrialQueue) -> None:
     queue.finish([(claim.fence, DONE)])
     assert queue.publish(iter(made(5))) == 2
     assert queue.counts() == {
-        "coarse": {"pending": 4, "running": 0, "completed": 1, "exploded": 0, "stopped": 0, "killed": 0, "failed": 0},
+        "coarse": {
+            "pending": 4,
+            "running": 0,
+            "completed": 1,
+            "exploded": 0,
+            "stopped": 0,
+            "killed": 0,
+            "failed": 0,
+        },
     }
 
 
@@ -70,7 +78,12 @@ def test_an_index_beyond_a_million_is_refused(queue: TrialQueue) -> None:
 
 
 def test_freezing_keeps_the_first_word(queue: TrialQueue) -> None:
-    first = {"seed": 231, "ranges": {"lr": [1e-6, 10.0], "depth": [1, math.inf]}, "note": "$float", "limits": []}
+    first = {
+        "seed": 231,
+        "ranges": {"lr": [1e-6, 10.0], "depth": [1, math.inf]},
+        "note": "$float",
+        "limits": [],
+    }
     assert queue.frozen("coarse") is None
     assert queue.freeze("coarse", first) == first
     assert queue.freeze("coarse", {"seed": 7}) == first
@@ -82,7 +95,11 @@ def test_searches_are_listed_by_their_first_launch(client: redis.Redis) -> None:
     for name in ("b", "a", "c"):
         TrialQueue(client, name * 16).register(f"name of {name}")
     TrialQueue(client, "b" * 16).register("renamed")
-    assert searches(client) == [("b" * 16, "renamed"), ("a" * 16, "name of a"), ("c" * 16, "name of c")]
+    assert searches(client) == [
+        ("b" * 16, "renamed"),
+        ("a" * 16, "name of a"),
+        ("c" * 16, "name of c"),
+    ]
 
 
 def test_dropping_a_search_leaves_the_others_alone(queue: TrialQueue, client: redis.Redis) -> None:
@@ -104,7 +121,7 @@ def test_an_ended_record_restores_a_trial_that_redis_does_not_know(queue: TrialQ
     assert queue.restore(trial, 3, DONE)
     assert queue.state(trial.id) is TrialState.COMPLETED
     assert queue.result(trial.id) == (3, DONE)
-    assert queue.ended_since(0) == [(1, trial.id, 3, DONE)]
+    assert queue.read_endings(0) == [(1, trial.id, 3, DONE)]
     assert queue.publish([trial]) == 0
     assert not queue.restore(trial, 3, DONE)
 
@@ -120,10 +137,12 @@ def test_a_record_of_the_running_attempt_is_its_finish(queue: TrialQueue) -> Non
     (claim,) = queue.claim("w", 1, "r")
     assert queue.restore(claim.trial, 1, DONE)
     assert queue.finish([(claim.fence, DONE)]) == ["ok"]
-    assert len(queue.ended_since(0)) == 1
+    assert len(queue.read_endings(0)) == 1
 
 
-def test_a_record_of_an_earlier_attempt_leaves_the_running_one_alone(queue: TrialQueue, brief: TrialQueue) -> None:
+def test_a_record_of_an_earlier_attempt_leaves_the_running_one_alone(
+    queue: TrialQueue, brief: TrialQueue
+) -> None:
     queue.publish(made(1))
     lose(queue, brief, "coarse-0000", "w", "r")
     (second,) = queue.claim("w", 1, "s")
@@ -131,7 +150,9 @@ def test_a_record_of_an_earlier_attempt_leaves_the_running_one_alone(queue: Tria
     assert queue.finish([(second.fence, DONE)]) == ["ok"]
 
 
-def test_a_record_of_a_later_attempt_outranks_a_redis_that_went_back_in_time(queue: TrialQueue) -> None:
+def test_a_record_of_a_later_attempt_outranks_a_redis_that_went_back_in_time(
+    queue: TrialQueue,
+) -> None:
     queue.publish(made(1))
     (claim,) = queue.claim("w", 1, "r")
     assert queue.restore(claim.trial, 2, DONE)
@@ -152,12 +173,12 @@ def test_endings_are_read_once_each_and_in_order(queue: TrialQueue) -> None:
     queue.publish(made(5) + made(2, "fine", first=5))
     for round_number in range(2):
         queue.finish([(claim.fence, DONE) for claim in queue.claim("w", 5, f"r{round_number}")])
-    first = queue.ended_since(0, limit=3)
-    rest = queue.ended_since(first[-1][0])
+    first = queue.read_endings(0, limit=3)
+    rest = queue.read_endings(first[-1][0])
     assert [row[0] for row in first + rest] == [1, 2, 3, 4, 5, 6, 7]
-    assert queue.ended_since(7) == []
-    assert [row[0] for row in queue.ended("fine")] == ["fine-0005", "fine-0006"]
-    assert len(list(queue.ended())) == 7
+    assert queue.read_endings(7) == []
+    assert [row[0] for row in queue.read_ended("fine")] == ["fine-0005", "fine-0006"]
+    assert len(list(queue.read_ended())) == 7
 
 
 def test_an_ending_that_a_retry_undid_is_left_out(queue: TrialQueue) -> None:
@@ -166,7 +187,7 @@ def test_an_ending_that_a_retry_undid_is_left_out(queue: TrialQueue) -> None:
         queue.kill(trial.id, "by hand")
     for trial in made(2):
         queue.retry(trial.id)
-    assert [row[:3] for row in queue.ended_since(0, limit=1)] == [(3, "coarse-0002", 1)]
+    assert [row[:3] for row in queue.read_endings(0, limit=1)] == [(3, "coarse-0002", 1)]
 
 
 def test_trials_can_be_listed_by_state(queue: TrialQueue) -> None:
@@ -174,11 +195,17 @@ def test_trials_can_be_listed_by_state(queue: TrialQueue) -> None:
     queue.kill("coarse-0011", "by hand")
     queue.kill("medium-0010", "by hand")
     assert queue.by_state(TrialState.KILLED) == ["medium-0010", "coarse-0011"]
-    assert queue.by_state(TrialState.KILLED, TrialState.PENDING, stage="medium") == ["medium-0009", "medium-0010", "medium-0011"]
+    assert queue.by_state(TrialState.KILLED, TrialState.PENDING, stage="medium") == [
+        "medium-0009",
+        "medium-0010",
+        "medium-0011",
+    ]
     assert queue.by_state(TrialState.PENDING, stage="fine") == []
 
 
-def test_a_client_that_does_not_decode_reads_the_same(server: RedisServer, queue: TrialQueue) -> None:
+def test_a_client_that_does_not_decode_reads_the_same(
+    server: RedisServer, queue: TrialQueue
+) -> None:
     with server.client(decode_responses=False) as raw:
         other = TrialQueue(raw, SEARCH)
         other.register("digits")
@@ -190,6 +217,6 @@ def test_a_client_that_does_not_decode_reads_the_same(server: RedisServer, queue
         taken = other.kill("coarse-0001", "by hand")
         assert taken and taken.worker == "w"
         assert other.counts() == queue.counts()
-        assert list(other.ended("coarse")) == list(queue.ended("coarse"))
+        assert list(other.read_ended("coarse")) == list(queue.read_ended("coarse"))
         assert searches(raw) == [(SEARCH, "digits")]
         assert made(1, group=GROUP)[0] in list(other.trials())

@@ -1,4 +1,7 @@
-"""Redis and the folder agree again after Redis has lost its last writes, or everything: the highest ended attempt with a record counts."""
+"""Redis and the folder agree again after Redis lost its last writes or everything.
+
+The highest ended attempt with a record counts.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +13,23 @@ from pathlib import Path
 import pytest
 import redis
 
-from common import durable
+from common.folder import durable
+from common.folder.chosen import Chosen, choose
+from common.folder.record import Record
+from common.folder.records import SearchFolder, StageFolder
 from common.options import Shared
-from common.queue import TrialQueue
-from common.record import Record
-from common.records import SearchFolder, StageFolder
-from common.search import default_text
-from common.select import Chosen, choose
-from common.trial import Claim, Result, TrialState
-from common.verdict import Taken
-from common.witness import Reconciled, reconcile, write_verdict
-from master.janitor import sweep
-from master.prepare import Published, publish, settle
-from master.recovery import recover
-from tests.contract.trials import DONE, check_consistent
+from common.queue.answers import Taken
+from common.queue.reconcile import Reconciled, reconcile, write_verdict
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import Claim, Result, TrialState
+from master.commands.recovery import recover
+from master.run.janitor import sweep
+from master.stages.prepare import settle
+from master.stages.publishing import Published, publish
+from tests.contract.trials import DONE, check_consistent, text_with
 from tests.redis_server import RedisServer, start_redis
 
-TEXT = default_text().replace("trials = 200", "trials = 4", 1)
+TEXT = text_with("[stages.coarse]\ntrials = 4\nepochs = 1\n")
 FIRST, SECOND = replace(DONE, worker="A"), replace(DONE, val_acc=0.8, worker="B")
 COMPLETED, KILLED, PENDING = TrialState.COMPLETED, TrialState.KILLED, TrialState.PENDING
 
@@ -80,16 +83,22 @@ class House:
                 return claim
 
     def record(self, claim: Claim, result: Result) -> None:
-        self.stage.write_records([Record.of(self.queue.search_id, claim.trial, claim.fence.attempt, result)])
+        self.stage.write_records(
+            [Record.of(self.queue.search_id, claim.trial, claim.fence.attempt, result)]
+        )
 
     def remember(self) -> dict[bytes, bytes]:
-        with redis.Redis(unix_socket_path=self.client.connection_pool.connection_kwargs["path"]) as raw:
+        with redis.Redis(
+            unix_socket_path=self.client.connection_pool.connection_kwargs["path"]
+        ) as raw:
             return {key: raw.dump(key) for key in raw.keys("*")}
 
     def set_back(self, remembered: dict[bytes, bytes]) -> None:
         """As after a power cut, or a failover to a replica that lagged."""
         self.client.flushall()
-        with redis.Redis(unix_socket_path=self.client.connection_pool.connection_kwargs["path"]) as raw:
+        with redis.Redis(
+            unix_socket_path=self.client.connection_pool.connection_kwargs["path"]
+        ) as raw:
             for key, value in remembered.items():
                 raw.restore(key, 0, value)
 
@@ -102,7 +111,10 @@ class House:
     def counts(self, trial_id: str = "coarse-0000") -> tuple[int, TrialState]:
         """What both witnesses say of a trial, who have to agree on all of it."""
         records = {record.trial: record for record in self.stage.records(print)}
-        assert self.queue.result(trial_id) == (records[trial_id].attempt, records[trial_id].result())
+        assert self.queue.result(trial_id) == (
+            records[trial_id].attempt,
+            records[trial_id].result(),
+        )
         assert self.queue.state(trial_id) is records[trial_id].state
         check_consistent(self.queue)
         return records[trial_id].attempt, records[trial_id].state
@@ -126,7 +138,7 @@ def test_a_kill_that_redis_forgot_stands_by_its_record(house: House) -> None:
     assert house.queue.finish([(claim.fence, FIRST)]) == ["ok"]
     assert house.launch().reconciled == Reconciled(to_redis=1)
     assert house.counts() == (2, KILLED)
-    assert [row[:2] for row in house.queue.ended()] == [("coarse-0000", 2)]
+    assert [row[:2] for row in house.queue.read_ended()] == [("coarse-0000", 2)]
     assert house.launch().reconciled == Reconciled()
     assert "0 trials taken over" in house.recover()
     assert house.queue.finish([(claim.fence, FIRST)]) == ["lost"]
@@ -148,12 +160,12 @@ def test_of_two_completed_attempts_both_count_the_later(house: House) -> None:
 
 
 @pytest.mark.parametrize("heard", [False, True])
-def test_a_late_record_below_a_saved_state_ends_nothing(house: House, heard: bool) -> None:
+def test_a_late_failure_below_a_saved_state_ends_nothing(house: House, heard: bool) -> None:
     """As if Redis had not been lost: there, the late word of the first holder changes nothing."""
     first = house.claim("A")
     stuck(house, first)
     second = house.claim("B")
-    house.record(first, FIRST)
+    house.record(first, Result(TrialState.FAILED, "ValueError: no"))
     durable.replace(house.stage.resume_path(first.trial.id, 2), b"state")
     house.client.flushall()
     assert "0 trials taken over from the folder as ended, 4 queued again" in house.recover()
@@ -172,6 +184,20 @@ def test_a_late_record_below_a_saved_state_ends_nothing(house: House, heard: boo
         assert house.counts() == (3, COMPLETED)
 
 
+def test_a_completed_record_below_a_saved_state_ends_its_trial(house: House) -> None:
+    """Nothing is trained again, whether the state is of a lost promotion or of the same budget."""
+    first = house.claim("A")
+    stuck(house, first)
+    house.claim("B")
+    house.record(first, FIRST)
+    durable.replace(house.stage.resume_path(first.trial.id, 2), b"state")
+    house.client.flushall()
+    assert "1 trials taken over from the folder as ended, 3 queued again" in house.recover()
+    assert house.counts() == (1, COMPLETED)
+    assert house.queue.attempt(first.trial.id) == 2
+    assert house.launch().reconciled == Reconciled()
+
+
 def test_a_kill_under_a_number_that_has_a_record_yields_to_it(house: House) -> None:
     claim = house.claim("A")
     house.client.flushall()
@@ -184,14 +210,19 @@ def test_a_kill_under_a_number_that_has_a_record_yields_to_it(house: House) -> N
 
 
 def test_a_record_that_redis_has_as_another_result_counts(house: House) -> None:
-    """A verdict whose record was not written before its master died, while a worker of before the loss left its own."""
+    """A master died before it wrote the record of its verdict.
+
+    A worker from before the loss left its own record.
+    """
     claim = house.claim("A")
     house.client.flushall()
     house.recover()
     assert house.queue.kill("coarse-0000", "by hand")
     house.record(claim, FIRST)
     records = house.stage.records(print)
-    assert reconcile(house.queue, house.folder, house.published.trials, []) == Reconciled(1, 1)  # a list from before the record
+    assert reconcile(house.queue, house.folder, house.published.trials, []) == Reconciled(
+        1, 1
+    )  # a list from before the record
     assert house.counts() == (1, COMPLETED)
     assert reconcile(house.queue, house.folder, house.published.trials, records) == Reconciled()
 
@@ -206,7 +237,12 @@ def test_masters_who_correct_at_once_correct_once(house: House) -> None:
         house.record(claim, FIRST)
         house.stage.write_records([Record.of(house.queue.search_id, claim.trial, 2, SECOND)])
     with ThreadPoolExecutor(4) as masters:
-        told = list(masters.map(lambda _: reconcile(house.queue, house.folder, trials, house.stage.records(print)), range(4)))
+        told = list(
+            masters.map(
+                lambda _: reconcile(house.queue, house.folder, trials, house.stage.records(print)),
+                range(4),
+            )
+        )
     assert sum(reconciled.to_redis for reconciled in told) == len(trials)
     assert {house.counts(trial.id) for trial in trials} == {(2, COMPLETED)}
     assert house.client.llen(house.queue.keys["endings"]) == 2 * len(trials)
@@ -218,7 +254,9 @@ def test_a_running_trial_is_not_ended_by_a_record_below_its_attempt(house: House
     second = house.claim("B")
     house.record(first, FIRST)
     assert house.launch().reconciled == Reconciled()
-    assert house.queue.renew("B", []) == {} and house.queue.finish([(second.fence, SECOND)]) == ["ok"]
+    assert house.queue.renew("B", []) == {} and house.queue.finish([(second.fence, SECOND)]) == [
+        "ok"
+    ]
 
 
 def test_a_retried_trial_is_not_ended_by_what_was_read_before(house: House) -> None:
@@ -230,7 +268,9 @@ def test_a_retried_trial_is_not_ended_by_what_was_read_before(house: House) -> N
     assert house.queue.state("coarse-0000") is PENDING
 
 
-def test_a_recovery_that_was_killed_hands_out_nothing_that_has_ended(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recovery_that_was_killed_hands_out_nothing_that_has_ended(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for trial in house.published.trials:
         house.stage.write_records([Record.of(house.queue.search_id, trial, 1, FIRST)])
     house.client.flushall()
@@ -280,7 +320,9 @@ class TestWeights:
         house.queue.restore(first.trial, 2, replace(SECOND, checkpoint=high))
         assert self.weights(house) == {high}
 
-    def test_of_two_writers_of_one_number_the_one_with_the_record_keeps_its_weights(self, house: House) -> None:
+    def test_of_two_writers_of_one_number_the_one_with_the_record_keeps_its_weights(
+        self, house: House
+    ) -> None:
         kept, other = self.name("0.9000", 1), self.name("0.9100", 1)
         claim = house.claim("A")
         self.write(house, kept, other)
@@ -289,16 +331,23 @@ class TestWeights:
         assert self.weights(house) == {kept, other}  # both may yet write their record
         house.record(claim, replace(FIRST, checkpoint=kept))
         assert self.weights(house) == {kept}
-        assert {path.name for path in house.stage.path.glob("*.npz")} == {kept.replace(".pt", ".npz")}
+        assert {path.name for path in house.stage.path.glob("*.npz")} == {
+            kept.replace(".pt", ".npz")
+        }
         assert house.stage.picture_path("coarse-0000", 1).exists()
 
     def test_weights_of_who_has_not_written_its_record_yet_stay(self, house: House) -> None:
-        """Redis was set back and has ended the trial below; what the higher attempt is about to record will count."""
+        """Redis lost data and ended the trial at a lower attempt.
+
+        The record that the higher attempt is about to write will count.
+        """
         low, high = self.name("0.9000", 1), self.name("0.8000", 2)
         claim = house.claim("A")
         house.record(claim, replace(FIRST, checkpoint=low))
         house.queue.finish([(claim.fence, replace(FIRST, checkpoint=low))])
         self.write(house, low, high)
         assert self.weights(house) == {low, high}
-        house.stage.write_records([Record.of(house.queue.search_id, claim.trial, 2, replace(SECOND, checkpoint=high))])
+        house.stage.write_records(
+            [Record.of(house.queue.search_id, claim.trial, 2, replace(SECOND, checkpoint=high))]
+        )
         assert self.weights(house) == {high}

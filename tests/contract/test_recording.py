@@ -1,9 +1,10 @@
-"""What a worker does with trials that ended: on a real Redis and a real folder, where one of the two refuses."""
+"""What a worker does with ended trials when Redis or the folder refuses. Both are real."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,19 +14,21 @@ import redis
 import torch
 
 from common.errors import CheckpointError, DamagedReplyError, NotAllowedError, QueueError
-from common.queue import TrialQueue
-from common.record import Record
-from common.records import SearchFolder
-from common.search import default_text
-from common.trial import Claim, TrialState, WorkerInfo
-from common.workers import WorkerRegistry
+from common.folder import records
+from common.folder.record import Record
+from common.folder.records import SearchFolder
+from common.queue.trial_queue import TrialQueue
+from common.queue.workers import WorkerRegistry
+from common.search.protocol import PROTOCOL
+from common.search.search_file import default_text
+from common.search.trial import Claim, TrialState, WorkerInfo
 from tests.contract.trials import SEARCH, made
-from worker import loop
-from worker.heartbeat import Heartbeat
-from worker.loop import Loop, Options
-from worker.recording import Recorder
-from worker.session import Means, Session, Sessions
-from worker.training.interface import Boundary, Job, Outcome
+from worker.run import loop
+from worker.run.heartbeat import Heartbeat
+from worker.run.loop import Loop, LoopOptions
+from worker.run.recorder import Recorder
+from worker.run.session import Means, Session, Sessions
+from worker.training.types import Boundary, Outcome, Snapshot, View
 
 OTHER = "fedcba9876543210"
 SURROGATE = "FileNotFoundError: [Errno 2] No such file: 'caf\udce9.csv'"
@@ -38,16 +41,24 @@ class Worker:
         self.queue, self.said = queue, list[str]()
         folder = SearchFolder(root, "digits")
         folder.stage("coarse").make()
-        folder.search_file.write_text(f'id = "{SEARCH}"\n{default_text()}')
+        folder.search_file.write_text(f'id = "{SEARCH}"\nprotocol = 2\n{default_text()}')
         queue.register("digits")
-        self.sessions = Sessions(client, root, Means(torch.device("cpu"), None, 1), self.said.append)
+        self.sessions = Sessions(
+            client, root, Means(torch.device("cpu"), None, 1), self.said.append
+        )
         session = self.sessions.find(SEARCH, "digits")
         assert session is not None
         self.session: Session = session
-        self.heart = Heartbeat(WorkerInfo("w1", "host", 1, "cpu", machine="A"), WorkerRegistry(client), self.said.append)
+        self.heart = Heartbeat(
+            WorkerInfo("w1", "host", 1, "cpu", machine="A"),
+            WorkerRegistry(client),
+            self.said.append,
+        )
         self.heart.serve(queue, queue.lease_s)
         self.recorder = Recorder(session, self.heart, self.said.append)
-        self.loop = Loop(client, self.sessions, self.heart, Options(burst=True), self.said.append)
+        self.loop = Loop(
+            client, self.sessions, self.heart, LoopOptions(burst=True), self.said.append
+        )
 
     @property
     def file(self) -> Path:
@@ -63,15 +74,76 @@ class Worker:
         return [str(self.queue.state(trial.id)) for trial in made(4)]
 
     def records(self) -> dict[str, Record]:
-        return {record.trial: record for record in self.session.folder.stage("coarse").records(print)}
+        return {
+            record.trial: record for record in self.session.folder.stage("coarse").records(print)
+        }
 
 
 def completed(claim: Claim) -> Outcome:
-    return Outcome(Job(claim), TrialState.COMPLETED, val_acc=0.5, val_loss=0.5, epochs=1.0, value=0.5)
+    metrics = {"val_acc": 0.5, "val_loss": 0.5}
+    return Outcome(claim, TrialState.COMPLETED, metrics=metrics, epochs=1.0, value=0.5)
 
 
 def failed(claim: Claim, why: str) -> Outcome:
-    return Outcome(Job(claim), TrialState.FAILED, why, f"Traceback\n{why}")
+    return Outcome(claim, TrialState.FAILED, why, f"Traceback\n{why}")
+
+
+def test_a_search_of_another_protocol_is_left_alone_and_said_once(
+    client: redis.Redis, queue: TrialQueue, tmp_path: Path
+) -> None:
+    for search_id, name, number in ((SEARCH, "digits", PROTOCOL), (OTHER, "newer", PROTOCOL + 1)):
+        (tmp_path / name).mkdir()
+        text = default_text().replace('"digits"', f'"{name}"', 1)
+        (tmp_path / name / "search.toml").write_text(
+            f'id = "{search_id}"\nprotocol = {number}\n{text}'
+        )
+    said: list[str] = []
+    sessions = Sessions(client, tmp_path, Means(torch.device("cpu"), None, 1), said.append)
+    for _ in range(3):
+        assert sessions.find(OTHER, "newer") is None
+    assert sessions.find(SEARCH, "digits") is not None, "it goes on waiting for others"
+    assert said == [
+        f"this worker speaks protocol {PROTOCOL}, search 'newer' was launched by protocol "
+        f"{PROTOCOL + 1}: "
+        "install the same version of coarsefine; until then it leaves the search alone"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "on_cpu", "told"),
+    [
+        ((), "", "has cpu: it leaves the search alone; start `worker start --device all"),
+        ((), "on_cpu = true", None),
+        ((0,), "on_cpu = true", "has cuda:0: it leaves the search alone"),
+        ((0, 1), "", None),
+        ((0, 1, 2), "", None),
+    ],
+)
+def test_a_search_that_wants_more_gpus_than_the_worker_owns_is_left_alone_and_said_once(
+    client: redis.Redis, tmp_path: Path, gpus: tuple[int, ...], on_cpu: str, told: str | None
+) -> None:
+    texts = {
+        SEARCH: default_text(),
+        OTHER: default_text().replace('"digits"', '"wide"', 1).replace('"digits"', '"a.py:f"', 1)
+        + f"\n[resources]\ngpus = 2\n{on_cpu}\n",
+    }
+    for (search_id, text), name in zip(texts.items(), ("digits", "wide"), strict=True):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "search.toml").write_text(
+            f'id = "{search_id}"\nprotocol = {PROTOCOL}\n{text}'
+        )
+    said: list[str] = []
+    means = Means(torch.device("cpu"), None, 1, gpus=gpus)
+    sessions = Sessions(client, tmp_path, means, said.append)
+    for _ in range(3):
+        assert (sessions.find(OTHER, "wide") is None) == (told is not None)
+    assert sessions.find(SEARCH, "digits") is not None
+    assert len(said) == (told is not None)
+    assert told is None or (told in said[0] and "wants 2 GPUs for each trial" in said[0])
+    if told is not None:
+        file = tmp_path / "wide" / "search.toml"
+        file.write_text(file.read_text().replace("gpus = 2", "gpus = 1"))
+        assert sessions.find(OTHER, "wide") is not None, "it reads the file again"
 
 
 @pytest.fixture
@@ -85,14 +157,22 @@ def test_a_message_that_no_json_takes_ends_its_trial_and_its_neighbours(worker: 
     worker.recorder.record([*map(completed, well), failed(bad, SURROGATE + "x" * (2 << 20))])
     assert worker.states() == ["completed"] * 3 + ["failed"] and worker.recorder.flush()
     ended = worker.queue.result(bad.trial.id)
-    assert ended is not None and str(ended[1].reason).startswith(r"FileNotFoundError: [Errno 2] No such file: 'caf\udce9.csv'")
+    assert ended is not None and str(ended[1].reason).startswith(
+        r"FileNotFoundError: [Errno 2] No such file: 'caf\udce9.csv'"
+    )
     found = worker.records()
-    assert len(found) == 4 and found[bad.trial.id].reason == ended[1].reason and r"caf\udce9" in str(found[bad.trial.id].traceback)
+    assert (
+        len(found) == 4
+        and found[bad.trial.id].reason == ended[1].reason
+        and r"caf\udce9" in str(found[bad.trial.id].traceback)
+    )
 
 
 def test_a_message_of_another_kind_of_failure_too(worker: Worker) -> None:
     worker.recorder.record_failure(worker.claim(4), SURROGATE, SURROGATE)
-    assert worker.states() == ["failed"] * 4 and set(worker.records()) == {trial.id for trial in made(4)}
+    assert worker.states() == ["failed"] * 4 and set(worker.records()) == {
+        trial.id for trial in made(4)
+    }
 
 
 def test_a_trial_that_another_machine_is_to_try_carries_such_a_message(worker: Worker) -> None:
@@ -100,7 +180,9 @@ def test_a_trial_that_another_machine_is_to_try_carries_such_a_message(worker: W
     (claim,) = worker.claim(1)
     worker.recorder.record([failed(claim, SURROGATE)])
     assert worker.queue.state(claim.trial.id) is TrialState.PENDING and not worker.records()
-    assert any("Another machine is to try" in line and r"caf\udce9" in line for line in worker.said)
+    assert any(
+        "Another machine will try next" in line and r"caf\udce9" in line for line in worker.said
+    )
 
 
 @pytest.mark.parametrize("error", [DamagedReplyError, NotAllowedError])
@@ -116,7 +198,7 @@ def test_what_redis_refuses_holds_nothing_back_and_ends_the_worker(
         worker.recorder.record([failed(bad, "boom"), *map(completed, well)])
     assert worker.states() == ["completed"] * 3 + ["running"]
     worker.loop._release(worker.session, worker.recorder, error("Redis refuses"))
-    assert worker.states() == ["completed"] * 3 + ["pending"] and not worker.heart.unfinished()
+    assert worker.states() == ["completed"] * 3 + ["pending"] and not worker.heart.find_unfinished()
     assert worker.said == ["gave back 1 unfinished trials"]
 
 
@@ -138,26 +220,39 @@ def a_folder(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [lost, cut, garbled, a_folder])
-def test_where_search_toml_cannot_be_read_what_ended_waits_for_it(worker: Worker, damage: Callable[[Path], None]) -> None:
+def test_where_search_toml_cannot_be_read_what_ended_waits_for_it(
+    worker: Worker, damage: Callable[[Path], None]
+) -> None:
     claims = worker.claim(4)
     before = worker.file.read_bytes()
     damage(worker.file)
     worker.recorder.record([completed(claims[0]), failed(claims[1], "boom")])
     worker.recorder.record([completed(claims[2])])
     worker.recorder.save_states([])
-    assert not worker.recorder.flush() and worker.recorder.unheard == {claim.trial.id for claim in claims[:3]}
+    assert not worker.recorder.flush() and worker.recorder.unheard == {
+        claim.trial.id for claim in claims[:3]
+    }
     assert not worker.records() and worker.states() == ["running"] * 4
     worker.heart.once()  # the leases are renewed, and nothing has been lost
-    assert len(worker.heart.unfinished()) == 4 and not worker.heart.lost()
+    assert len(worker.heart.find_unfinished()) == 4 and not worker.heart.lost()
     (told,) = worker.said
-    assert str(worker.file) in told and "`master recover --config FILE`" in told and "kept in memory" in told
+    assert (
+        str(worker.file) in told
+        and "`master recover --config FILE`" in told
+        and "kept in memory" in told
+    )
     worker.file.rmdir() if worker.file.is_dir() else worker.file.unlink(missing_ok=True)
     worker.file.write_bytes(before)
     assert worker.recorder.flush() and not worker.recorder.unheard
-    assert worker.states() == ["completed", "failed", "completed", "running"] and len(worker.records()) == 3
+    assert (
+        worker.states() == ["completed", "failed", "completed", "running"]
+        and len(worker.records()) == 3
+    )
 
 
-def test_while_it_waits_for_search_toml_it_is_neither_stuck_nor_slow(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_while_it_waits_for_search_toml_it_is_neither_stuck_nor_slow(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     claims = worker.claim(1)
     before = worker.file.read_bytes()
     worker.file.unlink()
@@ -174,19 +269,23 @@ def test_while_it_waits_for_search_toml_it_is_neither_stuck_nor_slow(worker: Wor
 
     monkeypatch.setattr(loop.threading, "Event", lambda: SimpleNamespace(wait=looked))
     worker.loop._settle(worker.recorder)
-    assert [phase for phase, _ in heard] == ["waiting"] * 3 and len({beat for _, beat in heard}) == 3
+    assert [phase for phase, _ in heard] == ["waiting"] * 3 and len(
+        {beat for _, beat in heard}
+    ) == 3
     assert worker.states() == ["completed"] + ["pending"] * 3
 
 
-def test_where_a_trouble_of_the_system_passes_what_ended_is_written(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    from common import bounded
+def test_where_a_trouble_of_the_system_passes_what_ended_is_written(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common import safe_read
 
     def stale(*_: object) -> bytes:
         raise OSError(116, "Stale file handle")
 
     claims = worker.claim(4)
     with monkeypatch.context() as patched:
-        patched.setattr(bounded, "read_bytes", stale)
+        patched.setattr(safe_read, "read_bytes", stale)
         worker.recorder.record(list(map(completed, claims)))
         assert worker.states() == ["running"] * 4 and "Stale file handle" in worker.said[0]
     assert worker.recorder.flush() and worker.states() == ["completed"] * 4
@@ -194,16 +293,21 @@ def test_where_a_trouble_of_the_system_passes_what_ended_is_written(worker: Work
 
 def test_where_another_search_has_the_folder_the_leases_go_back(worker: Worker) -> None:
     *ended, running = worker.claim(4)
-    worker.file.write_text(f'id = "{OTHER}"\n{default_text()}')
+    worker.file.write_text(f'id = "{OTHER}"\nprotocol = 2\n{default_text()}')
     worker.recorder.record([*map(completed, ended[:2]), failed(ended[2], "boom")])
     assert worker.recorder.flush() and not worker.recorder.unheard and not worker.records()
     assert worker.states() == ["pending"] * 3 + ["running"]
-    assert worker.heart.unfinished() == [running.fence]
-    assert worker.said == ["search 'digits' was replaced by another in its folder: 3 results are left out"]
+    assert worker.heart.find_unfinished() == [running.fence]
+    assert worker.said == [
+        "search 'digits' was replaced by another in its folder: 3 results are left out"
+    ]
     worker.heart.once()
-    assert worker.loop._refill(worker.session, ended[0], 3, worker.recorder) == [] and worker.loop._claim() is None  # nor trains them again
+    assert (
+        worker.loop._refill(worker.session, ended[0], 3, worker.recorder) == []
+        and worker.loop._claim() is None
+    )  # nor trains them again
     assert worker.sessions.find(SEARCH, "digits") is None and len(worker.said) == 1
-    worker.file.write_text(f'id = "{SEARCH}"\n{default_text()}')
+    worker.file.write_text(f'id = "{SEARCH}"\nprotocol = 2\n{default_text()}')
     assert worker.sessions.find(SEARCH, "digits") is not None
 
 
@@ -213,7 +317,7 @@ def test_where_the_lease_is_gone_too_nothing_is_said_of_results(worker: Worker) 
         worker.queue.kill(claim.trial.id, "killed by the user")
     worker.heart.once()
     worker.said.clear()
-    worker.file.write_text(f'id = "{OTHER}"\n{default_text()}')
+    worker.file.write_text(f'id = "{OTHER}"\nprotocol = 2\n{default_text()}')
     worker.recorder.record(list(map(completed, claims)))
     assert worker.recorder.flush() and not worker.said and worker.states() == ["killed"] * 4
 
@@ -227,7 +331,9 @@ def test_where_the_whole_folder_is_gone_the_worker_leaves_with_one_message(worke
     assert worker.states() == ["pending"] * 4 and worker.said == ["gave back 4 unfinished trials"]
 
 
-def test_an_outage_in_the_middle_of_the_answers_counts_no_trial_twice(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_outage_in_the_middle_of_the_answers_counts_no_trial_twice(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     claims = worker.claim(4)
     worker.queue.kill(claims[3].trial.id, "killed by the user")
     attempt, away = worker.queue.attempt, [True]
@@ -239,11 +345,13 @@ def test_an_outage_in_the_middle_of_the_answers_counts_no_trial_twice(worker: Wo
 
     monkeypatch.setattr(worker.session.queue, "attempt", answer)
     outcomes: list[Any] = [completed(claim) for claim in claims]
-    outcomes[3] = Outcome(**{**vars(outcomes[3]), "best_epoch": 1.0, "checkpoint": lambda: b"weights"})
+    outcomes[3] = Outcome(
+        **{**vars(outcomes[3]), "best_epoch": 1.0, "checkpoint": lambda: b"weights"}
+    )
     worker.recorder.record(outcomes)
     assert worker.recorder.unheard == {claims[3].trial.id} and worker.heart.trials_done == 3
     assert worker.recorder.flush() and worker.heart.trials_done == 3
-    assert len([line for line in worker.said if "somebody else has it now" in line]) == 1
+    assert len([line for line in worker.said if "another worker now holds this trial" in line]) == 1
 
 
 def test_options_that_nobody_of_us_wrote_end_the_worker_and_its_leases_go_back(
@@ -263,8 +371,14 @@ def test_options_that_nobody_of_us_wrote_end_the_worker_and_its_leases_go_back(
     assert worker.states() == ["pending"] * 4 and worker.said == ["gave back 4 unfinished trials"]
 
 
-def test_how_steps_are_computed_is_told_whatever_a_task_raised_meanwhile(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = SimpleNamespace(backend=SURROGATE * 100_000, width=lambda _hp: 1, train=lambda *_: iter([Boundary([], [], [])]))
+def test_how_steps_are_computed_is_told_whatever_a_task_raised_meanwhile(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = SimpleNamespace(
+        backend=SURROGATE * 100_000,
+        width=lambda _hp: 1,
+        train=lambda *_: iter([Boundary([], [], [])]),
+    )
     monkeypatch.setattr(worker.session, "engine", lambda *_: told)
     worker.loop._train(worker.session, worker.claim(1), worker.recorder)
     worker.heart.once()
@@ -272,7 +386,9 @@ def test_how_steps_are_computed_is_told_whatever_a_task_raised_meanwhile(worker:
     assert info.backend.encode().startswith(b"FileNotFoundError") and len(info.backend) < 400
 
 
-def test_rights_that_are_taken_away_while_it_trains_end_the_worker(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rights_that_are_taken_away_while_it_trains_end_the_worker(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(*_: object, **__: object) -> None:
         raise NotAllowedError("Redis does not let this user do that")
 
@@ -280,3 +396,119 @@ def test_rights_that_are_taken_away_while_it_trains_end_the_worker(worker: Worke
     monkeypatch.setattr(worker.session.queue, "claim", refused)
     with pytest.raises(NotAllowedError):
         worker.loop._refill(worker.session, claim, 3, worker.recorder)
+
+
+def odd(claim: Claim, **more: Any) -> Outcome:
+    return replace(completed(claim), **more)
+
+
+def raises() -> Any:
+    raise TypeError("planted: no such state")
+
+
+def leaves() -> Any:
+    raise SystemExit("planted: a module that leaves")
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "a metric": {"metrics": {"val_f1": object()}},
+    "a value": {"value": "good"},
+    "a curve": {"curves": {"epoch": [1.0], "val_acc": ["half"]}},
+    "a key": {"curves": {"epoch": [1.0], 3: [0.5]}},
+    "a figure": {
+        "portrait": lambda: {"layer": object()},
+        "checkpoint": lambda: b"weights",
+        "best_epoch": 1.0,
+    },
+    "weights over time": {
+        "snapshots": (Snapshot(1.0, 0.5, raises, None),),
+        "checkpoint": lambda: b"weights",
+        "best_epoch": 1.0,
+    },
+    "a state": {"resume": raises},
+    "an exit": {
+        "snapshots": (Snapshot(1.0, 0.5, leaves, None),),
+        "checkpoint": lambda: b"weights",
+        "best_epoch": 1.0,
+    },
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_what_cannot_be_written_down_fails_its_trial_with_the_cause_and_no_other(
+    worker: Worker, what: str
+) -> None:
+    *well, bad = worker.claim(4)
+    if what == "a state":  # one that may go on
+        bad = replace(bad, trial=replace(bad.trial, max_epochs=9 * bad.trial.epochs))
+    worker.recorder.record([odd(bad, **ODD[what]), *map(completed, well)])
+    assert worker.recorder.flush() and not worker.recorder.unheard
+    assert sorted(worker.states()) == ["completed"] * 3 + ["failed"]
+    found = worker.records()[bad.trial.id]
+    assert found.state is TrialState.FAILED and str(found.reason).startswith(
+        "it cannot be recorded: "
+    )
+    assert "Traceback" in str(found.traceback) and ("planted" in str(found.reason)) == (
+        what in ("weights over time", "a state", "an exit")
+    )
+    assert not list(worker.session.folder.stage("coarse").path.glob("*.pt"))
+
+
+def test_a_disk_that_cannot_be_written_is_no_trials_fault(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise CheckpointError("the disk is full")
+
+    claims = worker.claim(4)
+    monkeypatch.setattr(records.durable, "write_new", full)
+    with pytest.raises(CheckpointError, match="the disk is full"):
+        worker.recorder.record(list(map(completed, claims)))
+    assert worker.states() == ["running"] * 4 and len(worker.heart.find_unfinished()) == 4
+
+
+def test_a_state_that_cannot_be_put_together_is_told_and_the_others_are_saved(
+    worker: Worker,
+) -> None:
+    one, other = worker.claim(2)
+    views = [
+        View(one, 1.0, None, 2, raises),
+        View(other, 1.0, None, 2, lambda: b"state"),
+    ]
+    assert not worker.recorder.save_states(views, now=True)
+    saved = worker.session.folder.stage("coarse").find_states
+    assert not saved(one.trial.id) and len(saved(other.trial.id)) == 1
+    assert worker.said == [
+        f"{one.trial.id}: its state cannot be saved (TypeError: planted: no such state)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trouble", "cause"),
+    [
+        (lambda folder: (folder / "search.toml").write_text("id = "), "search.toml"),
+        (lambda folder: (folder / "search.toml").unlink(), "search.toml is missing"),
+        (
+            lambda folder: (folder / "search.toml").write_text(
+                f'id = "{OTHER}"\nprotocol = {PROTOCOL}\n{default_text()}'
+            ),
+            "holds another search",
+        ),
+    ],
+)
+def test_where_it_is_known_why_a_search_is_not_here_no_other_volume_is_guessed(
+    client: redis.Redis, tmp_path: Path, trouble: Callable[[Path], object], cause: str
+) -> None:
+    said: list[str] = []
+    sessions = Sessions(client, tmp_path, Means(torch.device("cpu"), None, 1), said.append)
+    assert sessions.find(SEARCH, "digits") is None and "another volume" in said[0]
+    said.clear()
+    sessions = Sessions(client, tmp_path, Means(torch.device("cpu"), None, 1), said.append)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "digits/search.toml").write_text(f'id = "{SEARCH}"\nprotocol = 2\n{default_text()}')
+    trouble(tmp_path / "digits")
+    for _ in range(2):
+        assert sessions.find(SEARCH, "digits") is None
+    assert len(said) == 1 and cause in said[0] and "another volume" not in said[0]
+    (tmp_path / "digits/search.toml").write_text(f'id = "{SEARCH}"\nprotocol = 2\n{default_text()}')
+    assert sessions.find(SEARCH, "digits") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,25 +11,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import redis
+import tomlkit
 
-from common.errors import CheckpointError
+from common.code.store import task_digest
+from common.errors import CheckpointError, ProtocolError
+from common.folder.chosen import Chosen, choose
+from common.folder.records import SearchFolder
 from common.options import Shared
-from common.queue import TrialQueue
-from common.records import SearchFolder
-from common.search import default_text
-from common.select import Chosen, choose
-from common.trial import Result, TrialState
-from common.witness import write_ended
-from master import ranges
-from master.commands import retry
-from master.prepare import Launched, Published, publish, settle
-from master.reading import rank
-from master.recovery import recover
-from master.stage_ranges import make_proposal
+from common.queue.reconcile import write_ended
+from common.queue.trial_queue import TrialQueue
+from common.search.protocol import PROTOCOL
+from common.search.trial import Result, TrialState
+from master.commands.recovery import recover
+from master.commands.redis_commands import retry
+from master.report.reading import rank
+from master.run.janitor import ORPHAN_S
+from master.stages.prepare import Launched, settle
+from master.stages.publishing import Published, publish
+from master.stages.source import make_proposal, read_before
+from master.strategy import ranges
+from tests.contract.trials import DONE, text_with
 from tests.redis_server import RedisServer, start_redis
-from worker.tasks import task_digest
 
-TEXT = default_text().replace("trials = 200", "trials = 12", 1).replace("trials = 50", "trials = 4")
+TEXT = text_with(
+    "[stages.coarse]\ntrials = 12\nepochs = 1\n[stages.fine]\ntrials = 4\nepochs = 20\n"
+)
 STAGES = ("coarse", "fine")
 
 
@@ -67,7 +74,9 @@ class Place:
         return recover(Shared(self.url, self.root), self.chosen, self.told.append)
 
     def ranked(self) -> list[dict[str, object]]:
-        rows: list[dict[str, object]] = json.loads(rank(self.chosen, "coarse", None, "json", self.told.append))
+        rows: list[dict[str, object]] = json.loads(
+            rank(self.chosen, "coarse", None, "json", self.told.append)
+        )
         return rows
 
 
@@ -79,11 +88,15 @@ def place(tmp_path: Path, client: redis.Redis, server: RedisServer) -> Place:
     place = Place(tmp_path / "checkpoints", own, server.url)
     place.root.mkdir()
     queue, published = place.publish(client, "coarse")
-    ended = [(t, 1, Result(TrialState.COMPLETED, val_acc=t.index / 100, val_loss=0.5, epochs=1.0)) for t in published.trials]
+    ended = [
+        (t, 1, Result(TrialState.COMPLETED, val_acc=t.index / 100, val_loss=0.5, epochs=1.0))
+        for t in published.trials
+    ]
     write_ended(place.folder, queue.search_id, ended)
     launched, coarse = place.launched(), place.folder.stage("coarse")
     fine = launched.search.stage("fine")
-    proposal = make_proposal(launched.search, launched.folder, published.stage, fine, coarse.records(print))
+    before = read_before(launched.search, launched.folder, [published.stage], print)
+    proposal = make_proposal(launched.search, launched.folder, published.stage, fine, before)
     ranges.write_proposal(coarse.ranges, "fine", proposal)
     place.publish(client, "fine")
     for index in (3, 7):
@@ -101,18 +114,31 @@ def pending(client: redis.Redis, place: Place, stage: str = "coarse") -> int:
     return TrialQueue(client, launched.id).counts()[stage]["pending"]
 
 
-def test_what_has_ended_counts_and_the_rest_is_queued_again(place: Place, client: redis.Redis) -> None:
+def test_what_has_ended_counts_and_the_rest_is_queued_again(
+    place: Place, client: redis.Redis
+) -> None:
     said = place.recover()
-    assert said.splitlines()[0] == "stage coarse: 10 trials taken over from the folder as ended, 2 queued again, 0 missing records written"
-    assert said.splitlines()[1].startswith("stage fine: 0 trials taken over from the folder as ended")
-    assert place.recover().splitlines()[0].startswith("stage coarse: 0 trials taken over from the folder as ended, 0 queued again")
+    assert said.splitlines()[0] == (
+        "stage coarse: 10 trials taken over from the folder as ended, 2 queued again, 0 "
+        "missing records written"
+    )
+    assert said.splitlines()[1].startswith(
+        "stage fine: 0 trials taken over from the folder as ended"
+    )
+    assert (
+        place.recover()
+        .splitlines()[0]
+        .startswith("stage coarse: 0 trials taken over from the folder as ended, 0 queued again")
+    )
     queue = TrialQueue(client, place.launched().id)
     claims = queue.claim("w", 9, "r")
     assert {claim.trial.id for claim in claims} <= {"coarse-0003", "coarse-0007"}
 
 
 @pytest.mark.parametrize("how", ["state", "count", "kind", "options"])
-def test_where_redis_is_damaged_it_is_rebuilt_from_the_folder(place: Place, client: redis.Redis, how: str) -> None:
+def test_where_redis_is_damaged_it_is_rebuilt_from_the_folder(
+    place: Place, client: redis.Redis, how: str
+) -> None:
     """What a damaged value sends its user to do helps."""
     place.recover()
     queue = TrialQueue(client, place.launched().id)
@@ -127,17 +153,31 @@ def test_where_redis_is_damaged_it_is_rebuilt_from_the_folder(place: Place, clie
     else:
         client.hset(keys["meta"].removesuffix("meta") + "frozen", "coarse", "x")
     said = place.recover()
-    assert said.splitlines()[0] == "stage coarse: 10 trials taken over from the folder as ended, 2 queued again, 0 missing records written"
+    assert said.splitlines()[0] == (
+        "stage coarse: 10 trials taken over from the folder as ended, 2 queued again, 0 "
+        "missing records written"
+    )
     (line,) = place.told
     assert "has not written" in line or "cannot read" in line
-    assert "rebuilt from the folder alone; see who else uses this Redis" in line
+    assert "rebuilt from the folder; see who else uses this Redis" in line
     queue.check()
     assert set(queue.by_state(TrialState.PENDING, stage="coarse")) == {"coarse-0003", "coarse-0007"}
-    assert len(queue.claim("w", 2, "r")) == 2
+    assert len(queue.claim("w", 1, "r") + queue.claim("w", 1, "s")) == 2  # of one group or of two
     assert place.recover().startswith("stage coarse: 0 trials taken over") and not place.told
 
 
-def test_damaged_files_are_set_aside_by_name_and_no_attempt_number_is_used_twice(place: Place, client: redis.Redis) -> None:
+def test_what_killed_programs_have_left_goes(place: Place) -> None:
+    old, young = place.root / ".tmp-1-old", place.folder.path / "fine" / ".tmp-1-young"
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (old.stat().st_mtime - 2 * ORPHAN_S,) * 2)
+    place.recover()
+    assert young.exists() and not old.exists()
+
+
+def test_damaged_files_are_set_aside_by_name_and_no_attempt_number_is_used_twice(
+    place: Place, client: redis.Redis
+) -> None:
     place.launched()
     stage = place.folder.stage("coarse")
     trial_file(place, 0).write_bytes(b'{"format": 1, "tri')
@@ -151,7 +191,10 @@ def test_damaged_files_are_set_aside_by_name_and_no_attempt_number_is_used_twice
     place.folder.check_file.write_bytes(b"{")
     (place.folder.path / "test_looks.jsonl").write_bytes(b"\x80")
     said = place.recover()
-    assert said.splitlines()[0] == "stage coarse: 5 trials taken over from the folder as ended, 7 queued again, 0 missing records written"
+    assert said.splitlines()[0] == (
+        "stage coarse: 5 trials taken over from the folder as ended, 7 queued again, 0 "
+        "missing records written"
+    )
     for index in (0, 1, 2, 4, 5):
         path = trial_file(place, index)
         assert path.with_name(f"{path.name}.damaged").exists() and not path.exists()
@@ -180,19 +223,32 @@ def test_damaged_ranges_are_written_anew(place: Place, stage: str, content: byte
     assert ranges.read_frozen(path, place.chosen.search.space) == before
 
 
-def test_lost_ranges_come_from_redis_where_it_has_them(place: Place, client: redis.Redis) -> None:
-    """The ranges that the user chose for the stage can be had nowhere else."""
+def test_lost_ranges_come_from_redis_where_it_has_them(
+    place: Place, client: redis.Redis, tmp_path: Path
+) -> None:
+    """The user's ranges for the stage are only in Redis once both files with them are gone."""
     place.recover()
-    path = place.folder.stage("fine").ranges
+    launched, fine = place.launched(), place.folder.stage("fine")
+    queue = TrialQueue(client, launched.id)
+    shutil.rmtree(fine.path)
+    client.hdel(queue.keys["meta"].removesuffix("meta") + "frozen", "fine")
+    chosen = tmp_path / "narrow.toml"
     narrow = place.chosen.search.space.plain() | {"learning_rate": {"log_uniform": [1e-2, 1e-1]}}
-    queue = TrialQueue(client, place.launched().id)
-    frozen = queue.frozen("fine")
-    assert frozen
-    queue.refreeze("fine", "ranges", narrow)  # type: ignore[arg-type]
-    path.unlink()
-    place.folder.stage("fine").record_path("fine-0000", 1).write_bytes(b"")  # what shows that it was launched
+    chosen.write_text(tomlkit.dumps({"ranges": narrow}))
+    for index in (3, 7):  # the stage before has to have ended
+        write_ended(
+            place.folder,
+            queue.search_id,
+            [(trial, 1, DONE) for trial in queue.trials_of([f"coarse-{index:04d}"]) if trial],
+        )
+    publish(launched, launched.search.stage("fine"), queue, chosen, place.told.append)
+    before = ranges.read_frozen(fine.ranges, place.chosen.search.space)
+    assert before.plain()["learning_rate"] == {"log_uniform": [1e-2, 1e-1]}
+    fine.ranges.unlink()
+    fine.strategy.unlink()
+    fine.record_path("fine-0000", 1).write_bytes(b"")  # what shows that it was launched
     place.recover()
-    assert ranges.read_frozen(path, place.chosen.search.space).plain() == narrow
+    assert ranges.read_frozen(fine.ranges, place.chosen.search.space) == before
 
 
 def test_ranges_that_nothing_tells_are_not_made_up(place: Place) -> None:
@@ -206,7 +262,9 @@ def test_ranges_that_nothing_tells_are_not_made_up(place: Place) -> None:
 
 
 @pytest.mark.parametrize("content", [b"name = ", None])
-def test_a_damaged_search_file_is_replaced_by_the_users_own(place: Place, content: bytes | None) -> None:
+def test_a_damaged_search_file_is_replaced_by_the_users_own(
+    place: Place, content: bytes | None
+) -> None:
     before = place.launched().id
     if content is None:
         place.folder.search_file.unlink()
@@ -216,6 +274,17 @@ def test_a_damaged_search_file_is_replaced_by_the_users_own(place: Place, conten
     assert place.launched().id == before
     if content is not None:
         assert any("search.toml: damaged; set aside" in line for line in place.told)
+
+
+def test_a_search_file_of_another_protocol_is_not_taken_for_damaged(place: Place) -> None:
+    chosen = place.chosen  # a moment before the other version launches it
+    content = place.folder.search_file.read_text().replace(
+        f"protocol = {PROTOCOL}", f"protocol = {PROTOCOL + 1}"
+    )
+    place.folder.search_file.write_text(content)
+    with pytest.raises(ProtocolError):
+        recover(Shared(place.url, place.root), chosen, place.told.append)
+    assert place.folder.search_file.read_text() == content
 
 
 def test_a_search_file_that_was_not_launched_replaces_nothing(place: Place) -> None:
@@ -229,11 +298,13 @@ def test_a_search_file_that_was_not_launched_replaces_nothing(place: Place) -> N
 def test_a_damaged_search_file_without_any_record_says_what_to_do(place: Place) -> None:
     shutil.rmtree(place.folder.stage("coarse").trials)
     place.folder.search_file.write_bytes(b"")
-    with pytest.raises(CheckpointError, match="begin anew: move"):
+    with pytest.raises(CheckpointError, match="begin anew, move"):
         place.recover()
 
 
-def test_a_copy_of_the_folder_ranks_and_goes_on_elsewhere(place: Place, client: redis.Redis, tmp_path: Path) -> None:
+def test_a_copy_of_the_folder_ranks_and_goes_on_elsewhere(
+    place: Place, client: redis.Redis, tmp_path: Path
+) -> None:
     before = place.ranked()
     shutil.copytree(place.root, tmp_path / "elsewhere", ignore=shutil.ignore_patterns(".redis"))
     shutil.rmtree(place.root)
@@ -245,7 +316,7 @@ def test_a_copy_of_the_folder_ranks_and_goes_on_elsewhere(place: Place, client: 
 
 
 def test_predictions_that_are_damaged_are_told_and_leave_the_rest(place: Place) -> None:
-    from common import predictions
+    from common.folder import predictions
 
     path = place.folder.path / "damaged.npz"
     np.savez(path, val=np.zeros(3))
@@ -276,6 +347,8 @@ def test_a_retry_that_was_killed_before_it_noted_the_task_is_said_again(
     monkeypatch.setattr(TrialQueue, "refreeze", refreeze)
     assert "with the task's new code" in retry(shared, place.chosen, "failed", None)
     frozen = queue.frozen("coarse")
-    assert frozen is not None and frozen["task_digest"] == task_digest("mine.py:Task", place.folder.path)
+    assert frozen is not None and frozen["task_digest"] == task_digest(
+        place.chosen.search, place.folder
+    )
     assert "new code" not in retry(shared, place.chosen, "failed", None)
     place.publish(client, "coarse")  # the same launch command attaches again

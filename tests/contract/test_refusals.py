@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.broker import open_broker
+from common.broker.connection import open_broker
+from common.broker.eviction import eviction_warning
+from common.broker.sandbox import CVE, remedy_of, sandbox_warning
 from common.errors import QueueError
-from common.eviction import eviction_warning
-from common.queue import TrialQueue, searches
-from common.trial import Fence
-from common.workers import WorkerRegistry
+from common.queue.trial_queue import TrialQueue, searches
+from common.queue.workers import WorkerRegistry
+from common.search.trial import Fence
 from tests.acl import ROLES, add_user
 from tests.contract.trials import DONE, SEARCH, check_consistent, heartbeat, made
 from tests.redis_server import VERSIONS, RedisServer, start_redis
@@ -23,7 +24,10 @@ from tests.redis_server import VERSIONS, RedisServer, start_redis
 @pytest.fixture(params=VERSIONS)
 def own(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """A server that the test may harm."""
-    with tempfile.TemporaryDirectory(prefix="cf-") as folder, start_redis(Path(folder), request.param) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="cf-") as folder,
+        start_redis(Path(folder), request.param) as server,
+    ):
         yield server
 
 
@@ -47,13 +51,13 @@ def test_a_server_that_is_gone(own: RedisServer) -> None:
             lambda: queue.tick(True),
             lambda: queue.master_alive(),
             lambda: queue.expire(fence),
-            lambda: queue.take(fence, "slow"),
+            lambda: queue.take(fence),
             lambda: queue.kill("coarse-0000", "by hand"),
             lambda: queue.retry("coarse-0000"),
             lambda: queue.running(),
             lambda: queue.counts(),
             lambda: queue.state("coarse-0000"),
-            lambda: queue.ended_since(0),
+            lambda: queue.read_endings(0),
             lambda: list(queue.trials()),
             lambda: queue.by_state(),
             lambda: queue.pending_total(),
@@ -74,7 +78,11 @@ def test_a_full_server_refuses_and_loses_nothing(own: RedisServer) -> None:
         queue.publish(made(3))
         (claim,) = queue.claim("w", 1, "r")
         client.config_set("maxmemory", "1")
-        for word in (lambda: queue.publish(made(5)), lambda: queue.finish([(claim.fence, DONE)]), lambda: queue.freeze("coarse", {})):
+        for word in (
+            lambda: queue.publish(made(5)),
+            lambda: queue.finish([(claim.fence, DONE)]),
+            lambda: queue.freeze("coarse", {}),
+        ):
             with pytest.raises(QueueError, match="out of memory; raise its maxmemory"):
                 word()
         client.config_set("maxmemory", "0")
@@ -83,19 +91,28 @@ def test_a_full_server_refuses_and_loses_nothing(own: RedisServer) -> None:
 
 
 @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-lfu", "allkeys-random"])
-def test_a_server_that_would_drop_trials_in_silence_is_told_of(own: RedisServer, policy: str) -> None:
+def test_a_server_that_would_drop_trials_in_silence_is_told_of(
+    own: RedisServer, policy: str
+) -> None:
     with own.client() as admin, open_broker(own.url, own.socket.parent) as broker:
         assert eviction_warning(broker) is None
         admin.config_set("maxmemory-policy", policy)
         assert eviction_warning(broker) is None, "without a limit nothing is dropped"
         admin.config_set("maxmemory", 100_000_000)
         warning = eviction_warning(broker)
-        assert warning and policy in warning and "CONFIG SET maxmemory-policy noeviction" in warning and str(own.socket) in warning
+        assert (
+            warning
+            and policy in warning
+            and "CONFIG SET maxmemory-policy noeviction" in warning
+            and str(own.socket) in warning
+        )
         admin.execute_command(*warning.partition("`redis-cli ")[2].partition("`")[0].split())
         assert eviction_warning(broker) is None, "its own remedy helps"
 
 
-def test_a_users_rights_suffice_to_see_it_and_without_them_nothing_is_said(own: RedisServer, request: pytest.FixtureRequest) -> None:
+def test_a_users_rights_suffice_to_see_it_and_without_them_nothing_is_said(
+    own: RedisServer, request: pytest.FixtureRequest
+) -> None:
     flat = request.node.callspec.params["own"] == "6.2"
     with own.client() as admin:
         admin.config_set("maxmemory-policy", "allkeys-lru")
@@ -108,8 +125,40 @@ def test_a_users_rights_suffice_to_see_it_and_without_them_nothing_is_said(own: 
                 assert eviction_warning(broker) is None
 
 
+def test_a_server_whose_scripts_can_leave_their_sandbox_is_told_of(
+    own: RedisServer, request: pytest.FixtureRequest
+) -> None:
+    flat = request.node.callspec.params["own"] == "6.2"
+    with own.client() as admin:
+        said = admin.info("server")
+        program, version = (
+            ("Valkey", said["valkey_version"])
+            if "valkey_version" in said
+            else ("Redis", said["redis_version"])
+        )
+        remedy = remedy_of(program, version)
+        assert remedy == "6.2.20" or not flat, "the oldest that is promised has no fix"
+        for role in ROLES:
+            add_user(admin, role, "secret", flat=flat)
+            with open_broker(f"unix://{role}:secret@{own.socket}", own.socket.parent) as broker:
+                warning = sandbox_warning(broker)
+                if remedy is None:
+                    assert warning is None
+                else:
+                    assert warning and "\n" not in warning
+                    assert all(
+                        part in warning
+                        for part in (str(own.socket), version, CVE, remedy, "backported")
+                    )
+                admin.execute_command("ACL", "SETUSER", role, "-info")
+                assert sandbox_warning(broker) is None, "whoever may not ask is told nothing"
+
+
 def test_what_expires_may_be_evicted_and_no_trial_is_lost(own: RedisServer) -> None:
-    """With volatile-*, a full memory costs what only makes things smooth: the trials, their leases and their results stay."""
+    """With volatile-*, a full memory evicts only what expires.
+
+    Trials, their leases and their results stay.
+    """
     with own.client() as client:
         queue = TrialQueue(client, SEARCH)
         queue.publish(made(6))
@@ -120,16 +169,29 @@ def test_what_expires_may_be_evicted_and_no_trial_is_lost(own: RedisServer) -> N
         queue.renew("w", [heartbeat(held.fence)])
         with queue.lock("janitor", 60.0):
             expiring = [key for key in client.keys("*") if client.ttl(key) >= 0]
-            assert {key.rpartition(":")[2] for key in expiring} == {"workers", "requests", "machines", "meta", "janitor"}
+            assert {key.rpartition(":")[2] for key in expiring} == {
+                "workers",
+                "requests",
+                "machines",
+                "meta",
+                "janitor",
+            }
             client.config_set("maxmemory-policy", "volatile-ttl")
-            client.config_set("maxmemory", client.info("memory")["used_memory"])  # now each write first drops what expires
+            client.config_set(
+                "maxmemory", client.info("memory")["used_memory"]
+            )  # now each write first drops what expires
             with pytest.raises(QueueError, match="out of memory; raise its maxmemory"):
                 for number in range(100):
                     queue.publish(made(500, first=500 * number))
             assert not any(client.exists(key) for key in expiring)
             client.config_set("maxmemory", 0)
-        assert queue.counts()["coarse"]["completed"] == 1 and queue.result("coarse-0000") == (1, DONE)
-        assert queue.renew("w", [heartbeat(held.fence)]) == {} and queue.finish([(held.fence, DONE)]) == ["ok"]
+        assert queue.counts()["coarse"]["completed"] == 1 and queue.result("coarse-0000") == (
+            1,
+            DONE,
+        )
+        assert queue.renew("w", [heartbeat(held.fence)]) == {} and queue.finish(
+            [(held.fence, DONE)]
+        ) == ["ok"]
         check_consistent(queue)
 
 
@@ -145,7 +207,10 @@ def test_a_wrong_password_is_not_repeated(own: RedisServer) -> None:
     with own.client() as client:
         client.config_set("requirepass", "right")
     for password in ("wrong-secret", None):
-        with own.client(password=password) as client, pytest.raises(QueueError, match="password") as caught:
+        with (
+            own.client(password=password) as client,
+            pytest.raises(QueueError, match="password") as caught,
+        ):
             TrialQueue(client, SEARCH).claim("w", 1, "r")
         assert "secret" not in str(caught.value)
 

@@ -1,17 +1,23 @@
-"""The server's clock goes back, or another server takes over whose clock is behind: nothing waits until the old time has come again."""
+"""The server's clock goes back, or a server with a slow clock takes over.
+
+Nothing waits until the old time is reached again.
+"""
 
 from __future__ import annotations
 
 import redis
 
-from common.queue import TrialQueue
+from common.queue.trial_queue import TrialQueue
 from tests.contract.trials import check_consistent, ids, made, until
 
 AHEAD_MS = 3_600_000
 
 
 def set_back(client: redis.Redis, queue: TrialQueue) -> None:
-    """What the keys look like after the server's clock was set back by an hour: all that was noted lies an hour ahead."""
+    """Change the keys as if the server's clock was set back by an hour.
+
+    All noted times then lie an hour ahead.
+    """
     for key in ("leases", "workers"):
         for member, score in client.zrange(queue.keys[key], 0, -1, withscores=True):
             client.zadd(queue.keys[key], {member: score + AHEAD_MS})
@@ -29,7 +35,11 @@ def test_leases_of_a_worker_that_is_gone_end_within_a_lease(client: redis.Redis)
     found: list[str] = []
 
     def all_expired() -> bool:
-        found.extend(fence.trial_id for fence, _ in queue.tick(master=False).expired if fence.trial_id not in found)
+        found.extend(
+            fence.trial_id
+            for fence, _ in queue.tick(master=False).expired
+            if fence.trial_id not in found
+        )
         return len(found) == 2
 
     until(all_expired, "both leases to be over", 10)
@@ -46,5 +56,11 @@ def test_who_has_gone_does_not_count_as_live(client: redis.Redis) -> None:
     set_back(client, queue)
     assert queue.master_alive()
     queue.tick(master=False)
-    until(lambda: not queue.live_workers(within_s=0.3), "the worker that is gone to be forgotten", 10)
-    assert ids(queue.claim("here", 4, "s")) == ["coarse-0001", "coarse-0002", "coarse-0003"]  # all that waits is its share
+    until(
+        lambda: not queue.live_workers(within_s=0.3), "the worker that is gone to be forgotten", 10
+    )
+    assert ids(queue.claim("here", 4, "s")) == [
+        "coarse-0001",
+        "coarse-0002",
+        "coarse-0003",
+    ]  # all that waits is its share

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import redis
 
-from common.trial import WorkerInfo
-from common.workers import WorkerRegistry
+from common.queue.workers import WorkerRegistry
+from common.search.trial import WorkerInfo
 from tests.contract.trials import until
 from tests.redis_server import RedisServer
 
@@ -19,7 +19,10 @@ def test_a_worker_is_listed_as_it_said(client: redis.Redis) -> None:
     assert registry.list() == []
     assert registry.announce(ONE) == []
     registry.announce(replace(ONE, worker="w0", state="idle"))
-    assert [replace(info, last_seen_s=0.0) for info in registry.list()] == [replace(ONE, worker="w0", state="idle"), ONE]
+    assert [replace(info, last_seen_s=0.0) for info in registry.list()] == [
+        replace(ONE, worker="w0", state="idle"),
+        ONE,
+    ]
     assert 0 <= registry.list()[0].last_seen_s < 10
     registry.announce(replace(ONE, trials=3))
     found = registry.get("w1")
@@ -32,7 +35,10 @@ def test_a_silent_worker_is_lost_and_then_forgotten(client: redis.Redis) -> None
     registry.announce(ONE)
     registry.order_quit("w1")
     registry.mark_slow("w1")
-    until(lambda: WorkerRegistry(client, lost_s=0.02).list()[0].state == "lost", "the worker has been silent for 20 ms")
+    until(
+        lambda: WorkerRegistry(client, lost_s=0.02).list()[0].state == "lost",
+        "the worker has been silent for 20 ms",
+    )
     assert registry.list()[0].state == "slow"
     brief = WorkerRegistry(client, forget_s=0.05)
     until(lambda: not brief.list(), "the worker has been silent for 50 ms")
@@ -67,7 +73,9 @@ def test_slow_takes_the_place_of_what_the_worker_says(client: redis.Redis) -> No
     assert registry.list()[0].state == "training"
 
 
-def test_a_client_that_does_not_decode_reads_the_same(client: redis.Redis, server: RedisServer) -> None:
+def test_a_client_that_does_not_decode_reads_the_same(
+    client: redis.Redis, server: RedisServer
+) -> None:
     with server.client(decode_responses=False) as raw:
         registry = WorkerRegistry(raw)
         registry.order_quit("w1")

@@ -1,4 +1,7 @@
-"""Runs `master` and `worker` as a user does: real processes, a real Redis, a folder of their own."""
+"""Run `master` and `worker` as a user does.
+
+The processes and Redis are real, and each place has its own folder.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ from typing import Any
 
 import redis
 
-DEADLINE_S = 90.0  # only there to stop a hang
+DEADLINE_S = 400.0  # only there to stop a hang, on a machine that does much else
+BUSY_S = 40.0  # for what takes ten seconds at most on a machine that does nothing else
 
 SEARCH = """
 name = "{name}"
@@ -66,7 +70,8 @@ class Place:
 
     def write_search(self, name: str = "digits", **values: Any) -> Path:
         defaults: dict[str, Any] = {
-            "task": "digits", "seed": 1, "low": 1e-3, "high": 1.0, "trials": 24, "epochs": 1, "lease_s": 30, "space": "", "stragglers": "",
+            "task": "digits", "seed": 1, "low": 1e-3, "high": 1.0, "trials": 24, "epochs": 1,
+            "lease_s": 30, "space": "", "stragglers": "",
             "hidden": "{ choice = [16, 24] }",
         }  # fmt: skip
         file = self.path / "search.toml"
@@ -75,29 +80,65 @@ class Place:
 
     @property
     def environment(self) -> dict[str, str]:
-        clean = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "CHECKPOINT_DIR", "REDIS_PASSWORD_FILE")}
-        return {**clean, **({"REDIS_URL": self.redis_url} if self.redis_url else {}), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+        clean = {
+            k: v
+            for k, v in os.environ.items()
+            if k not in ("REDIS_URL", "CHECKPOINT_DIR", "REDIS_PASSWORD_FILE")
+        }
+        return {
+            **clean,
+            **({"REDIS_URL": self.redis_url} if self.redis_url else {}),
+            "PYTHONUNBUFFERED": "1",
+            "COLUMNS": "120",
+        }
 
-    def run(self, *command: str, timeout: float = DEADLINE_S, checks: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Runs a command to its end; a launch without the checks before learning, which take seconds, unless asked for."""
+    def run(
+        self, *command: str, timeout: float = DEADLINE_S, checks: bool = False, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end.
+
+        A launch skips the checks before learning, which take seconds, unless asked for them.
+        """
         return subprocess.run(
             [sys.executable, "-P", "-m", *(command if checks else without_checks(command))],
-            cwd=self.path, env={**self.environment, **environment}, text=True, capture_output=True, timeout=timeout, check=False,
-        )  # fmt: skip
+            cwd=self.path,
+            env={**self.environment, **environment},
+            text=True,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
+        )
 
-    def start(self, *command: str, log: str = "", **environment: str) -> subprocess.Popen[str]:
-        """Starts a command in a session of its own; its output goes to a file."""
+    def start(
+        self, *command: str, log: str = "", network: str = "", **environment: str
+    ) -> subprocess.Popen[str]:
+        """Starts a command in a session of its own; its output goes to a file.
+
+        With ``network`` it runs in the network namespace of this name.
+        """
+        within = ["ip", "netns", "exec", network] if network else []
         file = self.path / (log or f"{command[0]}-{len(self._started)}.log")
         with file.open("w") as out:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *without_checks(command)], cwd=self.path, env={**self.environment, **environment},
-                text=True, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                [*within, sys.executable, "-P", "-m", *without_checks(command)],
+                cwd=self.path,
+                env={**self.environment, **environment},
+                text=True,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         self._started.append(process)
         return process
 
     def output(self, log: str) -> str:
         return (self.path / log).read_text()
+
+    def logs(self) -> list[str]:
+        """The output of every command that was started, and of the local workers."""
+        return [
+            file.read_text() for file in [*self.path.glob("*.log"), *self.root.glob("*/logs/*.log")]
+        ]
 
     def stop(self) -> None:
         for process in self._started:
@@ -106,7 +147,7 @@ class Place:
                 process.kill()
             process.wait()
 
-    # -- what can be seen --------------------------------------------------------------------------------------------
+    # -- what can be seen --------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         done = self.run("master", "status", "--json")
@@ -138,14 +179,31 @@ class Place:
     def worker_pids(self) -> list[int]:
         """The processes of local workers of this place, found by their command line."""
         found = []
+        for pid, line in self._processes():
+            with contextlib.suppress(OSError):
+                forks = (
+                    b"fork-server" in line and Path(f"/proc/{pid}/comm").read_text() != "worker\n"
+                )  # the server, not what it has forked
+                if b"worker" in line and not forks:
+                    found.append(pid)
+        return found
+
+    def left_pids(self) -> list[int]:
+        """Return the processes that outlive a command of this place.
+
+        These are workers that stay for the next command, and the process that draws a report.
+        """
+        return [pid for pid, line in self._processes() if b"worker" in line or b"report" in line]
+
+    def _processes(self) -> Iterator[tuple[int, list[bytes]]]:
+        """Return id and command line of live processes that name this checkpoint root."""
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     line = (entry / "cmdline").read_bytes().split(b"\0")
                     state = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                    if b"worker" in line and str(self.root).encode() in line and state != "Z":
-                        found.append(int(entry.name))
-        return found
+                    if str(self.root).encode() in line and state != "Z":
+                        yield int(entry.name), line
 
 
 @contextlib.contextmanager
@@ -156,9 +214,11 @@ def place(path: Path, redis_url: str | None = None) -> Iterator[Place]:
         yield here
     finally:
         here.stop()
-        for pid in here.worker_pids():
+        for pid in here.left_pids():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if here.redis_url is None and (here.root / ".redis" / "redis.sock").exists():
-            with contextlib.suppress(redis.ConnectionError):  # its users were killed, so that none of them stopped it
+            with contextlib.suppress(
+                redis.ConnectionError
+            ):  # its users were killed, so that none of them stopped it
                 os.kill(here.redis_pid(), signal.SIGKILL)

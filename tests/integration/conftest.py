@@ -13,7 +13,11 @@ from tests.redis_server import start_redis
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c_is_heard() -> None:
-    """In what a script starts with ``&`` SIGINT is ignored, and so it would be by every process that a test starts."""
+    """Restore SIGINT.
+
+    A script's ``&`` makes its processes ignore SIGINT, and every process that a test starts would
+    inherit that.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -38,5 +42,7 @@ def password_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with start_redis(tmp_path_factory.mktemp("redis"), "7", "--port", str(port), "--requirepass", "right"):
+    with start_redis(
+        tmp_path_factory.mktemp("redis"), "7", "--port", str(port), "--requirepass", "right"
+    ):
         yield f"redis://:right@127.0.0.1:{port}/0"

@@ -37,7 +37,18 @@ def free_port(also: int = 0) -> int:
 def running(folder: Path, port: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server on loopback, killed at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    command = [program("7"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder), *options]
+    command = [
+        program("7"),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(folder),
+        *options,
+    ]
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: answers(port), f"the server on port {port}")
@@ -78,15 +89,24 @@ def a_cluster(folder: Path) -> Iterator[Cluster]:
     """A Cluster whose nodes keep their data over a restart."""
     ports = [free_port(also=10_000) for _ in range(3)]
     with ExitStack() as stack:
-        nodes = {port: stack.enter_context(running(folder / str(port), port, *NODE)) for port in ports}
+        nodes = {
+            port: stack.enter_context(running(folder / str(port), port, *NODE)) for port in ports
+        }
         share = 16384 // 3 + 1
         for number, port in enumerate(ports):
             with redis.Redis(port=port) as node:
-                node.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, min((number + 1) * share, 16384) - 1)
+                node.execute_command(
+                    "CLUSTER", "ADDSLOTSRANGE", number * share, min((number + 1) * share, 16384) - 1
+                )
                 node.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
         for port in ports:
             with redis.Redis(port=port, decode_responses=True) as node:
-                wait_for(lambda node=node: "cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO")), "the cluster")
+                wait_for(
+                    lambda node=node: (
+                        "cluster_state:ok" in str(node.execute_command("CLUSTER", "INFO"))
+                    ),
+                    "the cluster",
+                )
         yield Cluster(f"redis+cluster://127.0.0.1:{ports[0]},127.0.0.1:{ports[1]}", folder, nodes)
 
 
@@ -103,17 +123,27 @@ class Watched:
 def a_sentinel(folder: Path) -> Iterator[Watched]:
     """One Sentinel that fails over soon after the primary is gone."""
     primary, replica, watcher = free_port(), free_port(), free_port()
-    settings = f"port {watcher}\nbind 127.0.0.1\ndir {folder}\nsentinel monitor search 127.0.0.1 {primary} 1\n"
-    settings += "sentinel down-after-milliseconds search 300\nsentinel failover-timeout search 2000\n"
+    settings = (
+        f"port {watcher}\nbind 127.0.0.1\ndir {folder}\n"
+        f"sentinel monitor search 127.0.0.1 {primary} 1\n"
+    )
+    settings += (
+        "sentinel down-after-milliseconds search 300\nsentinel failover-timeout search 2000\n"
+    )
     (folder / "sentinel.conf").write_text(settings)
     with ExitStack() as stack:
         dying = stack.enter_context(running(folder / "primary", primary))
-        stack.enter_context(running(folder / "replica", replica, "--replicaof", "127.0.0.1", str(primary)))
+        stack.enter_context(
+            running(folder / "replica", replica, "--replicaof", "127.0.0.1", str(primary))
+        )
         command = [str(program("7")), str(folder / "sentinel.conf"), "--sentinel"]
         sentinel = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         stack.callback(sentinel.wait)
         stack.callback(sentinel.kill)
         wait_for(lambda: answers(watcher), "the Sentinel")
         with redis.Redis(port=watcher, decode_responses=True) as asked:
-            wait_for(lambda: len(asked.sentinel_slaves("search")) == 1, "the Sentinel to know the replica")
+            wait_for(
+                lambda: len(asked.sentinel_slaves("search")) == 1,
+                "the Sentinel to know the replica",
+            )
         yield Watched(f"redis+sentinel://127.0.0.1:{watcher}/search/0", dying, replica)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.commands import Place
+from tests.integration.commands import DEADLINE_S, Place
 
 
 def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -52,15 +52,30 @@ def test_a_wrong_search_file(here: Place, old: str, new: str, words: list[str]) 
 
 
 def test_an_unreadable_search_file(here: Place) -> None:
-    refused(here.run("master", "launch", "--stage", "coarse", "--config", "none.toml"), 2, "none.toml", "master init")
+    refused(
+        here.run("master", "launch", "--stage", "coarse", "--config", "none.toml"),
+        2,
+        "none.toml",
+        "master init",
+    )
     (here.path / "binary.toml").write_bytes(b"\xff\xfe\x00")
-    refused(here.run("master", "launch", "--stage", "coarse", "--config", "binary.toml"), 2, "binary.toml", "UTF-8")
+    refused(
+        here.run("master", "launch", "--stage", "coarse", "--config", "binary.toml"),
+        2,
+        "binary.toml",
+        "UTF-8",
+    )
 
 
 def test_stages_out_of_order_or_unknown(here: Place) -> None:
     here.write_search()
     refused(here.run("master", "launch", "--stage", "medium"), 2, "medium", "coarse, fine")
-    refused(here.run("master", "launch", "--stage", "fine"), 2, "fine", "master launch --search digits --stage coarse")
+    refused(
+        here.run("master", "launch", "--stage", "fine"),
+        2,
+        "fine",
+        "master launch --search digits --stage coarse",
+    )
     refused(here.run("master", "rank"), 2, "has not been launched")
     assert not list(here.root.rglob("*.json"))
 
@@ -69,7 +84,12 @@ def test_several_searches_and_none(here: Place) -> None:
     refused(here.run("master", "rank"), 2, "no search")
     for name in ("one", "two"):
         here.write_search(name=name, trials=2)
-        assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+        assert (
+            here.run(
+                "master", "launch", "--stage", "coarse", "--workers", "0", "--detach"
+            ).returncode
+            == 0
+        )
     (here.path / "search.toml").unlink()
     refused(here.run("master", "status"), 2, "one, two", "--search")
     assert here.run("master", "status", "--search", "one").returncode == 0
@@ -78,8 +98,14 @@ def test_several_searches_and_none(here: Place) -> None:
 
 def test_redis_out_of_reach(here: Place) -> None:
     here.write_search()
-    refused(here.run("master", "--redis", "redis://127.0.0.1:1/0", "launch", "--stage", "coarse"), 4, "127.0.0.1:1")
-    refused(here.run("worker", "start", "--redis", "redis://:secret@127.0.0.1:1/0"), 4, "127.0.0.1:1")
+    refused(
+        here.run("master", "--redis", "redis://127.0.0.1:1/0", "launch", "--stage", "coarse"),
+        4,
+        "127.0.0.1:1",
+    )
+    refused(
+        here.run("worker", "start", "--redis", "redis://:secret@127.0.0.1:1/0"), 4, "127.0.0.1:1"
+    )
     refused(here.run("master", "--redis", "nonsense", "workers"), 2, "nonsense")
 
 
@@ -89,7 +115,17 @@ def test_a_wrong_password(here: Place, password_server: str) -> None:
     done = here.run("master", "--redis", wrong, "launch", "--stage", "coarse")
     refused(done, 4, "password")
     assert "wrong-one" not in done.stderr
-    right = here.run("master", "--redis", password_server, "launch", "--stage", "coarse", "--workers", "0", "--detach")
+    right = here.run(
+        "master",
+        "--redis",
+        password_server,
+        "launch",
+        "--stage",
+        "coarse",
+        "--workers",
+        "0",
+        "--detach",
+    )
     assert right.returncode == 0, right.stderr
 
 
@@ -111,11 +147,17 @@ def test_damaged_files_in_the_folder(here: Place) -> None:
 
 def test_a_damaged_resume_state_starts_the_trial_anew(here: Place) -> None:
     here.write_search(trials=2)
-    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    assert (
+        here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode
+        == 0
+    )
     resume = here.root / "digits" / "coarse" / "resume"
     (resume / "coarse-0000-try=1.pt").write_bytes(b"nothing")
     shutil.rmtree(here.root / ".redis", ignore_errors=True)
-    assert here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode == 0
+    assert (
+        here.run("master", "launch", "--stage", "coarse", "--workers", "0", "--detach").returncode
+        == 0
+    )
     done = here.run("worker", "start", "--burst")
     assert done.returncode == 0 and "damaged" in done.stderr
     assert {r["state"] for r in here.rank()} <= {"completed", "exploded"}
@@ -129,9 +171,14 @@ def in_mount_namespace(here: Place, script: str) -> subprocess.CompletedProcess[
     (here.root).mkdir(exist_ok=True)
     flags = "-m" if os.geteuid() == 0 else "-rm"
     return subprocess.run(
-        ["unshare", flags, "sh", "-c", script], cwd=here.path, env={**here.environment, "PY": sys.executable}, text=True,
-        capture_output=True, timeout=90, check=False,
-    )  # fmt: skip
+        ["unshare", flags, "sh", "-c", script],
+        cwd=here.path,
+        env={**here.environment, "PY": sys.executable},
+        text=True,
+        capture_output=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
 
 
 def test_a_read_only_checkpoint_folder(here: Place, open_server: str) -> None:
@@ -142,7 +189,9 @@ def test_a_read_only_checkpoint_folder(here: Place, open_server: str) -> None:
         "exec $PY -P -m master launch --stage coarse --skip-check --workers 0"
     )
     refused(in_mount_namespace(here, script), 1, "checkpoints", "read-only")
-    script = script.replace("master launch --stage coarse --skip-check --workers 0", "master init checkpoints")
+    script = script.replace(
+        "master launch --stage coarse --skip-check --workers 0", "master init checkpoints"
+    )
     refused(in_mount_namespace(here, script), 1, "read-only")
     here.redis_url = None
     embedded = script.replace("master init checkpoints", "worker start --burst")
@@ -150,7 +199,10 @@ def test_a_read_only_checkpoint_folder(here: Place, open_server: str) -> None:
 
 
 def test_a_full_checkpoint_folder(here: Place, open_server: str) -> None:
-    """The worker gives its trials back and leaves; with room again, the same commands end the stage."""
+    """The worker gives its trials back and leaves.
+
+    With room again, the same commands end the stage.
+    """
     here.write_search(trials=6)
     here.redis_url = open_server
     script = """
@@ -169,12 +221,40 @@ def test_a_full_checkpoint_folder(here: Place, open_server: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_checkpoint_folder_without_inodes(here: Place, open_server: str) -> None:
+    """The disk has free bytes and no free inodes.
+
+    The message says so; with room again the same command goes on.
+    """
+    here.write_search(trials=2)
+    here.redis_url = open_server
+    script = """
+    mount -t tmpfs -o size=100m,nr_inodes=40 tmpfs checkpoints || exit 99
+    for n in $(seq 100); do touch checkpoints/filler-$n 2>/dev/null; done
+    $PY -P -m master launch --stage coarse --skip-check --workers 0 --detach; echo "full: $?"
+    rm checkpoints/filler-*; mount -o remount,size=100m,nr_inodes=4000 checkpoints
+    $PY -P -m master launch --stage coarse --skip-check --workers 0 --detach; echo "free: $?"
+    """
+    done = in_mount_namespace(here, script)
+    assert "full: 1" in done.stdout and "free: 0" in done.stdout, (done.stdout, done.stderr)
+    assert (
+        "takes no more files: its inodes are used up (`df -i" in done.stderr
+        and "Traceback" not in done.stderr
+    )
+
+
+@pytest.mark.slow
 def test_a_master_names_every_remedy_of_the_command_line(here: Place) -> None:
     here.write_search()
-    refused(here.run("master", "launch", "--stage", "coarse", "--workers", "some"), 2, "some", "auto")
+    refused(
+        here.run("master", "launch", "--stage", "coarse", "--workers", "some"), 2, "some", "auto"
+    )
     refused(here.run("master", "kill", "--yes"), 2, "--trial")
     refused(here.run("worker", "start", "--device", "tpu"), 2, "tpu", "auto")
     refused(here.run("worker", "start", "--device", "all"), 2, "no CUDA device")
     refused(here.run("worker", "start", "--array-width", "0"), 2, "0", "auto")
-    assert here.run("master", "init", "x").returncode == 0 and Path(here.path / "x" / "search.toml").is_file()
+    assert (
+        here.run("master", "init", "x").returncode == 0
+        and Path(here.path / "x" / "search.toml").is_file()
+    )
     refused(here.run("master", "init", "x"), 2, "exists already")

@@ -18,17 +18,17 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.broker import Broker, open_broker
+from common.broker.connection import Broker, open_broker
+from common.broker.errors import translate_errors
+from common.broker.server_program import find_programs
+from common.broker.urls import redact
 from common.errors import CheckpointError, ConfigError, QueueError
-from common.redis_errors import translated
-from common.redis_program import installed
-from common.redis_urls import redact
-from tests.integration.commands import wait_for
+from tests.integration.commands import DEADLINE_S, wait_for
 from tests.integration.processes import alive
 
 USER = """
 import pathlib, sys
-from common.broker import open_broker
+from common.broker.connection import open_broker
 with open_broker(None, pathlib.Path(sys.argv[1])) as broker:
     print(broker.client.info("server")["process_id"], flush=True)
     sys.stdin.readline()
@@ -64,17 +64,19 @@ class User:
         return int(self.process.stdout.readline())
 
     def leave(self) -> None:
-        self.process.communicate("\n", timeout=60)
+        self.process.communicate("\n", timeout=DEADLINE_S)
         assert self.process.returncode == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=60)
+        self.process.communicate(timeout=DEADLINE_S)
 
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="cf-") as folder:  # shorter than pytest's, so that the socket fits
+    with tempfile.TemporaryDirectory(
+        prefix="cf-"
+    ) as folder:  # shorter than pytest's, so that the socket fits
         yield Path(folder) / "checkpoints"
 
 
@@ -130,7 +132,9 @@ class TestSharing:
     def test_programs_that_a_user_started_do_not_keep_the_server(self, root: Path) -> None:
         with open_broker(None, root) as broker:
             pid = server_pid(broker)
-            child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False)
+            child = subprocess.Popen(
+                [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False
+            )
         assert not alive(pid)
         child.communicate(b"\n")
 
@@ -144,6 +148,32 @@ class TestSharing:
             shutil.rmtree(root)
         wait_for(lambda: not alive(pid), "the server has ended")
 
+    def test_a_removed_server_is_stopped_even_if_the_connection_to_it_is_broken(
+        self, root: Path
+    ) -> None:
+        with open_broker(None, root) as broker:
+            pid = server_pid(broker)
+            shutil.rmtree(root)
+            broker.client.connection_pool.disconnect()
+        wait_for(lambda: not alive(pid), "the server has ended")
+
+    def test_a_server_whose_folder_was_removed_does_not_take_the_next_one_with_it(
+        self, root: Path
+    ) -> None:
+        old = open_broker(None, root)
+        before = server_pid(old)
+        shutil.rmtree(root)
+        new = open_broker(None, root)
+        after = server_pid(new)
+        assert before != after
+        old.close()
+        wait_for(lambda: not alive(before), "the old server has ended")
+        new.client.set("key", "value")
+        with open_broker(None, root) as beside:
+            assert server_pid(beside) == after
+        new.close()
+        assert not alive(after)
+
 
 @pytest.mark.usefixtures("program")
 class TestData:
@@ -151,14 +181,19 @@ class TestData:
         for n in range(3):
             with open_broker(None, root) as broker:
                 assert broker.client.incr("opened") == n + 1
-                assert (broker.client.info("server")["redis_version"] < "7") <= (program == "bundled")
+                assert (broker.client.info("server")["redis_version"] < "7") <= (
+                    program == "bundled"
+                )
 
     def test_they_survive_a_kill_of_the_server_under_a_living_user(self, root: Path) -> None:
         with open_broker(None, root) as broker:
             broker.client.set("key", "value")
             wait_for_disk(broker)
             os.kill(server_pid(broker), signal.SIGKILL)
-            with pytest.raises(QueueError, match="cannot be reached"), translated(broker.where):
+            with (
+                pytest.raises(QueueError, match="cannot be reached"),
+                translate_errors(broker.where),
+            ):
                 broker.client.get("key")
             assert broker.ensure()
             assert not broker.ensure()
@@ -168,7 +203,9 @@ class TestData:
         with open_broker(None, root) as broker:
             os.kill(server_pid(broker), signal.SIGKILL)
             repaired: list[bool] = []
-            threads = [threading.Thread(target=lambda: repaired.append(broker.ensure())) for _ in range(4)]
+            threads = [
+                threading.Thread(target=lambda: repaired.append(broker.ensure())) for _ in range(4)
+            ]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -178,14 +215,20 @@ class TestData:
     def test_a_script_that_meets_full_memory_says_so(self, root: Path) -> None:
         with open_broker(None, root) as broker:
             broker.client.config_set("maxmemory", 1)
-            with pytest.raises(QueueError, match="out of memory; raise its maxmemory"), translated(broker.where):
+            with (
+                pytest.raises(QueueError, match="out of memory; raise its maxmemory"),
+                translate_errors(broker.where),
+            ):
                 broker.client.eval("return redis.call('set', KEYS[1], 'x')", 1, "key")
 
     def test_a_script_that_meets_a_replica_says_so(self, root: Path) -> None:
         with open_broker(None, root) as broker:
             broker.client.config_set("replica-serve-stale-data", "yes")
             broker.client.replicaof("127.0.0.1", 1)
-            with pytest.raises(QueueError, match="read-only replica"), translated(broker.where):
+            with (
+                pytest.raises(QueueError, match="read-only replica"),
+                translate_errors(broker.where),
+            ):
                 broker.client.eval("return redis.call('set', KEYS[1], 'x')", 1, "key")
 
 
@@ -194,13 +237,18 @@ class TestPrivacy:
         old = os.umask(0)
         try:
             with open_broker(None, root) as broker:
-                modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in [root / ".redis", root / ".redis/redis.sock"]}
+                modes = {
+                    path.name: stat.S_IMODE(path.stat().st_mode)
+                    for path in [root / ".redis", root / ".redis/redis.sock"]
+                }
                 assert modes == {".redis": 0o700, "redis.sock": 0o700}
                 assert broker.client.config_get("port") == {"port": "0"}
         finally:
             os.umask(old)
 
-    def test_a_long_path_gets_a_socket_in_a_private_folder(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_long_path_gets_a_socket_in_a_private_folder(
+        self, root: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         deep = root / ("long" * 20) / "path"
         with open_broker(None, deep) as broker:
             folder = Path(broker.url.removeprefix("unix://")).parent
@@ -224,7 +272,9 @@ class TestRefusals:
 
     def test_another_host_may_still_run_it(self, root: Path) -> None:
         self.place(root, host="elsewhere", boot_id="another")
-        with pytest.raises(QueueError, match=r"may be running on the host elsewhere; .* delete .*server\.json"):
+        with pytest.raises(
+            QueueError, match=r"may be running on the host elsewhere; .* delete .*server\.json"
+        ):
             open_broker(None, root)
 
     def test_the_same_host_started_anew(self, root: Path) -> None:
@@ -243,7 +293,11 @@ class TestRefusals:
             pass
         (root / ".redis/version").write_text("99.1.0\n")
         with pytest.raises(
-            QueueError, match=r"Redis 99\.1\.0 wrote the data there.*install redis-server 99 or newer, or move the folder away"
+            QueueError,
+            match=(
+                r"Redis 99\.1\.0 wrote the data there.*install redis-server 99 or newer, or "
+                r"move the folder away"
+            ),
         ):
             open_broker(None, root)
 
@@ -256,7 +310,9 @@ class TestRefusals:
     def test_the_version_that_wrote_last_is_kept(self, root: Path) -> None:
         for _ in range(2):
             with open_broker(None, root) as broker:
-                assert (root / ".redis/version").read_text() == broker.client.info("server")["redis_version"]
+                assert (root / ".redis/version").read_text() == broker.client.info("server")[
+                    "redis_version"
+                ]
 
     @pytest.mark.usefixtures("only_bundled")
     def test_an_activated_environment_does_not_put_the_wheels_copy_first(
@@ -266,7 +322,7 @@ class TestRefusals:
         newer.write_text("#!/bin/sh\necho 'Redis server v=98.0.0 sha=00000000:0'\n")
         newer.chmod(0o755)
         monkeypatch.setenv("PATH", f"{Path(sys.prefix) / 'bin'}:{tmp_path}")
-        first, *others = installed()
+        first, *others = find_programs()
         assert str(first) == f"{newer} 98.0.0"
         assert [program.version[:2] for program in others] == [(6, 2)]
 
@@ -274,9 +330,17 @@ class TestRefusals:
     def test_damaged_data_show_the_end_of_the_log_and_the_remedy(self, root: Path) -> None:
         with open_broker(None, root) as broker:
             broker.client.set("key", "value")
-        file = max((root / ".redis").glob("**/*appendonly*.aof"), key=lambda path: path.stat().st_size)
+        file = max(
+            (root / ".redis").glob("**/*appendonly*.aof"), key=lambda path: path.stat().st_size
+        )
         file.write_bytes(b"*1\r\n$4\r\nnope\r\nrubbish\r\n" + file.read_bytes())
-        with pytest.raises(QueueError, match=r"(?s)did not start: .* ended with status 1\..*redis\.log ends with\n.*redis-check-aof --fix"):
+        with pytest.raises(
+            QueueError,
+            match=(
+                r"(?s)did not start: .* ended with status 1\..*redis\.log ends "
+                r"with\n.*redis-check-aof --fix"
+            ),
+        ):
             open_broker(None, root)
 
     def test_a_root_that_is_no_folder(self, tmp_path: Path) -> None:
@@ -298,19 +362,26 @@ class TestRefusals:
 def guarded(root: Path) -> Iterator[str]:
     """The socket of a server with the password s3/cr@et and a user without rights."""
     with open_broker(None, root) as broker:
-        broker.client.execute_command("ACL", "SETUSER", "guest", "on", ">guest", "+ping", "+info", "+client")
+        broker.client.execute_command(
+            "ACL", "SETUSER", "guest", "on", ">guest", "+ping", "+info", "+client"
+        )
         broker.client.config_set("requirepass", "s3/cr@et")
         yield broker.url.removeprefix("unix://")
         broker.client.config_set("requirepass", "")
 
 
 class TestUrl:
-    def test_the_password_may_stand_in_the_url_or_in_a_file(self, guarded: str, root: Path, tmp_path: Path) -> None:
+    def test_the_password_may_stand_in_the_url_or_in_a_file(
+        self, guarded: str, root: Path, tmp_path: Path
+    ) -> None:
         secret = tmp_path / "password"
         secret.write_text("s3/cr@et\n")
         for url, environ in [
             (f"unix://:s3%2Fcr%40et@{guarded}", {}),
-            (f"unix://default:s3%2Fcr%40et@{guarded}?db=1", {"REDIS_PASSWORD_FILE": "/not/looked/at"}),
+            (
+                f"unix://default:s3%2Fcr%40et@{guarded}?db=1",
+                {"REDIS_PASSWORD_FILE": "/not/looked/at"},
+            ),
             (f"unix://{guarded}", {"REDIS_PASSWORD_FILE": str(secret)}),
         ]:
             with open_broker(url, root, environ) as broker:
@@ -320,7 +391,10 @@ class TestUrl:
 
     @pytest.mark.parametrize(
         ("login", "message"),
-        [(":wr0ng%2Fpass@", "refuses the login; check the user and the password"), ("", "asks for a password; give it in --redis")],
+        [
+            (":wr0ng%2Fpass@", "refuses the login; check the user and the password"),
+            ("", "asks for a password; give it in --redis"),
+        ],
     )
     def test_a_refused_login(self, guarded: str, root: Path, login: str, message: str) -> None:
         with pytest.raises(QueueError, match=message) as caught:
@@ -330,11 +404,20 @@ class TestUrl:
 
     def test_a_user_without_rights(self, guarded: str, root: Path) -> None:
         broker = open_broker(f"unix://guest:guest@{guarded}", root, {})
-        with broker, pytest.raises(QueueError, match=r"does not let this user .*docs/security\.md"), translated(broker.where):
+        with (
+            broker,
+            pytest.raises(QueueError, match=r"does not let this user .*docs/security\.md"),
+            translate_errors(broker.where),
+        ):
             broker.client.set("key", "value")
 
-    @pytest.mark.parametrize(("content", "message"), [(None, "cannot be read"), ("\n", "is empty"), (b"\xff\xfe", "it is not text")])
-    def test_a_password_file_that_gives_none(self, root: Path, tmp_path: Path, content: str | bytes | None, message: str) -> None:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(None, "cannot be read"), ("\n", "is empty"), (b"\xff\xfe", "it is not text")],
+    )
+    def test_a_password_file_that_gives_none(
+        self, root: Path, tmp_path: Path, content: str | bytes | None, message: str
+    ) -> None:
         file = tmp_path / "password"
         if content is not None:
             file.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -345,7 +428,9 @@ class TestUrl:
     def test_nobody_there(self, root: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-        with pytest.raises(QueueError, match=f"Redis at 127.0.0.1:{port} cannot be reached; start it") as caught:
+        with pytest.raises(
+            QueueError, match=f"Redis at 127.0.0.1:{port} cannot be reached; start it"
+        ) as caught:
             open_broker(f"redis://me:s3cret@127.0.0.1:{port}/0", root, {})
         assert "s3cret" not in str(caught.value)
         assert caught.value.exit_code == 4
@@ -387,7 +472,9 @@ class Pretender:
             except OSError:
                 return
             with connection:
-                while (heard := connection.recv(4096)) and (answer := self._reply(heard)) is not None:
+                while (heard := connection.recv(4096)) and (
+                    answer := self._reply(heard)
+                ) is not None:
                     connection.sendall(answer)
 
     def _reply(self, heard: bytes) -> bytes | None:
@@ -411,10 +498,20 @@ class TestStrangeServers:
         for server in servers:
             server.close()
 
-    def test_nothing_is_ever_sent_twice(self, pretend: Callable[..., Pretender], root: Path) -> None:
-        server = pretend(lambda heard: None if b"EVALSHA" in heard else b"+PONG\r\n" if b"PING" in heard else b"$0\r\n\r\n")
+    def test_nothing_is_ever_sent_twice(
+        self, pretend: Callable[..., Pretender], root: Path
+    ) -> None:
+        server = pretend(
+            lambda heard: (
+                None if b"EVALSHA" in heard else b"+PONG\r\n" if b"PING" in heard else b"$0\r\n\r\n"
+            )
+        )
         broker = open_broker(server.url, root, {})
-        with broker, pytest.raises(QueueError, match="cannot be reached"), translated(broker.where):
+        with (
+            broker,
+            pytest.raises(QueueError, match="cannot be reached"),
+            translate_errors(broker.where),
+        ):
             broker.client.evalsha("f" * 40, 0)
         assert sum(b"EVALSHA" in heard for heard in server.heard) == 1
 
@@ -425,34 +522,53 @@ class TestStrangeServers:
 
     def test_one_that_is_too_old(self, pretend: Callable[..., Pretender], root: Path) -> None:
         info = b"redis_version:5.0.7\r\n"
-        server = pretend(lambda heard: b"+PONG\r\n" if b"PING" in heard else b"$%d\r\n%s\r\n" % (len(info), info))
+        server = pretend(
+            lambda heard: b"+PONG\r\n" if b"PING" in heard else b"$%d\r\n%s\r\n" % (len(info), info)
+        )
         with pytest.raises(QueueError, match=r"is version 5\.0\.7; a search needs 6\.2 or newer"):
             open_broker(server.url, root, {})
 
-    def test_one_that_forbids_info_is_taken_as_it_is(self, pretend: Callable[..., Pretender], root: Path) -> None:
-        server = pretend(lambda heard: b"+PONG\r\n" if b"PING" in heard else b"-NOPERM this user has no permissions\r\n")
+    def test_one_that_forbids_info_is_taken_as_it_is(
+        self, pretend: Callable[..., Pretender], root: Path
+    ) -> None:
+        server = pretend(
+            lambda heard: (
+                b"+PONG\r\n" if b"PING" in heard else b"-NOPERM this user has no permissions\r\n"
+            )
+        )
         with open_broker(server.url, root, {}) as broker:
             assert broker.client.ping()
 
     @pytest.mark.parametrize(
         ("answer", "message"),
         [
-            (b"-LOADING Redis is loading the dataset in memory", "still loading its data; try again"),
-            (b"-MISCONF Errors writing to the AOF file: No space left on device", "cannot write to its disk"),
+            (
+                b"-LOADING Redis is loading the dataset in memory",
+                "still loading its data; try again",
+            ),
+            (
+                b"-MISCONF Errors writing to the AOF file: No space left on device",
+                "cannot write to its disk",
+            ),
             (b"-CLUSTERDOWN The cluster is down", "Redis Cluster that is down"),
             (b"-MOVED 3999 127.0.0.1:6381", "node of a Redis Cluster"),
             (b"-ERR max number of clients reached", "no connection left; raise its maxclients"),
-            (b"-ERR Error running script (call to f_0): @user_script:1: -MISCONF Errors writing", "cannot write to its disk"),
+            (
+                b"-ERR Error running script (call to f_0): @user_script:1: -MISCONF Errors writing",
+                "cannot write to its disk",
+            ),
         ],
     )
-    def test_one_that_refuses(self, pretend: Callable[..., Pretender], root: Path, answer: bytes, message: str) -> None:
+    def test_one_that_refuses(
+        self, pretend: Callable[..., Pretender], root: Path, answer: bytes, message: str
+    ) -> None:
         server = pretend(lambda heard: answer + b"\r\n")
         with pytest.raises(QueueError, match=message):
             open_broker(server.url, root, {})
 
 
 def test_faults_of_the_program_are_not_blamed_on_the_server() -> None:
-    with pytest.raises(redis.ResponseError), translated("Redis"):
+    with pytest.raises(redis.ResponseError), translate_errors("Redis"):
         raise redis.ResponseError("ERR wrong number of arguments for 'hget' command")
 
 
@@ -464,7 +580,10 @@ def test_faults_of_the_program_are_not_blamed_on_the_server() -> None:
         ("rediss://me:s3/c@r:e://t@localhost:1/2", "rediss://me:***@localhost:1/2"),
         ("redis://s3cret@localhost", "redis://***@localhost"),
         (":s3cret@localhost:6379", ":***@localhost:6379"),
-        ("unix:///a@b/redis.sock?db=1&password=s3c@ret&x=1", "unix:///a@b/redis.sock?db=1&password=***&x=1"),
+        (
+            "unix:///a@b/redis.sock?db=1&password=s3c@ret&x=1",
+            "unix:///a@b/redis.sock?db=1&password=***&x=1",
+        ),
     ],
 )
 def test_redacted_urls(url: str, shown: str) -> None:

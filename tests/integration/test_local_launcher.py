@@ -37,7 +37,14 @@ class Launch:
     def start(self, code: str, n: int = 1, **environ: str) -> LocalWorkers:
         environment = {**os.environ, **environ}
         command = [sys.executable, "-c", code]
-        self.workers = LocalWorkers(command, n, self.folder / "logs", self.said.append, clock=lambda: self.now, environ=environment)
+        self.workers = LocalWorkers(
+            command,
+            n,
+            self.folder / "logs",
+            self.said.append,
+            clock=lambda: self.now,
+            environ=environment,
+        )
         return self.workers.start()
 
     def log(self, number: int = 1) -> str:
@@ -66,7 +73,10 @@ def test_each_runs_in_a_session_of_its_own_and_writes_to_its_own_file(launch: La
 
 
 def test_the_environment_reaches_them_and_the_command_line_does_not_show_it(launch: Launch) -> None:
-    workers = launch.start("import os, time; print(os.environ['REDIS_URL'], flush=True); time.sleep(600)", REDIS_URL="redis://:s3cret@here")
+    workers = launch.start(
+        "import os, time; print(os.environ['REDIS_URL'], flush=True); time.sleep(600)",
+        REDIS_URL="redis://:s3cret@here",
+    )
     wait_for(lambda: "s3cret" in launch.log(), "it knows the URL")
     assert "s3cret" not in Path(f"/proc/{workers.pids[0]}/cmdline").read_text()
 
@@ -80,7 +90,10 @@ def test_a_killed_one_is_told_and_started_again_after_a_while(launch: Launch) ->
     launch.wait_for_end(first)
     assert workers.pids == [second]
     assert launch.said == [
-        f"local worker 1 died (SIGKILL) after 60 s; starting it again in 1 s. Its output: {launch.folder / 'logs' / 'worker-1.log'}"
+        (
+            "local worker 1 died (SIGKILL) after 60 s; starting it again in 1 s. Its output: "
+            f"{launch.folder / 'logs' / 'worker-1.log'}"
+        )
     ]
     launch.now = 60.9
     workers.poll()
@@ -89,7 +102,9 @@ def test_a_killed_one_is_told_and_started_again_after_a_while(launch: Launch) ->
     workers.poll()
     assert len(workers.pids) == 2
     assert first not in workers.pids
-    wait_for(lambda: launch.log(1) == "ready\nready\n", "the new one writes behind the old one's output")
+    wait_for(
+        lambda: launch.log(1) == "ready\nready\n", "the new one writes behind the old one's output"
+    )
 
 
 def test_one_that_left_by_itself_stays_away(launch: Launch) -> None:
@@ -114,7 +129,10 @@ def test_one_that_is_forgotten_stays_away(launch: Launch) -> None:
 
 
 def test_one_that_keeps_dying_is_given_up_with_the_end_of_its_output(launch: Launch) -> None:
-    workers = launch.start("import sys; print('\\n'.join(f'line {n}' for n in range(40))); sys.exit('no such task: digitz')")
+    workers = launch.start(
+        "import sys; print('\\n'.join(f'line {n}' for n in range(40))); sys.exit('no "
+        "such task: digitz')"
+    )
     for death in range(5):
         assert not workers.given_up, death
         launch.wait_for_end(workers.pids[0])
@@ -124,7 +142,10 @@ def test_one_that_keeps_dying_is_given_up_with_the_end_of_its_output(launch: Lau
     assert workers.pids == []
     assert len(launch.said) == 5
     final = launch.said[-1]
-    assert final.startswith("local worker 1 died 5 times, each within 10 s of its start, at last with exit status 1; giving it up.")
+    assert final.startswith(
+        "local worker 1 died 5 times, each within 10 s of its start, at last with exit "
+        "status 1; giving it up."
+    )
     assert f"{launch.folder / 'logs' / 'worker-1.log'}, ends with\n" in final
     assert "    line 39\n    no such task: digitz" in final
     assert "line 20\n" not in final
@@ -197,3 +218,15 @@ def test_output_that_cannot_be_written(tmp_path: Path, launch: Launch) -> None:
     (tmp_path / "logs").write_text("in the way")
     with pytest.raises(CheckpointError, match="a file stands where a folder belongs"):
         launch.start(SLEEPER)
+
+
+def test_how_one_that_died_ended_is_known_with_its_log(launch: Launch) -> None:
+    workers = launch.start("import os, time; print(1, flush=True); time.sleep(600)")
+    (pid,) = workers.pids
+    assert workers.how_ended(pid) == ""
+    os.kill(pid, signal.SIGSEGV)
+    launch.wait_for_end(pid)
+    assert (
+        workers.how_ended(pid)
+        == "its last worker was ended by SIGSEGV; its output ends in logs/worker-1.log"
+    )

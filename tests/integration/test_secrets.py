@@ -1,4 +1,7 @@
-"""A password stands in no process list, log line, error, record or key: while a search runs, and over an encrypted connection."""
+"""A password appears in no process list, log line, error, record or key.
+
+This holds while a search runs and over an encrypted connection.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,22 @@ def encrypted(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     authority.cert_pem.write_to_path(folder / "ca.pem")
     port = free_port()
     server = folder / "127.0.0.1.pem"
-    files = ("--tls-cert-file", str(server), "--tls-key-file", str(server), "--tls-ca-cert-file", str(folder / "ca.pem"))
-    url = f"rediss://:{QUOTED}@127.0.0.1:{port}/0?ssl_ca_certs={folder}/ca.pem&ssl_certfile={folder}/client.example.pem"
-    with start_redis(folder, "7", "--tls-port", str(port), *files, "--requirepass", SECRET), place(tmp_path, url) as here:
+    files = (
+        "--tls-cert-file",
+        str(server),
+        "--tls-key-file",
+        str(server),
+        "--tls-ca-cert-file",
+        str(folder / "ca.pem"),
+    )
+    url = (
+        f"rediss://:{QUOTED}@127.0.0.1:{port}/0?ssl_ca_certs={folder}/ca.pem&"
+        f"ssl_certfile={folder}/client.example.pem"
+    )
+    with (
+        start_redis(folder, "7", "--tls-port", str(port), *files, "--requirepass", SECRET),
+        place(tmp_path, url) as here,
+    ):
         here.write_search(trials=4)
         yield here
 
@@ -43,7 +59,9 @@ def encrypted(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of a server that wants the secret, for a command line."""
     port = free_port()
-    with start_redis(tmp_path_factory.mktemp("redis"), None, "--port", str(port), "--requirepass", SECRET):
+    with start_redis(
+        tmp_path_factory.mktemp("redis"), None, "--port", str(port), "--requirepass", SECRET
+    ):
         yield f"redis://:{QUOTED}@127.0.0.1:{port}/0"
 
 
@@ -75,11 +93,26 @@ def test_a_password_in_the_url_of_a_search_over_tls(encrypted: Place) -> None:
     assert not holds_secret(everything(str(here.redis_url)))
 
 
-def test_a_password_on_the_masters_own_command_line_goes_no_further(url: str, tmp_path: Path) -> None:
-    """What the user types there is seen by all, as the documents say; what the master starts does not repeat it."""
+def test_a_password_on_the_masters_own_command_line_goes_no_further(
+    url: str, tmp_path: Path
+) -> None:
+    """All users see a typed command line, as the documents say.
+
+    What the master starts does not repeat it.
+    """
     with place(tmp_path) as here:
         here.write_search(trials=4)
-        master = here.start("master", "--redis", url, "launch", "--stage", "coarse", "--workers", "1", log="master.log")
+        master = here.start(
+            "master",
+            "--redis",
+            url,
+            "launch",
+            "--stage",
+            "coarse",
+            "--workers",
+            "1",
+            log="master.log",
+        )
         seen = watched(master, "worker")
         assert master.returncode == 0, here.output("master.log")
         assert seen and len(here.records()) == 4
@@ -89,7 +122,10 @@ def test_a_password_on_the_masters_own_command_line_goes_no_further(url: str, tm
 
 
 def test_a_password_that_is_not_asked_for_goes_nowhere(tmp_path: Path) -> None:
-    """A URL in the environment, overruled by the embedded server, which is a process of its own with what it inherits."""
+    """The environment has a URL, and the embedded server overrules it.
+
+    That server is its own process and inherits the environment.
+    """
     with place(tmp_path) as here:
         here.write_search(trials=2)
         url = f"redis://:{QUOTED}@127.0.0.1:1/0"
@@ -102,13 +138,32 @@ def test_a_password_that_is_not_asked_for_goes_nowhere(tmp_path: Path) -> None:
 
 
 def test_the_workers_of_all_devices_are_started_without_it(url: str, tmp_path: Path) -> None:
-    """The process that starts one a device has the URL where the user wrote it; its children, on devices that are not there, do not."""
-    devices = "import torch; torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 2"
+    """The parent of one worker a device has the URL where the user wrote it.
+
+    Its children do not have it. Their devices do not exist.
+    """
+    devices = (
+        "import torch; torch.cuda.is_available = lambda: True; torch.cuda.device_count = lambda: 2"
+    )
     program = f"{devices}; import sys; from worker.cli import main; sys.argv[0] = 'worker'; main()"
     with place(tmp_path) as here:
-        command = [sys.executable, "-P", "-c", program, "start", "--redis", url, "--device", "all", "--checkpoints", str(here.root)]
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            program,
+            "start",
+            "--redis",
+            url,
+            "--device",
+            "all",
+            "--checkpoints",
+            str(here.root),
+        ]
         with (tmp_path / "all.log").open("w") as out:
-            parent = subprocess.Popen(command, cwd=tmp_path, env=here.environment, stdout=out, stderr=out, text=True)
+            parent = subprocess.Popen(
+                command, cwd=tmp_path, env=here.environment, stdout=out, stderr=out, text=True
+            )
         seen = watched(parent, "cuda:0", "cuda:1")
         assert parent.returncode not in (0, None), "there is no such device"
         assert not any(holds_secret(line) for line in seen)
@@ -116,7 +171,10 @@ def test_the_workers_of_all_devices_are_started_without_it(url: str, tmp_path: P
 
 
 def watched(parent: subprocess.Popen[str], *marks: str) -> set[bytes]:
-    """The command lines of all that a process has started, directly or not, until its end; those with each mark were among them."""
+    """Return the command lines of all direct and indirect children of a process until its end.
+
+    Check that command lines with each mark were among them.
+    """
     seen: set[bytes] = set()
 
     def ended() -> bool:
@@ -124,7 +182,11 @@ def watched(parent: subprocess.Popen[str], *marks: str) -> set[bytes]:
             below = psutil.Process(parent.pid).children(recursive=True)
         except psutil.NoSuchProcess:
             below = []
-        seen.update(line for child in below if (line := command_line(child.pid)) and line != command_line(parent.pid))
+        seen.update(
+            line
+            for child in below
+            if (line := command_line(child.pid)) and line != command_line(parent.pid)
+        )
         return parent.poll() is not None
 
     wait_for(ended, "the process ends")
@@ -139,9 +201,15 @@ def no_file_holds_it(here: Place) -> bool:
 
 
 def test_a_refused_password_is_in_no_message(encrypted: Place) -> None:
-    for command in (["master", "workers"], ["master", "launch", "--stage", "coarse", "--workers", "0"]):
+    for command in (
+        ["master", "workers"],
+        ["master", "launch", "--stage", "coarse", "--workers", "0"],
+    ):
         wrong = str(encrypted.redis_url).replace(QUOTED, QUOTED + "no")
-        for done in (encrypted.run(*command, REDIS_URL=wrong), encrypted.run(*command, "--redis", wrong)):
+        for done in (
+            encrypted.run(*command, REDIS_URL=wrong),
+            encrypted.run(*command, "--redis", wrong),
+        ):
             assert done.returncode == 4 and "refuses the login" in done.stderr, done.stderr
             assert not holds_secret((done.stdout + done.stderr).encode())
 
@@ -161,6 +229,10 @@ def everything(url: str) -> bytes:
     """All that Redis holds."""
     with redis.Redis.from_url(url) as client:
         found = [client.dump(key) for key in client.keys("*")]
-        found += [b"".join(client.hgetall(key).values()) for key in client.keys("*") if client.type(key) == b"hash"]
+        found += [
+            b"".join(client.hgetall(key).values())
+            for key in client.keys("*")
+            if client.type(key) == b"hash"
+        ]
     assert len(found) > 5
     return os.linesep.encode().join(found)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from common.broker import open_broker
+from common.broker.connection import open_broker
 from common.errors import ConfigError, QueueError
 from tests.redis_server import start_redis
 
@@ -36,11 +36,15 @@ class Papers:
     def wrong_ca(self) -> Path:
         return self.folder / "theirs.pem"
 
-    def issue(self, name: str, host: str = HOST, ca: trustme.CA | None = None, days: int = 1) -> tuple[Path, Path]:
+    def issue(
+        self, name: str, host: str = HOST, ca: trustme.CA | None = None, days: int = 1
+    ) -> tuple[Path, Path]:
         """A certificate and its key."""
         certificate, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
         expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
-        issued = (ca or self.ours).issue_cert(host, not_before=expires - datetime.timedelta(days=30), not_after=expires)
+        issued = (ca or self.ours).issue_cert(
+            host, not_before=expires - datetime.timedelta(days=30), not_after=expires
+        )
         issued.cert_chain_pems[0].write_to_path(certificate)
         issued.private_key_pem.write_to_path(key)
         return certificate, key
@@ -60,8 +64,15 @@ def papers(tmp_path_factory: pytest.TempPathFactory) -> Papers:
 
 def serve(folder: Path, papers: Papers, certificate: str, *options: str) -> Iterator[int]:
     port = _free_port()
-    files = ["--tls-cert-file", f"{papers.folder}/{certificate}.pem", "--tls-key-file", f"{papers.folder}/{certificate}.key"]
-    with start_redis(folder, "7", "--tls-port", str(port), "--tls-ca-cert-file", str(papers.ca), *files, *options):
+    files = [
+        "--tls-cert-file",
+        f"{papers.folder}/{certificate}.pem",
+        "--tls-key-file",
+        f"{papers.folder}/{certificate}.key",
+    ]
+    with start_redis(
+        folder, "7", "--tls-port", str(port), "--tls-ca-cert-file", str(papers.ca), *files, *options
+    ):
         yield port
 
 
@@ -74,10 +85,20 @@ def port(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[i
 @pytest.fixture(scope="module")
 def strict_port(papers: Papers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Of a server that does, and wants a password too."""
-    yield from serve(tmp_path_factory.mktemp("redis"), papers, "server", "--tls-auth-clients", "yes", "--requirepass", "s3cret")
+    yield from serve(
+        tmp_path_factory.mktemp("redis"),
+        papers,
+        "server",
+        "--tls-auth-clients",
+        "yes",
+        "--requirepass",
+        "s3cret",
+    )
 
 
-def test_with_an_own_authority_in_the_url_or_the_environment(port: int, papers: Papers, tmp_path: Path) -> None:
+def test_with_an_own_authority_in_the_url_or_the_environment(
+    port: int, papers: Papers, tmp_path: Path
+) -> None:
     for url, environ in [
         (f"rediss://{HOST}:{port}/0?ssl_ca_certs={papers.ca}", {}),
         (f"rediss://{HOST}:{port}/0", {"REDIS_CA_FILE": str(papers.ca)}),
@@ -89,9 +110,16 @@ def test_with_an_own_authority_in_the_url_or_the_environment(port: int, papers: 
 
 def test_with_a_client_certificate(strict_port: int, papers: Papers, tmp_path: Path) -> None:
     certificate, key = papers.folder / "client.pem", papers.folder / "client.key"
-    files = {"REDIS_CA_FILE": str(papers.ca), "REDIS_CERT_FILE": str(certificate), "REDIS_KEY_FILE": str(key)}
+    files = {
+        "REDIS_CA_FILE": str(papers.ca),
+        "REDIS_CERT_FILE": str(certificate),
+        "REDIS_KEY_FILE": str(key),
+    }
     named = f"ssl_ca_certs={papers.ca}&ssl_certfile={certificate}&ssl_keyfile={key}"
-    for url, environ in [(f"rediss://:s3cret@{HOST}:{strict_port}/0", files), (f"rediss://:s3cret@{HOST}:{strict_port}/0?{named}", {})]:
+    for url, environ in [
+        (f"rediss://:s3cret@{HOST}:{strict_port}/0", files),
+        (f"rediss://:s3cret@{HOST}:{strict_port}/0?{named}", {}),
+    ]:
         with open_broker(url, tmp_path, environ) as broker:
             assert broker.client.set("key", "value")
 
@@ -99,14 +127,26 @@ def test_with_a_client_certificate(strict_port: int, papers: Papers, tmp_path: P
 @pytest.mark.parametrize(
     ("certificate", "days", "host", "ca", "message"),
     [
-        ("server", 1, HOST, "wrong_ca", r"no authority known here has signed; name its authority's file in REDIS_CA_FILE"),
+        (
+            "server",
+            1,
+            HOST,
+            "wrong_ca",
+            r"no authority known here has signed; name its authority's file in REDIS_CA_FILE",
+        ),
         ("server", 1, HOST, None, r"no authority known here has signed"),
         ("expired", -1, HOST, "ca", r"has expired; renew it"),
         ("elsewhere", 1, "redis.example", "ca", r"for another host"),
     ],
 )
 def test_a_server_that_cannot_be_trusted(
-    papers: Papers, tmp_path: Path, certificate: str, days: int, host: str, ca: str | None, message: str
+    papers: Papers,
+    tmp_path: Path,
+    certificate: str,
+    days: int,
+    host: str,
+    ca: str | None,
+    message: str,
 ) -> None:
     if certificate != "server":
         papers.issue(certificate, host, days=days)
@@ -128,20 +168,32 @@ def test_a_server_that_does_not_trust_us(strict_port: int, papers: Papers, tmp_p
     ]:
         own = {"REDIS_CERT_FILE": str(pair[0]), "REDIS_KEY_FILE": str(pair[1])} if pair else {}
         # A server may close the connection before its reason has been read; the remedy is the same.
-        with pytest.raises(QueueError, match=rf"{message}|hung up .* client certificate, (give|name) one") as caught:
+        with pytest.raises(
+            QueueError, match=rf"{message}|hung up .* client certificate, (give|name) one"
+        ) as caught:
             open_broker(url, tmp_path, {"REDIS_CA_FILE": str(papers.ca), **own})
         assert "REDIS_CERT_FILE" in str(caught.value) and "s3cret" not in str(caught.value)
 
 
-def test_one_side_speaks_tls_and_the_other_does_not(port: int, papers: Papers, tmp_path: Path) -> None:
+def test_one_side_speaks_tls_and_the_other_does_not(
+    port: int, papers: Papers, tmp_path: Path
+) -> None:
     with pytest.raises(QueueError, match=r"write rediss://"):
         open_broker(f"redis://{HOST}:{port}/0", tmp_path, {})
     plain = _free_port()
-    with start_redis(tmp_path, "7", "--port", str(plain)), pytest.raises(QueueError, match=r"see whether this port speaks TLS"):
+    with (
+        start_redis(tmp_path, "7", "--port", str(plain)),
+        pytest.raises(QueueError, match=r"see whether this port speaks TLS"),
+    ):
         open_broker(f"rediss://{HOST}:{plain}/0?socket_timeout=0.3", tmp_path, {})
-    with _answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as web, pytest.raises(QueueError, match=r"does not speak TLS on this port"):
+    with (
+        _answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as web,
+        pytest.raises(QueueError, match=r"does not speak TLS on this port"),
+    ):
         open_broker(f"rediss://{HOST}:{web}/0", tmp_path, {})
-    with pytest.raises(ConfigError, match=r"REDIS_CA_FILE is set, but redis:// does not encrypt; write rediss://"):
+    with pytest.raises(
+        ConfigError, match=r"REDIS_CA_FILE is set, but redis:// does not encrypt; write rediss://"
+    ):
         open_broker(f"redis://{HOST}:{port}/0", tmp_path, {"REDIS_CA_FILE": str(papers.ca)})
 
 

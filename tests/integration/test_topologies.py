@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from common.broker import open_broker
+from common.broker.connection import open_broker
+from common.broker.eviction import eviction_warning
+from common.broker.urls import parse, redact
 from common.errors import ConfigError, QueueError
-from common.eviction import eviction_warning
-from common.queue import TrialQueue, searches
-from common.redis_urls import parse, redact
-from common.trial import Progress, Result, Trial, TrialState, WorkerInfo, trial_id
-from common.verdict import Verdict
-from common.wire import curves_out
-from common.workers import WorkerRegistry
+from common.queue.answers import Verdict
+from common.queue.trial_queue import TrialQueue, searches
+from common.queue.wire import curves_out
+from common.queue.workers import WorkerRegistry
+from common.search.trial import Progress, Result, Trial, TrialState, WorkerInfo, trial_id
 from tests.integration.commands import Place, wait_for
 from tests.integration.servers import a_cluster, a_sentinel, free_port, running
 
@@ -33,7 +33,10 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
 
 def trials(n: int) -> list[Trial]:
-    return [Trial(trial_id("coarse", i), "coarse", i, i, 1.0, {"learning_rate": 0.1}, "{}") for i in range(n)]
+    return [
+        Trial(trial_id("coarse", i), "coarse", i, i, 1.0, {"learning_rate": 0.1}, "{}")
+        for i in range(n)
+    ]
 
 
 def test_a_search_runs_on_a_cluster(cluster: str, tmp_path: Path) -> None:
@@ -47,31 +50,58 @@ def test_a_search_runs_on_a_cluster(cluster: str, tmp_path: Path) -> None:
 
 
 def test_every_word_is_understood_by_a_cluster(cluster: str, tmp_path: Path) -> None:
-    """What its client refuses (commands without a key in a pipeline, keys of several slots) shows nowhere else."""
+    """A Cluster's client alone refuses keyless commands in pipelines and keys of several slots."""
     with open_broker(cluster, tmp_path) as broker:
         assert eviction_warning(broker) is None
-        queue, registry, (trial, *_) = TrialQueue(broker.client, SEARCH), WorkerRegistry(broker.client), trials(5)
+        queue, registry, (trial, *_) = (
+            TrialQueue(broker.client, SEARCH),
+            WorkerRegistry(broker.client),
+            trials(5),
+        )
         queue.register("digits")
         assert searches(broker.client) == [(SEARCH, "digits")]
-        assert not queue.master_alive() and queue.freeze("coarse", {"seed": 1}) == queue.frozen("coarse")
+        assert not queue.master_alive() and queue.freeze("coarse", {"seed": 1}) == queue.frozen(
+            "coarse"
+        )
         queue.refreeze("coarse", "task_digest", "0")
         queue.restore(trial, 1, Result(TrialState.COMPLETED))
         assert queue.publish(trials(5)) == 4
         first, second, third, fourth = queue.claim("worker", 4, "request", machine="m")
         queue.tick(master=True)
-        assert queue.master_alive() and queue.live_workers() == {"worker"} and queue.unfinished() == len(queue.running()) == 4
+        assert (
+            queue.master_alive()
+            and queue.live_workers() == {"worker"}
+            and queue.count_unfinished() == len(queue.running()) == 4
+        )
         curves = {first.trial.id: curves_out({"epoch": [1.0], "val_acc": [0.5]})}
-        assert queue.renew("worker", [Progress(first.fence, 1)], curves) == {} and queue.curves(first.trial.id)
+        assert queue.renew("worker", [Progress(first.fence, 1)], curves) == {} and queue.curves(
+            first.trial.id
+        )
         queue.finish([(first.fence, Result(TrialState.COMPLETED))])
         queue.fail([(second.fence, "raised")])
         queue.release([second.fence])
-        assert queue.take(third.fence, "slow") and queue.kill(fourth.trial.id, "by hand") and queue.retry(fourth.trial.id)
+        assert (
+            queue.take(third.fence)
+            and queue.kill(fourth.trial.id, "by hand")
+            and queue.retry(fourth.trial.id)
+        )
         assert queue.expire(third.fence) is None
         with queue.lock("janitor", 10.0) as held:
             assert held
-        assert queue.pending_total() == 3 and len(queue.by_state(TrialState.COMPLETED)) == len(queue.ended_since(0)) == 2
+        assert (
+            queue.pending_total() == 3
+            and len(queue.by_state(TrialState.COMPLETED)) == len(queue.read_endings(0)) == 2
+        )
         assert len(list(queue.trials())) == len(queue.trials_of([t.id for t in trials(5)])) == 5
-        assert queue.result(trial.id) and queue.attempt(trial.id) == 1 and queue.state(trial.id) is TrialState.COMPLETED
+        assert (
+            queue.result(trial.id)
+            and queue.attempt(trial.id) == 1
+            and queue.state(trial.id) is TrialState.COMPLETED
+        )
+        assert queue.promote([first.trial.promote(2.0)]) == [] and queue.endings_of([trial.id])
+        queue.bells.work.wait()
+        TrialQueue(broker.client, SEARCH).bells.work.ring()
+        assert queue.bells.work.wait() and not queue.bells.work.wait(0.01)
         registry.announce(WorkerInfo("worker", "host", 1, "cpu"))
         registry.order_quit("worker")
         registry.mark_slow("worker")
@@ -84,7 +114,9 @@ def test_every_word_is_understood_by_a_cluster(cluster: str, tmp_path: Path) -> 
 
 
 def test_a_node_of_the_url_may_be_down(cluster: str, tmp_path: Path) -> None:
-    with open_broker(cluster.replace("cluster://", f"cluster://127.0.0.1:{free_port()},"), tmp_path) as broker:
+    with open_broker(
+        cluster.replace("cluster://", f"cluster://127.0.0.1:{free_port()},"), tmp_path
+    ) as broker:
         queue = TrialQueue(broker.client, SEARCH)
         queue.publish(trials(3))
         assert "the Redis Cluster at 127.0.0.1" in queue.where
@@ -115,18 +147,29 @@ def _finished(queue: TrialQueue, results: list[tuple[object, Result]]) -> list[V
 
 def test_a_full_memory_is_told_with_the_remedy_and_loses_nothing(tmp_path: Path) -> None:
     port = free_port()
-    with running(tmp_path / "small", port) as _, open_broker(f"redis://127.0.0.1:{port}/0", tmp_path) as broker:
+    with (
+        running(tmp_path / "small", port) as _,
+        open_broker(f"redis://127.0.0.1:{port}/0", tmp_path) as broker,
+    ):
         queue = TrialQueue(broker.client, SEARCH)
         queue.publish(trials(50))
         queue.tick(master=True)
         claims = queue.claim("worker", 10, "first")
         broker.client.config_set("maxmemory", 1)
         with pytest.raises(QueueError, match="out of memory; raise its maxmemory"):
-            queue.publish([*trials(50), Trial("coarse-0050", "coarse", 50, 50, 1.0, {"learning_rate": 0.1}, "{}")])
+            queue.publish(
+                [
+                    *trials(50),
+                    Trial("coarse-0050", "coarse", 50, 50, 1.0, {"learning_rate": 0.1}, "{}"),
+                ]
+            )
         with pytest.raises(QueueError, match="maxmemory"):
             queue.finish([(claim.fence, Result(TrialState.COMPLETED)) for claim in claims])
         broker.client.config_set("maxmemory", 0)
-        assert queue.finish([(claim.fence, Result(TrialState.COMPLETED)) for claim in claims]) == [Verdict.OK] * 10
+        assert (
+            queue.finish([(claim.fence, Result(TrialState.COMPLETED)) for claim in claims])
+            == [Verdict.OK] * 10
+        )
         assert queue.counts()["coarse"]["pending"] == 40
         assert WorkerRegistry(broker.client).list() == []
 
@@ -146,7 +189,10 @@ def test_a_url_that_cannot_be_is_refused_by_name(url: str, message: str) -> None
 
 
 def test_passwords_of_sentinels_are_for_nobodys_eyes() -> None:
-    url = "rediss+sentinel://worker:secret@one:1,two:2/search/0?sentinel_password=hidden&ssl_ca_certs=/ca.pem"
+    url = (
+        "rediss+sentinel://worker:secret@one:1,two:2/search/0?sentinel_password=hidden&"
+        "ssl_ca_certs=/ca.pem"
+    )
     assert "secret" not in redact(url) and "hidden" not in redact(url)
     address = parse(url)
     assert (address.hosts, address.service) == ((("one", 1), ("two", 2)), "search")
@@ -155,5 +201,8 @@ def test_passwords_of_sentinels_are_for_nobodys_eyes() -> None:
 
 
 def test_sentinels_that_are_away_are_told(tmp_path: Path) -> None:
-    with pytest.raises(QueueError, match="cannot be reached"), open_broker(f"redis+sentinel://127.0.0.1:{free_port()}/search", tmp_path):
+    with (
+        pytest.raises(QueueError, match="cannot be reached"),
+        open_broker(f"redis+sentinel://127.0.0.1:{free_port()}/search", tmp_path),
+    ):
         pass

@@ -1,4 +1,7 @@
-"""Made nonsense, and how much of it is tried: a little in `make test`, the same each time; as much as is asked for in `make fuzz`."""
+"""Random nonsense, and how much of it to try.
+
+`make test` tries a little, the same each time. `make fuzz` tries as much as asked for.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +28,50 @@ fuzzed = settings(
 )
 LONGEST_MESSAGE = LONGEST + 100  # characters: more than a screen is no clear message
 
-NUMBERS = st.integers(-(2**70), 2**70) | st.floats() | st.sampled_from([0, -1, 1, 2**53 + 1, 1e308, 5e-324, -0.0])
+NUMBERS = (
+    st.integers(-(2**70), 2**70)
+    | st.floats()
+    | st.sampled_from([0, -1, 1, 2**53 + 1, 1e308, 5e-324, -0.0])
+)
 ODD_TEXT = st.sampled_from(
-    ["", ".", "..", "../../x", "/etc/passwd", "a\0b", "\x1b[2J", "\n", "{cf}", "$float", "nan", "Infinity", "ü" * 300, "%s%n", "[red]x[/]"]
+    [
+        "",
+        ".",
+        "..",
+        "../../x",
+        "/etc/passwd",
+        "a\0b",
+        "\x1b[2J",
+        "\n",
+        "{cf}",
+        "$float",
+        "nan",
+        "Infinity",
+        "ü" * 300,
+        "%s%n",
+        "[red]x[/]",
+    ]
 )
 TEXT = st.text(max_size=30) | ODD_TEXT
 SCALARS = st.none() | st.booleans() | NUMBERS | TEXT
 JSON: st.SearchStrategy[Any] = st.recursive(
     SCALARS, lambda x: st.lists(x, max_size=4) | st.dictionaries(TEXT, x, max_size=4), max_leaves=12
 )
-BYTES = st.binary(max_size=300) | st.sampled_from([b"", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 10_000, b"\xff\xfe", b"null", b"NaN"])
+BYTES = st.binary(max_size=300) | st.sampled_from(
+    [b"", b"[" * 100_000, b'{"a":' * 50_000, b"9" * 10_000, b"\xff\xfe", b"null", b"NaN"]
+)
 
 
 def places(value: Any, at: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
     """Where something else could stand in a nested value."""
     found = [at]
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inner:
         found += places(item, (*at, key))
     return found
@@ -55,7 +86,9 @@ def with_changes(value: Any, most: int = 3) -> st.SearchStrategy[Any]:
             copy = _changed(copy, at, other, remove)
         return copy
 
-    return st.lists(st.tuples(st.sampled_from(places(value)), JSON, st.booleans()), min_size=1, max_size=most).map(change)
+    return st.lists(
+        st.tuples(st.sampled_from(places(value)), JSON, st.booleans()), min_size=1, max_size=most
+    ).map(change)
 
 
 def _changed(value: Any, at: tuple[str | int, ...], other: Any, remove: bool) -> Any:
@@ -91,13 +124,18 @@ def with_flips(content: bytes) -> st.SearchStrategy[bytes]:
                 made[place:place] = made[place : place + 1 + byte % 64]
         return bytes(made)
 
-    return st.lists(st.tuples(spots, st.integers(0, 255), st.sampled_from(["flip", "cut", "drop", "double"])), min_size=1, max_size=4).map(
-        damage
-    )
+    return st.lists(
+        st.tuples(spots, st.integers(0, 255), st.sampled_from(["flip", "cut", "drop", "double"])),
+        min_size=1,
+        max_size=4,
+    ).map(damage)
 
 
 def refusal(kinds: type[Exception] | tuple[type[Exception], ...], call: Callable[[], Any]) -> Any:
-    """What the call returns, or None where it refuses with one clear message of one of these kinds; anything else is a find."""
+    """Return the call's result, or None if it refuses with one clear message of these kinds.
+
+    Any other exception is a find.
+    """
     try:
         return call()
     except kinds as error:

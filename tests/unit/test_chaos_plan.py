@@ -1,4 +1,7 @@
-"""The plan of the faults that `make chaos` makes: a seed repeats it, every kind has its turn, and only what hit is counted."""
+"""The plan of faults of `make chaos`.
+
+A seed repeats it, every kind has its turn, and only faults that hit count.
+"""
 
 from __future__ import annotations
 
@@ -79,12 +82,16 @@ def run(*kinds: Kind) -> Running:
 def test_a_fault_that_hits_nothing_is_made_again_within_a_limit() -> None:
     late, never_hits = Hits(TRIES), Hits(TRIES + 1)
     running = run(Kind("late", late, "redis"), Kind("never", never_hits, "redis"))
-    assert dict(running.made) == {"late": 1}  # a kind that never hit does not even stand there with a nought
+    assert dict(running.made) == {
+        "late": 1
+    }  # a kind that never hit does not even stand there with a nought
     assert (late.tries, never_hits.tries) == (TRIES, TRIES)
 
 
 def arena(n_ended: int) -> Any:
-    return SimpleNamespace(ended=lambda: n_ended, trials=[None] * 3)
+    return SimpleNamespace(
+        ended=lambda: n_ended, calm=SimpleNamespace(n_ends=3), trials=[None] * 2
+    )  # one of them is promoted
 
 
 @pytest.mark.usefixtures("clock")
@@ -98,31 +105,54 @@ def test_a_fault_counts_only_while_trials_have_yet_to_end(n_ended: int) -> None:
 
 
 class Crew(SimpleNamespace):
-    """Two workers, of which the second holds a trial."""
+    """Two workers: the first has ended a trial, the second holds one."""
 
     def __init__(self, path: Path, *codes: int) -> None:
         workers = [SimpleNamespace(pid=pid, reserved=False) for pid in (1, 2)]
-        ledger = path / "ledger.jsonl"
-        lines = [f'{{"event": "claim", "pid": {pid}, "trial": "coarse-000{pid}", "attempt": 1, "token": "x"}}' for pid in (1, 2)]
-        ledger.write_text("\n".join(lines) + "\n")
-        (path / "trials").mkdir()
-        (path / "trials" / "coarse-0001-try=1.json").touch()
-        alive = SimpleNamespace(alive=lambda pid: pid not in codes)
         super().__init__(
-            crew=SimpleNamespace(workers=workers), nursery=alive, ledger=ledger, stage=path, ended=lambda: 1, trials=[None] * 3
+            crew=SimpleNamespace(workers=workers),
+            nursery=SimpleNamespace(alive=lambda pid: pid not in codes),
+            ledger=path / "ledger.jsonl",
+            record=lambda trial, attempt: path / f"{trial}-try={attempt}.json",
+            ended=lambda: 1,
+            calm=SimpleNamespace(n_ends=3),
         )
+        self.claims("coarse-0001", 1, 1)
+        self.ends("coarse-0001", 1)
+        self.claims("coarse-0002", 1, 2)
+
+    def claims(self, trial: str, attempt: int, pid: int) -> None:
+        with self.ledger.open("a") as file:
+            file.write(
+                f'{{"event": "claim", "pid": {pid}, "trial": "{trial}", "attempt": '
+                f'{attempt}, "token": "x"}}\n'
+            )
+
+    def ends(self, trial: str, attempt: int) -> None:
+        self.record(trial, attempt).touch()
+
+
+def chosen(arena: Any, seed: int) -> int:
+    try:
+        next(aim.worker(arena, random.Random(seed)))
+    except StopIteration as over:
+        return int(over.value.pid)
+    raise AssertionError("nobody was found")
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_a_worker_that_holds_trials_is_hit_and_an_idle_one_only_where_none_does(tmp_path: Path, seed: int) -> None:
-    def chosen(arena: Any) -> int:
-        try:
-            next(aim.worker(arena, random.Random(seed)))
-        except StopIteration as over:
-            return int(over.value.pid)
-        raise AssertionError("nobody was found")
+def test_a_worker_that_holds_trials_is_hit_and_an_idle_one_only_where_none_does(
+    tmp_path: Path, seed: int
+) -> None:
+    assert chosen(Crew(tmp_path), seed) == 2
+    assert chosen(Crew(tmp_path, 2), seed) == 1
 
-    assert chosen(Crew(tmp_path)) == 2
-    (tmp_path / "trials" / "coarse-0001-try=1.json").unlink()
-    (tmp_path / "trials").rmdir()
-    assert chosen(Crew(tmp_path, 2)) == 1
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whoever_has_a_trial_after_its_promotion_holds_it(tmp_path: Path, seed: int) -> None:
+    arena = Crew(tmp_path)
+    arena.ends("coarse-0002", 1)
+    arena.claims("coarse-0002", 2, 1)
+    assert aim.holders(arena) == {1} and chosen(arena, seed) == 1
+    arena.ends("coarse-0002", 2)
+    assert aim.holders(arena) == set()

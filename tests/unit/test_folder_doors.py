@@ -1,10 +1,15 @@
-"""A search's folder is shared: what somebody plants in it neither leads elsewhere, nor hangs a reader, nor runs."""
+"""A search's folder is shared.
+
+Whatever is planted in it leads to no other place, hangs no reader, and does not run.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import py_compile
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,23 +19,38 @@ import pytest
 import torch
 from fastapi import HTTPException
 
-from common import ledger, pictures, predictions
-from common.bounded import open_to_append, read_bytes, read_end
-from common.embedded import LOG_TAIL_BYTES, EmbeddedServer, log_tail
-from common.embedded_place import Place
+from common.broker.embedded_folder import Place
+from common.broker.server_folder import LOG_TAIL_BYTES, ServerFolder, log_tail
+from common.code import store
+from common.code.tree import Manifest
 from common.errors import CheckpointError, ConfigError, SearchError, TaskError
-from common.filelock import FileLock
-from common.records import SearchFolder, StageFolder, read_record
-from common.search import default_text, load_search, parse_search
-from common.task_file import digest
-from master import damage, material
-from master.ranges import read_frozen
-from master.serve import api, drawing
+from common.folder import ledger, pictures, predictions
+from common.folder.filelock import FileLock
+from common.folder.records import SearchFolder, StageFolder, read_record
+from common.folder.teacher import read_taught, read_teacher
+from common.safe_read import open_to_append, read_bytes, read_end
+from common.search.search_file import default_text, load_search, parse_search
+from master.commands import damage
+from master.dashboard import api
+from master.dashboard.views import figures
+from master.report import figure_data
+from master.strategy.ranges import read_frozen
+from tests.shipped import ship
 from tests.unit.master.made import record
-from worker.tasks import load_task
-from worker.training import archive
+from worker.tasks import load_launched, load_task
+from worker.training.outcome import archive
 
-OUTWARD = ["../../up-0001", "/etc/coarse-0001", "coarse-0001/../../x", "coarse-0001\0", "coarse-٠٠٠١", "coarse-0001\n", "", "..", "coarse"]
+OUTWARD = [
+    "../../up-0001",
+    "/etc/coarse-0001",
+    "coarse-0001/../../x",
+    "coarse-0001\0",
+    "coarse-٠٠٠١",
+    "coarse-0001\n",
+    "",
+    "..",
+    "coarse",
+]
 PICTURE = "coarse-0001-try=1.png"
 KEPT = record(1, {}, checkpoint="val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt")
 
@@ -44,11 +64,11 @@ def found(picture: bytes | None) -> bytes:
 
 def drawn(path: Path) -> bytes:
     view = SimpleNamespace(records={KEPT.trial: KEPT}, folder=StageFolder(path.parent.parent))
-    return found(drawing._picture(view, KEPT.trial))  # type: ignore[arg-type]
+    return found(figures._picture(view, KEPT.trial))  # type: ignore[arg-type]
 
 
 def served(path: Path) -> object:
-    """What the dashboard answers, from what stands in the folder at that moment, whatever it saw there a moment before."""
+    """Return the dashboard's answer from the folder as it is now, whatever it saw before."""
     stage = StageFolder(path.parent.parent)
     detail = SimpleNamespace(picture="/api/there", attempt=1)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,9 +81,7 @@ def served(path: Path) -> object:
 
 
 def version(path: Path) -> object:
-    server = EmbeddedServer(path.parent.parent)
-    assert server.folder == path.parent
-    return server._written()
+    return ServerFolder(path.parent).read_version()
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -71,14 +89,26 @@ READERS: dict[str, Callable[[Path], object]] = {
     "search.toml": load_search,
     "a.npz": predictions.read,
     "a.pt": archive.load,
+    "teacher.json": read_teacher,
+    "teacher.npz": read_taught,
     "val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt": damage.check_weights,
     "task.py": lambda path: load_task("task.py:T", path.parent),
-    "test_looks.jsonl": lambda path: ledger.count(SearchFolder(path.parent.parent, path.parent.name)),
+    "task.json": lambda path: store.launched_digest(
+        SearchFolder(path.parent.parent, path.parent.name)
+    ),
+    f"task-code/{'0' * 16}.json": lambda path: store.read(
+        SearchFolder(path.parents[2], path.parents[1].name), "0" * 64
+    ),
+    "test_looks.jsonl": lambda path: ledger.count(
+        SearchFolder(path.parent.parent, path.parent.name)
+    ),
     "ranges.toml": lambda path: read_frozen(path, parse_search(default_text()).space),
     "server.json": Place.read,
     ".redis/version": version,
     f"pictures/{PICTURE}": pictures.read,
-    f"stage/pictures/{PICTURE}": lambda path: found(material._pictures(StageFolder(path.parent.parent), [KEPT])(KEPT.trial)),
+    f"stage/pictures/{PICTURE}": lambda path: found(
+        figure_data._pictures(StageFolder(path.parent.parent), [KEPT])(KEPT.trial)
+    ),
     f"drawn/pictures/{PICTURE}": drawn,
     f"served/pictures/{PICTURE}": served,
 }
@@ -87,7 +117,11 @@ READERS: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("name", OUTWARD)
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     folder = SearchFolder(tmp_path, "digits")
-    for path in (folder.stage("coarse").record_path, folder.stage("coarse").resume_path, folder.stage("coarse").picture_path):
+    for path in (
+        folder.stage("coarse").record_path,
+        folder.stage("coarse").resume_path,
+        folder.stage("coarse").picture_path,
+    ):
         with pytest.raises(CheckpointError, match="no trial's name"):
             path(name, 1)
     if name != "coarse":
@@ -128,11 +162,17 @@ def test_the_end_of_a_log_is_read_and_no_more_of_it(tmp_path: Path, plant: str) 
 def test_the_end_of_a_file_is_its_end(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_bytes(b"0123456789")
-    assert (read_end(file, 3), read_end(file, 99), read_end(file, 99, 6)) == (b"789", b"0123456789", b"6789")
+    assert (read_end(file, 3), read_end(file, 99), read_end(file, 99, 6)) == (
+        b"789",
+        b"0123456789",
+        b"6789",
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name.endswith(PICTURE)])
-def test_a_picture_is_shown_and_what_a_link_in_its_place_leads_to_is_not(tmp_path: Path, name: str) -> None:
+def test_a_picture_is_shown_and_what_a_link_in_its_place_leads_to_is_not(
+    tmp_path: Path, name: str
+) -> None:
     path = planted(tmp_path / name, "folder")
     path.rmdir()
     path.write_bytes(pictures.SIGNATURE + b"...")
@@ -160,7 +200,10 @@ def test_what_is_appended_to_is_never_elsewhere(tmp_path: Path) -> None:
 def test_a_record_of_another_stage_is_none(tmp_path: Path) -> None:
     stage = SearchFolder(tmp_path, "digits").stage("coarse")
     stage.make()
-    content = '{"search_id":"a","trial":"coarse-0001","stage":"../../up","index":1,"seed":1,"budget_epochs":1,"hyperparameters":{},'
+    content = (
+        '{"search_id":"a","trial":"coarse-0001","stage":"../../up","index":1,"seed":1,'
+        '"budget_epochs":1,"hyperparameters":{},'
+    )
     stage.record_path("coarse-0001", 1).write_text(content + '"attempt":1,"state":"completed"}')
     told: list[str] = []
     assert stage.records(told.append) == []
@@ -168,7 +211,10 @@ def test_a_record_of_another_stage_is_none(tmp_path: Path) -> None:
 
 
 def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
-    """Checkpoints often lie on another disk; who may plant a link may also change the task's code."""
+    """Checkpoints often are on another disk.
+
+    Who may plant a link may also change the task's code.
+    """
     (tmp_path / "big").mkdir()
     (tmp_path / "digits").symlink_to(tmp_path / "big")
     stage = SearchFolder(tmp_path, "digits").stage("coarse")
@@ -176,22 +222,61 @@ def test_a_link_to_a_folder_is_followed(tmp_path: Path) -> None:
     assert (tmp_path / "big" / "coarse" / "trials").is_dir()
 
 
+TASK = "class T:\n    def data(self): ...\n    def model(self, hp): ...\n    name = {!r}\n"
+
+
+def shipped(root: Path) -> tuple[SearchFolder, Path]:
+    """Return a search's folder with the code of a task, and the task's file in it."""
+    folder = SearchFolder(root / "checkpoints", "digits")
+    folder.path.mkdir(parents=True)
+    (root / "task.py").write_text(TASK.format("honest"))
+    ship(folder, "task.py:T", root)
+    (file,) = folder.code.glob("*/task.py")
+    return folder, file
+
+
 def test_a_compiled_copy_beside_a_task_is_not_run(tmp_path: Path) -> None:
-    task = "class T:\n    def data(self): ...\n    def model(self, hp): ...\n    name = {!r}\n"
-    file = tmp_path / "task.py"
-    file.write_text(task.format("wicked"))
-    planted = py_compile.compile(str(file), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
-    file.write_text(task.format("honest"))
+    folder, file = shipped(tmp_path)
+    file.write_text(TASK.format("wicked"))
+    planted = py_compile.compile(
+        str(file), doraise=True, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    file.write_text(TASK.format("honest"))
     assert Path(planted).exists()
-    assert load_task("task.py:T", tmp_path).name == "honest"  # type: ignore[union-attr]
+    search = parse_search(default_text().replace('task = "digits"', 'task = "task.py:T"'))
+    assert load_launched(search, folder).name == "honest"  # type: ignore[union-attr]
+
+
+def test_a_file_beside_the_launched_ones_is_not_imported(tmp_path: Path) -> None:
+    folder, file = shipped(tmp_path)
+    (file.parent / "json.py").write_text("raise SystemExit('ran')\n")
+    (file.parent / "planted.py").touch()
+    assert set(store.read(folder, store.launched_digest(folder)).files) == {"task.py"}
 
 
 def test_other_code_than_was_launched_is_not_run(tmp_path: Path) -> None:
-    file = tmp_path / "task.py"
+    folder, file = shipped(tmp_path)
+    digest = store.launched_digest(folder)
     file.write_text("raise SystemExit('ran')\n")
-    with pytest.raises(TaskError, match="the launched one 0123"):
-        load_task("task.py:T", tmp_path, launched="0123")
-    assert digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    with pytest.raises(TaskError, match="the launched one"):
+        store.read(folder, digest)
+    (listing,) = folder.code.glob("*.json")
+    entry = f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"'
+    listing.write_text(re.sub(r'(?<="sha256": )"[0-9a-f]+"', entry, listing.read_text()))
+    with pytest.raises(TaskError, match=f"the launched one {digest}"):
+        store.read(folder, digest)
+
+
+@pytest.mark.parametrize("name", ["../up.py", "/etc/passwd", "a//b.py", "a/../../b.py", ""])
+def test_a_list_of_files_leads_nowhere_else(tmp_path: Path, name: str) -> None:
+    folder, _ = shipped(tmp_path)
+    (listing,) = folder.code.glob("*.json")
+    found = Manifest.model_validate_json(listing.read_bytes())
+    other = Manifest(module="task", files={**found.files, name: found.files["task.py"]})
+    (folder.code / f"{other.digest[:16]}.json").write_text(other.model_dump_json())
+    (folder.code / other.digest[:16]).mkdir()
+    with pytest.raises(TaskError, match=r"no path in a folder|cannot be read"):
+        store.read(folder, other.digest)
 
 
 class Wicked:

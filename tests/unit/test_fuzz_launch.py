@@ -1,4 +1,7 @@
-"""A search file that is accepted is launched, on a real Redis: whatever it says, nothing is written but in its own folder."""
+"""Accepted search files are launched on a real Redis.
+
+Whatever a file says, the launch writes only into the search's folder.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,12 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from common.errors import CheckpointError, ConfigError, TaskError
-from common.queue import TrialQueue
-from common.records import SearchFolder
-from common.search import parse_search
-from common.select import Chosen
-from master.prepare import publish, settle
+from common.folder.chosen import Chosen
+from common.folder.records import SearchFolder
+from common.queue.trial_queue import TrialQueue
+from common.search.search_file import parse_search
+from master.stages.prepare import settle
+from master.stages.publishing import publish
 from tests.redis_server import start_redis
 from tests.unit.fuzzing import TEXT, fuzzed, refusal, with_changes
 from tests.unit.test_fuzz_search_file import VALID, toml
@@ -33,9 +37,31 @@ THERE = [
     "sub/../my_task.py:MyTask",
     "sub/.tmp-1.py:MyTask",
 ]
-TASKS = [*THERE, "digits", "../checkpoints/other/search.toml:x", "..:MyTask", "../../etc/passwd:root", "coarse:MyTask", "../coarse.py:x"]
-NAMES = ["digits", "other/../../up", "..", "../user", "other", ".redis", f"{PLACE}/up", "a\0b", "coarse", "-x", "x" * 200]
-ODD = st.tuples(st.sampled_from(THERE), st.sampled_from(NAMES) | TEXT) | st.tuples(st.sampled_from(TASKS) | TEXT, st.just("digits"))
+TASKS = [
+    *THERE,
+    "digits",
+    "../checkpoints/other/search.toml:x",
+    "..:MyTask",
+    "../../etc/passwd:root",
+    "coarse:MyTask",
+    "../coarse.py:x",
+]
+NAMES = [
+    "digits",
+    "other/../../up",
+    "..",
+    "../user",
+    "other",
+    ".redis",
+    f"{PLACE}/up",
+    "a\0b",
+    "coarse",
+    "-x",
+    "x" * 200,
+]
+ODD = st.tuples(st.sampled_from(THERE), st.sampled_from(NAMES) | TEXT) | st.tuples(
+    st.sampled_from(TASKS) | TEXT, st.just("digits")
+)
 FEW = 3  # trials a stage: a million of them would show nothing more
 CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 BOTH = {"os.rename", "os.link", "os.symlink"}
@@ -44,7 +70,7 @@ touched: list[str] | None = None
 
 
 def on_event(event: str, arguments: tuple[Any, ...]) -> None:
-    """What Python itself tells of every file that is opened, made, renamed or removed, wherever it lies."""
+    """Record Python's audit events of every file opened, made, renamed or removed anywhere."""
     if touched is None or not (event == "open" or event in BOTH | ONE):
         return
     if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & CHANGES):
@@ -68,21 +94,31 @@ def listening() -> Iterator[list[str]]:
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
     sys.addaudithook(on_event)  # for good, but deaf outside of ``listening``
     with start_redis(tmp_path_factory.mktemp("redis")) as server, server.client() as connected:
-        with TemporaryDirectory() as place:  # what is imported at first use is not the example's doing
+        with (
+            TemporaryDirectory() as place
+        ):  # what is imported at first use is not the example's doing
             furnished(Path(place))
             launch(Path(place), toml({**VALID, "task": THERE[0]}) or "", connected)
         yield connected
 
 
 def furnished(place: Path) -> None:
-    """The user's own folder, another search beside the one that is launched, and the folder where the user stands."""
-    for folder, name in (("user", "my_task.py"), ("user/sub", ".tmp-1.py"), ("checkpoints/other", "search.toml"), ("here", "notes")):
+    """Make the user's folder, another search beside the launched one, and the current folder."""
+    for folder, name in (
+        ("user", "my_task.py"),
+        ("user/sub", ".tmp-1.py"),
+        ("checkpoints/other", "search.toml"),
+        ("here", "notes"),
+    ):
         (place / folder).mkdir(parents=True, exist_ok=True)
         (place / folder / name).write_text("class MyTask:\n    pass\n")
 
 
 def launch(place: Path, text: str, client: redis.Redis) -> Path | None:
-    """As `master launch` does it, with few trials a stage; the search's folder, None where the file is refused."""
+    """Launch as `master launch` does, with few trials a stage.
+
+    Return the search's folder, or None where the file is refused.
+    """
     search = refusal(ConfigError, lambda: parse_search(text, "search.toml"))
     if search is None:
         return None
@@ -94,7 +130,10 @@ def launch(place: Path, text: str, client: redis.Redis) -> Path | None:
         for stage in launched.search.stages if launched else ():
             few = stage.model_copy(update={"trials": min(FEW, stage.trials)})
             queue = TrialQueue(client, launched.id)
-            refusal(refusals, lambda: publish(launched, few, queue, None, told.append))  # noqa: B023
+            refusal(
+                refusals,
+                lambda: publish(launched, few, queue, None, told.append),  # noqa: B023
+            )
     return root / search.name
 
 
@@ -108,7 +147,9 @@ def tree(place: Path, but: Path | None) -> dict[str, bytes | None]:
 @given(st.just(VALID) | st.just(VALID) | with_changes(VALID, most=1), ODD)
 @example(VALID, ("digits", "other"))
 @example(VALID, (f"{PLACE}/user/my_task.py:MyTask", "digits"))
-def test_a_launch_writes_in_its_own_folder_alone(client: redis.Redis, value: Any, odd: tuple[str, str]) -> None:
+def test_a_launch_writes_in_its_own_folder_alone(
+    client: redis.Redis, value: Any, odd: tuple[str, str]
+) -> None:
     text = toml({**value, "task": odd[0], "name": odd[1]} if isinstance(value, dict) else value)
     if text is None:
         return
@@ -121,5 +162,13 @@ def test_a_launch_writes_in_its_own_folder_alone(client: redis.Redis, value: Any
         assert own is None or (own.parent == place / "checkpoints" and own.resolve() == own)
         event("launched" if own is not None and own.exists() else "refused")
         inside = own or place / "nowhere"
-        assert tree(place, inside) == {path: content for path, content in before.items() if not Path(path).is_relative_to(inside)}
-        assert not [path for path in changed if "__pycache__" not in path and not Path(path).is_relative_to(inside)]
+        assert tree(place, inside) == {
+            path: content
+            for path, content in before.items()
+            if not Path(path).is_relative_to(inside)
+        }
+        assert not [
+            path
+            for path in changed
+            if "__pycache__" not in path and not Path(path).is_relative_to(inside)
+        ]

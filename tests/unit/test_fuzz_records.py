@@ -1,4 +1,7 @@
-"""Records, names and small files that nobody should have written: passed over and told, never a traceback, never a place outside."""
+"""Hostile records, names and small files.
+
+They are skipped and reported, without a traceback and without access to another place.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,53 @@ from typing import Any, cast
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common import ledger, wire
-from common.checkpoint_name import CheckpointName
-from common.embedded_place import Place
+from common.broker.embedded_folder import Place
 from common.errors import CheckpointError, QueueError
-from common.record import Record
-from common.records import SearchFolder, StageFolder, home_of, read_record, searches
-from common.trial import Result, Trial, TrialState
-from master import checking, ranking
-from master.borders import borders
-from master.stages import propose
+from common.folder import ledger
+from common.folder.checkpoint_name import CheckpointName
+from common.folder.record import Record
+from common.folder.records import SearchFolder, StageFolder, home_of, read_record, searches
+from common.queue import wire
+from common.search.trial import Result, Trial, TrialState
+from master.results import ranking
+from master.run import checking
+from master.stages.standings import make_seen, trial_of
+from master.strategy.borders import borders
+from master.strategy.box import propose
+from master.strategy.freezing import freeze
 from tests.unit.fuzzing import BYTES, JSON, TEXT, fuzzed, refusal, with_changes, with_flips
 from tests.unit.test_fuzz_search_file import SEARCH, VALID, toml
 
 NAME = "coarse-0001-try=1.json"
 TRIAL = Trial(
-    "coarse-0001", "coarse", 1, 7, 1.0,
-    {"learning_rate": 0.1, "dropout": 0.5, "depth": 1, "width": 16, "hidden": "big", "optimizer": "sgd"}, '{"hidden":"big"}',
-)  # fmt: skip
+    "coarse-0001",
+    "coarse",
+    1,
+    7,
+    1.0,
+    {
+        "learning_rate": 0.1,
+        "dropout": 0.5,
+        "depth": 1,
+        "width": 16,
+        "hidden": "big",
+        "optimizer": "sgd",
+    },
+    '{"hidden":"big"}',
+)
 RESULT = Result(
-    TrialState.COMPLETED, "x", 0.9, 0.3, 1.0, "val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt", "w", 1.0, 0.5, "cpu", 4, 0.9
+    TrialState.COMPLETED,
+    "x",
+    0.9,
+    0.3,
+    1.0,
+    "val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt",
+    "w",
+    1.0,
+    0.5,
+    "cpu",
+    4,
+    0.9,
 )
 MORE = {
     "curves": {"epoch": [1.0, 2.0], "val_acc": [0.5, None]},
@@ -45,10 +75,29 @@ VALID_RECORD = json.loads(Record.of("0" * 16, TRIAL, 1, RESULT, **MORE).model_du
 RECORD = json.dumps(VALID_RECORD).encode()
 FILE_NAMES = st.one_of(
     TEXT,
-    st.from_regex(r"[a-z_]{1,9}=-?\d{1,400}\.\d{4,12}-trial=coarse-\d{4,12}-epoch=\d{3,400}-try=\d{1,400}\.(pt|npz)", fullmatch=True),
+    st.from_regex(
+        (
+            r"[a-z_]{1,9}=-?\d{1,400}\.\d{4,12}-trial=coarse-\d{4,12}-epoch=\d{3,"
+            r"400}-try=\d{1,400}\.(pt|npz)"
+        ),
+        fullmatch=True,
+    ),
     st.from_regex(r"coarse-\d{4,40}-try=\d{1,400}\.(json|pt|json\.damaged)", fullmatch=True),
-    st.sampled_from(["coarse-0001-try=1.json", "val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt", ".tmp-1-a", "trials"]),
-).filter(lambda name: name not in ("", ".", "..") and not set(name) & {"/", "\0"} and len(name.encode("utf-8", "surrogatepass")) < 250)
+    st.sampled_from(
+        [
+            "coarse-0001-try=1.json",
+            "val_acc=0.9000-trial=coarse-0001-epoch=001-try=1.pt",
+            ".tmp-1-a",
+            "trials",
+        ]
+    ),
+).filter(
+    lambda name: (
+        name not in ("", ".", "..")
+        and not set(name) & {"/", "\0"}
+        and len(name.encode("utf-8", "surrogatepass")) < 250
+    )
+)
 
 
 @contextmanager
@@ -60,14 +109,20 @@ def stage_folder() -> Iterator[StageFolder]:
 
 
 @fuzzed
-@given(with_changes(VALID_RECORD).map(lambda value: json.dumps(value).encode()) | BYTES | with_flips(RECORD))
+@given(
+    with_changes(VALID_RECORD).map(lambda value: json.dumps(value).encode())
+    | BYTES
+    | with_flips(RECORD)
+)
 @example(json.dumps({**VALID_RECORD, "index": -(10**30), "epochs": 1e308}).encode())
 def test_a_changed_record(content: bytes) -> None:
     with stage_folder() as folder:
         (folder.trials / NAME).write_bytes(content)
         record = refusal(CheckpointError, lambda: read_record(folder.trials / NAME))
         told: list[str] = []
-        assert [found.trial for found in folder.records(told.append)] == ([record.trial] if record else [])
+        assert [found.trial for found in folder.records(told.append)] == (
+            [record.trial] if record else []
+        )
         assert len(told) == (record is None)
         if record is not None:
             look_at(record)
@@ -81,9 +136,17 @@ def look_at(record: Record) -> None:
     ranking.table(table)
     json.loads(ranking.as_json(table, set()), parse_constant=lambda word: 1 / 0)
     assert isinstance(wire.result_out(record.result()), str)
-    stages = SEARCH.stages
     refusal(CheckpointError, lambda: borders([record], SEARCH.space))
-    refusal(CheckpointError, lambda: propose([record], SEARCH.space, SEARCH.space, stages[0], stages[1]))
+    assert trial_of(record).id == record.trial
+    if record.stage != "coarse":
+        return  # no stage of this search
+    seen = refusal(CheckpointError, lambda: make_seen([record], {"coarse": 0}, 1.0, {}))
+    if seen is not None:
+        assert (
+            propose(SEARCH.space, SEARCH.space, seen).space.parameters.keys()
+            == SEARCH.space.parameters.keys()
+        )
+        freeze(SEARCH.space, SEARCH.space, seen * 30)
 
 
 @fuzzed
@@ -103,8 +166,12 @@ def test_any_names_in_the_folder(names: list[str]) -> None:
 
 
 def all_inside(folder: StageFolder) -> None:
-    found = [path for name in folder.checkpoints() + folder.checkpoints("min") for path in folder.belongings(name)]
-    found += [*folder.left_behind(), *(file.path for file in folder.attempts(folder.resume))]
+    found = [
+        path
+        for name in folder.checkpoints() + folder.checkpoints("min")
+        for path in folder.belongings(name)
+    ]
+    found += [*folder.find_left_behind(), *(file.path for file in folder.attempts(folder.resume))]
     assert all(path.resolve().is_relative_to(folder.path.resolve()) for path in found)
 
 
@@ -118,12 +185,17 @@ def test_a_name_is_read_as_it_is_written(text: str) -> None:
 
 
 @fuzzed
-@given(st.lists(FILE_NAMES, max_size=4, unique=True), with_changes(VALID).map(toml) | BYTES.map(lambda content: content.decode("latin-1")))
+@given(
+    st.lists(FILE_NAMES, max_size=4, unique=True),
+    with_changes(VALID).map(toml) | BYTES.map(lambda content: content.decode("latin-1")),
+)
 def test_any_folders_below_the_root(names: list[str], text: str | None) -> None:
     with TemporaryDirectory() as root:
         for name in [*names, "digits"]:
             (Path(root) / name).mkdir()
-            (Path(root) / name / "search.toml").write_text(f'id = "0123456789abcdef"\n{text or ""}', errors="replace")
+            (Path(root) / name / "search.toml").write_text(
+                f'id = "0123456789abcdef"\nprotocol = 2\n{text or ""}', errors="replace"
+            )
         for folder in searches(Path(root)):
             refusal(CheckpointError, folder.search)
 
@@ -147,12 +219,16 @@ PLACE = {"host": "h", "boot_id": "b", "socket": "/tmp/s"}
 
 
 @fuzzed
-@given(with_changes(NOTE).map(lambda v: json.dumps(v).encode()) | with_changes(PLACE).map(lambda v: json.dumps(v).encode()) | BYTES)
+@given(
+    with_changes(NOTE).map(lambda v: json.dumps(v).encode())
+    | with_changes(PLACE).map(lambda v: json.dumps(v).encode())
+    | BYTES
+)
 def test_any_note_of_a_check_or_of_a_server(content: bytes) -> None:
     with TemporaryDirectory() as root:
         path = Path(root) / "note.json"
         path.write_bytes(content)
-        known = checking._noted(cast(Any, SimpleNamespace(check_file=path)), "f")
+        known = checking._read_note(cast(Any, SimpleNamespace(check_file=path)), "f")
         assert known in (None, content)
         place = refusal((CheckpointError, QueueError), lambda: Place.read(path))
         assert place is None or all(isinstance(value, str) for value in vars(place).values())

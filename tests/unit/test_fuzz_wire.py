@@ -10,16 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import queue_view, wire
-from common.doubts import answer_in, put_aside
 from common.errors import DamagedReplyError
-from common.trial import TRIAL_PATTERN, Fence, Progress, WorkerInfo
-from common.verdict import taken_in
+from common.queue import view, wire
+from common.queue.answers import read_taken
+from common.queue.second_tries import answer_in, put_aside
+from common.search.trial import TRIAL_PATTERN, Fence, Progress, WorkerInfo
 from tests.unit.fuzzing import BYTES, JSON, SCALARS, TEXT, fuzzed, refusal, with_changes
 from tests.unit.test_fuzz_records import RESULT, TRIAL
 
 FENCE = Fence("coarse-0001", 1, "t")
-STATE = {"s": "running", "g": 1 << 20, "i": 1, "a": 2, "t": "token", "w": "worker", "c": 5, "l": ["w"], "v": "slow one"}
+STATE = {
+    "s": "running",
+    "g": 1 << 20,
+    "i": 1,
+    "a": 2,
+    "t": "token",
+    "w": "worker",
+    "c": 5,
+    "l": ["w"],
+}
 CURVES = {"epoch": [1.0, 2.0], "val_acc": [0.5, None]}
 WORKER = {**vars(WorkerInfo("w", "host", 1, "cpu")), "of_a_later_version": [1]}
 PROGRESS = wire.progress_out(Progress(FENCE, 3, "training", 5.0, 0.5, 0.1, 0.2, "cpu", 4, 0.5, 0.5))
@@ -30,7 +39,10 @@ READ: dict[str, tuple[Callable[[str], Any], str]] = {
     "curves": (wire.curves_in, json.dumps(CURVES)),
     "state": (wire.state_in, json.dumps(STATE)),
     "worker": (wire.worker_in, json.dumps(WORKER)),
-    "options": (wire.options_in, '{"ranges":{"learning_rate":{"log_uniform":[1e-6,1.0]}},"seed":1}'),
+    "options": (
+        wire.options_in,
+        '{"ranges":{"learning_rate":{"log_uniform":[1e-6,1.0]}},"seed":1}',
+    ),
 }
 
 
@@ -45,7 +57,11 @@ def test_what_was_written_is_read(kind: str) -> None:
 @given(data=st.data())
 def test_a_changed_value(kind: str, data: st.DataObject) -> None:
     read, valid = READ[kind]
-    stored = data.draw(with_changes(json.loads(valid)).map(json.dumps) | JSON.map(json.dumps) | BYTES.map(lambda b: b.decode("latin-1")))
+    stored = data.draw(
+        with_changes(json.loads(valid)).map(json.dumps)
+        | JSON.map(json.dumps)
+        | BYTES.map(lambda b: b.decode("latin-1"))
+    )
     value = refusal(DamagedReplyError, lambda: read(stored))
     if kind == "trial" and value is not None:
         assert isinstance(value.group, str) and value.epochs > 0 and isinstance(value.seed, int)
@@ -56,7 +72,10 @@ def test_a_changed_value(kind: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize(
     ("read", "stored"),
     [
-        (wire.worker_in, json.dumps({**WORKER, "reason": "\ud800"})),  # no terminal and no file takes half a pair
+        (
+            wire.worker_in,
+            json.dumps({**WORKER, "reason": "\ud800"}),
+        ),  # no terminal and no file takes half a pair
         (wire.worker_in, json.dumps({**WORKER, "trials": 10**400})),  # no float is as large
         (wire.result_in, '{"state":"completed","val_acc":1' + "0" * 400 + "}"),
         (wire.curves_in, '{"epoch":[1' + "0" * 400 + "]}"),
@@ -70,10 +89,10 @@ def test_a_changed_value(kind: str, data: st.DataObject) -> None:
         (lambda stored: wire.whole_in(stored, "count"), "\u0661"),
         (lambda stored: wire.whole_in(stored, "count"), "9" * 5000),
         (lambda stored: wire.reply_in(stored, "claim"), "{}"),
-        (lambda stored: taken_in("coarse-0001", [stored, "pending", "w", ""], FENCE), "x"),
-        (lambda stored: taken_in("coarse-0001", [1, stored, "w", ""], FENCE), "ruled"),
-        (lambda stored: taken_in("coarse-0001", [1, "pending", stored, ""], FENCE), 5),
-        (lambda stored: taken_in("coarse-0001", [stored], FENCE), 1),
+        (lambda stored: read_taken("coarse-0001", [stored, "pending", "w", ""], FENCE), "x"),
+        (lambda stored: read_taken("coarse-0001", [1, stored, "w", ""], FENCE), "ruled"),
+        (lambda stored: read_taken("coarse-0001", [1, "pending", stored, ""], FENCE), 5),
+        (lambda stored: read_taken("coarse-0001", [stored], FENCE), 1),
         (answer_in, [["A"]]),
         (answer_in, [["A", 1, None, "it raised"]]),
         (answer_in, [["A", "x", "w", "it raised"]]),
@@ -105,16 +124,26 @@ def test_no_id_but_a_trials_own(text: str) -> None:
 
 
 @fuzzed
-@given(TEXT | BYTES.map(lambda b: b.decode("latin-1")) | st.tuples(SCALARS, SCALARS, SCALARS).map(lambda t: " ".join(map(str, t))))
+@given(
+    TEXT
+    | BYTES.map(lambda b: b.decode("latin-1"))
+    | st.tuples(SCALARS, SCALARS, SCALARS).map(lambda t: " ".join(map(str, t)))
+)
 def test_endings_results_and_heartbeats(text: str) -> None:
-    attempt, trial_id = queue_view._ending(text)
+    attempt, trial_id = view._ending(text)
     assert isinstance(attempt, int) and isinstance(trial_id, str)
-    queue_view._readable(text)
-    running = queue_view._running(10, "coarse-0001", json.dumps(STATE), wire.trial_out(TRIAL), text)
-    assert running is not None and (running.progress is None or running.progress.fence.trial_id == "coarse-0001")
+    view._readable(text)
+    running = view._running(10, "coarse-0001", json.dumps(STATE), wire.trial_out(TRIAL), text)
+    assert running is not None and (
+        running.progress is None or running.progress.fence.trial_id == "coarse-0001"
+    )
 
 
 @fuzzed
-@given(with_changes(STATE).map(json.dumps), with_changes(json.loads(wire.trial_out(TRIAL))).map(json.dumps), TEXT)
+@given(
+    with_changes(STATE).map(json.dumps),
+    with_changes(json.loads(wire.trial_out(TRIAL))).map(json.dumps),
+    TEXT,
+)
 def test_a_running_trial(state: str, configuration: str, heartbeat: str) -> None:
-    queue_view._running(10, "coarse-0001", state, configuration, heartbeat)
+    view._running(10, "coarse-0001", state, configuration, heartbeat)

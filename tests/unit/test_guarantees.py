@@ -28,7 +28,10 @@ def test_every_promise_names_a_test() -> None:
 
 def test_a_name_that_is_not_there_is_seen() -> None:
     here = "tests/unit/test_guarantees.py"
-    text = f"`{here}::test_a_name_that_is_not_there_is_seen`, `{here}::test_gone`, `tests/unit/test_gone.py::test_a`"
+    text = (
+        f"`{here}::test_a_name_that_is_not_there_is_seen`, `{here}::test_gone`, "
+        "`tests/unit/test_gone.py::test_a`"
+    )
     assert wrong_names(text) == [f"{here}::test_gone", "tests/unit/test_gone.py::test_a"]
 
 

@@ -12,7 +12,15 @@ from tests.redis_server import VERSIONS, is_of, program, start_redis
 
 @pytest.mark.parametrize(
     ("found", "fits"),
-    [("7.0.15", ("7",)), ("8.1.1", ("7",)), ("6.2.14", ("6.2",)), ("6.0.16", ()), ("5.0.3", ()), ("6.20.1", ()), ("", ())],
+    [
+        ("7.0.15", ("7",)),
+        ("8.1.1", ("7",)),
+        ("6.2.14", ("6.2",)),
+        ("6.0.16", ()),
+        ("5.0.3", ()),
+        ("6.20.1", ()),
+        ("", ()),
+    ],
 )
 def test_which_server_may_stand_for_which_version(found: str, fits: tuple[str, ...]) -> None:
     assert tuple(version for version in VERSIONS if is_of(found, version)) == fits
@@ -20,7 +28,11 @@ def test_which_server_may_stand_for_which_version(found: str, fits: tuple[str, .
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_the_server_that_answers_is_the_one_in_the_name(version: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="cf-") as folder, start_redis(Path(folder), version) as server, server.client() as client:
+    with (
+        tempfile.TemporaryDirectory(prefix="cf-") as folder,
+        start_redis(Path(folder), version) as server,
+        server.client() as client,
+    ):
         assert is_of(str(client.info("server")["redis_version"]), version)
 
 
@@ -35,7 +47,9 @@ def test_another_version_that_answers_is_seen(monkeypatch: pytest.MonkeyPatch) -
         pass
 
 
-@pytest.mark.parametrize(("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)])
+@pytest.mark.parametrize(
+    ("ci", "outcome"), [("true", pytest.fail.Exception), ("", pytest.skip.Exception)]
+)
 def test_a_version_that_is_not_there_is_left_out_and_in_ci_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ci: str, outcome: type[BaseException]
 ) -> None:

@@ -1,4 +1,7 @@
-"""docs/security.md says what is: its rules are those that are tested, and each test that it names exists."""
+"""docs/security.md is accurate.
+
+Its rules are those that are tested, and each test that it names exists.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ PAGE = (ROOT / "docs" / "security.md").read_text()
 
 
 def unshown(page: str) -> list[list[str]]:
-    """The rows of the table of threats that name neither a test in their last column nor begin with saying that nothing stops it."""
+    """Return the rows of the table of threats without a test in their last column.
+
+    Rows that begin by saying that nothing stops the threat are left out.
+    """
     return [row for row in rows(page, "Threats") if not _is_shown(row)]
 
 
@@ -54,6 +60,6 @@ def test_a_threat_that_no_test_shows_is_seen() -> None:
 
 
 def test_the_message_of_a_refusal_leads_to_it() -> None:
-    from common.redis_errors import REFUSALS
+    from common.broker.errors import REFUSALS
 
     assert "docs/security.md" in REFUSALS["NOPERM"]

@@ -8,10 +8,13 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common import wire
-from common.trial import ENDED, Fence, Progress, Result, Trial, trial_id
+from common.queue import wire
+from common.search.trial import ENDED, Fence, Progress, Result, Trial, trial_id
 
 SCALARS = st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=5
+)
 NUMBERS = st.none() | st.floats(allow_nan=False)
 RESULTS = st.builds(
     Result,
@@ -34,7 +37,7 @@ TRIALS = st.builds(
     st.integers(0, 10**9 - 1),
     st.integers(0, 2**63 - 1),
     st.floats(0, exclude_min=True, allow_infinity=False),
-    st.dictionaries(st.text(), SCALARS),
+    st.dictionaries(st.text(), VALUES),
     st.text(),
 )
 
@@ -43,7 +46,11 @@ TRIALS = st.builds(
 def test_a_trial_comes_back(trial: Trial) -> None:
     stored = wire.trial_out(trial)
     json.loads(stored, parse_constant=refuse)
-    assert wire.trial_in(trial.id, stored) == wire.trial_in(trial.id.encode(), stored.encode()) == trial
+    assert (
+        wire.trial_in(trial.id, stored)
+        == wire.trial_in(trial.id.encode(), stored.encode())
+        == trial
+    )
 
 
 @given(RESULTS)
@@ -61,7 +68,9 @@ def test_not_a_number_comes_back() -> None:
 
 
 def test_progress_comes_back() -> None:
-    progress = Progress(Fence("coarse-0001", 2, "t"), 7, "evaluating", math.inf, 0.5, 0.25, 1.5, "a b", 64, 0.75)
+    progress = Progress(
+        Fence("coarse-0001", 2, "t"), 7, "evaluating", math.inf, 0.5, 0.25, 1.5, "a b", 64, 0.75
+    )
     assert wire.progress_in(progress.fence, 7, wire.progress_out(progress)) == progress
 
 

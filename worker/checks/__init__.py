@@ -1,1 +1,1 @@
-"""The checks before learning: is the data sane, the loss right, the gradient true, and can the model learn at all."""
+"""Checks of a search's task before any trial is trained: data, first loss, gradient, learning."""

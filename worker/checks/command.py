@@ -1,53 +1,56 @@
-"""`worker check`: which search, where its task lies, and what is printed where."""
+"""Run the checks for the command `worker check` and print the report."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from rich.console import Console
 
-from common.select import Chosen
+from common.folder.chosen import Chosen
 from worker.checks.report import Report
 from worker.checks.run import Run
+from worker.tasks.copies import remove_copies
 
 FAILED = 1
-PLAIN_WIDTH = 120  # columns of a table that is not drawn on a terminal
+PLAIN_WIDTH = 120  # columns of a table that is not printed on a terminal
 
 
-def check(chosen: Chosen, data_dir: Path, as_json: bool, table: bool) -> int:
-    """Runs the checks and prints the report; returns the exit code: 1 where one failed.
+def check(chosen: Chosen, data_dir: Path, as_json: bool, table: bool, out: TextIO) -> int:
+    """Run the checks and print the report.
 
     Args:
         chosen: the search.
-        data_dir: where built-in tasks have their files.
-        as_json: strict JSON on stdout; the table, if any, then goes to stderr.
-        table: whether to draw it.
+        data_dir: the folder with the files of the built-in tasks.
+        as_json: whether to print strict JSON on stdout. The table then goes to stderr.
+        table: whether to print the table.
+        out: the stream for the output that belongs on stdout.
+
+    Returns:
+        The exit code: 1 if a check failed, else 0.
     """
-    torch.set_flush_denormal(True)  # before any thread starts: denormal weights slow a step tenfold
-    torch.set_num_threads(1)  # tiny tensors: threads would wait for one another (measured: 6 times slower on busy cores)
-    spec, folder = task_of(chosen)
-    with contextlib.redirect_stdout(sys.stderr):  # what the task prints is no JSON
-        report = Run(chosen.search, spec, folder, data_dir).report()
+    # The tensors are tiny, and threads would wait for one another (measured: 6 times slower on busy
+    # cores).
+    torch.set_num_threads(1)
+    # Text that the task prints must not end up in the JSON.
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            report = Run(chosen, data_dir).report()
+    finally:
+        remove_copies()
     if table:
-        _draw(report, sys.stderr if as_json else sys.stdout)
+        _draw(report, sys.stderr if as_json else out)
     if as_json:
-        print(report.json())
+        print(report.json(), file=out)
+    out.flush()
     return 0 if report.passed else FAILED
 
 
-def task_of(chosen: Chosen) -> tuple[str, Path]:
-    """The task as ``load_task`` takes it: the user's own file, or the copy in the search's folder where that alone is there."""
-    search, own = chosen.search, chosen.search.task_file
-    if own is not None and not (chosen.base / own).exists() and (chosen.folder.path / Path(own).name).exists():
-        return search.task_in_folder, chosen.folder.path
-    return search.task, chosen.base
-
-
-def _draw(report: Report, file: object) -> None:
-    console = Console(file=file, width=None if getattr(file, "isatty", lambda: False)() else PLAIN_WIDTH)  # type: ignore[arg-type]
+def _draw(report: Report, file: TextIO) -> None:
+    console = Console(file=file, width=None if file.isatty() else PLAIN_WIDTH)
     console.print(report.table())
     for line in [*report.notes, report.summary()]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Errors of the user's code as one line."""
+"""Description of an error in the user's code in one line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 from common.errors import SearchError
 
 
-def explained(error: Exception) -> str:
-    """The error, and the line that raised it unless its message is one of ours."""
+def explain_task_error(error: Exception) -> str:
+    """Return the error's message and where it was raised.
+
+    The file and line are left out for a ``SearchError``, whose message is our own.
+    """
     if isinstance(error, SearchError):
         return str(error)
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Whether every hyperparameter of the search is read by somebody: a mistyped one is sampled in vain."""
+"""Check that the task or the engine reads every hyperparameter, to find mistyped names."""
 
 from __future__ import annotations
 
@@ -7,35 +7,57 @@ from difflib import get_close_matches
 
 import torch
 
-from common.practice import BUILT_IN_TASKS, ENGINE
-from common.space import Hyperparameters
+from common.search.hyperparameters import BUILT_IN_TASKS, ENGINE
+from common.search.values import Hyperparameters
 from worker.checks.plan import Configuration
 from worker.checks.report import Finding, Status
-from worker.tasks.base import Part, Task, own_loss
-from worker.training.recipe import Recorded
+from worker.tasks.base import Part, Task, names, own_loss
+from worker.training.math.recipe import Recorded
+from worker.training.model.groups import read_groups
+from worker.training.model.lazy import give_sizes
 
 
-def known_to_all(task: Task, name: str, batch: Part, middle: Hyperparameters, options: Sequence[Configuration]) -> Finding:
-    """Those that neither the engine nor the task reads, in the centre or with any other option.
+def check_all_read(
+    task: Task, name: str, batch: Part, middle: Hyperparameters, options: Sequence[Configuration]
+) -> Finding:
+    """Check that every hyperparameter is read by the task or the engine.
+
+    A hyperparameter counts as read if the engine reads it, if the task reads it in any of the
+    configurations, or if its name occurs in the task's source.
 
     Args:
-        task: whose ``model`` and ``loss`` are called.
+        task: the task whose ``model`` and ``loss`` are called.
         name: of the task, as in the search file.
-        batch: for a loss of the task's own.
-        middle: the centre.
-        options: read where the centre leaves something unread: an option may need it.
+        batch: examples for the model's forward and the task's own loss.
+        middle: the centre of the space.
+        options: other configurations. They are tried if the centre leaves a hyperparameter unread.
     """
     read: set[str] = set(ENGINE) | set(BUILT_IN_TASKS.get(name, {}))
-    for values in [middle, *(option.values for option in options)]:
-        if not set(middle) - read:
+    configurations = [middle, *(option.values for option in options)]
+    own = list(dict.fromkeys(name for values in configurations for name in values))
+    for values in configurations:
+        if not set(own) - read:
             break
         read |= _read_by(task, values, batch)
-    unread = [key for key in middle if key not in read]
+    unread = [key for key in own if key not in read and not names(task, key)]
     if not unread:
-        return Finding("hyperparameters", Status.PASSED, f"all {len(middle)} are read by the task or the engine")
+        return Finding(
+            "hyperparameters",
+            Status.PASSED,
+            f"all {len(own)} are read by the task or the engine",
+        )
     told = [f"{key}{_meant(key, read)}" for key in unread]
-    means = "It is sampled in vain: correct its name, read it in model(hp), or remove it from [space]."
-    return Finding("hyperparameters", Status.WARNING, f"read by nobody: {', '.join(told)}", means, {"unread": ", ".join(unread)})
+    means = (
+        "Its values have no effect: correct its name, read it in model(hp) or loss, or remove it "
+        "from [space]."
+    )
+    return Finding(
+        "hyperparameters",
+        Status.WARNING,
+        f"never read: {', '.join(told)}",
+        means,
+        {"unread": ", ".join(unread)},
+    )
 
 
 def _meant(key: str, known: set[str]) -> str:
@@ -45,7 +67,11 @@ def _meant(key: str, known: set[str]) -> str:
 
 def _read_by(task: Task, values: Hyperparameters, batch: Part) -> set[str]:
     hp = Recorded(values)
-    module = task.model(hp).to(torch.float64)
+    module = task.model(hp)
+    give_sizes(module, batch.inputs)
+    read_groups(task, module, hp)
+    # A model may read hyperparameters in its forward.
+    outputs = module.to(torch.float64)(batch.inputs)
     if (loss := own_loss(task)) is not None:
-        loss(module(batch.inputs), batch.targets, hp)
+        loss(outputs, batch.targets, hp)
     return hp.read

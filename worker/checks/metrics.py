@@ -1,32 +1,42 @@
-"""Whether the task's own metrics give a number each."""
+"""Check that each of the task's own metrics gives a finite number."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-from torch import Tensor
-
 from worker.checks.report import Finding, Status
+from worker.tasks import trees
 from worker.tasks.base import Measure
-from worker.training.metrics import measured, stacking
+from worker.tasks.trees import Tree
+from worker.training.math.metrics import measure, stacking
 
 
-def numbers(own: Mapping[str, Measure], outputs: Tensor, targets: Tensor) -> Finding:
-    """Each metric of an untrained model.
+def numbers(own: Mapping[str, Measure], outputs: Tree, targets: Tree) -> Finding:
+    """Check each metric on the outputs of an untrained model.
 
     Args:
-        own: by name.
+        own: the task's metrics by name.
         outputs: (1, N, ...) on validation examples.
         targets: (N, ...).
 
     Raises:
-        Exception: whatever a metric raises, TaskError where it gives no single number.
+        TaskError: a metric does not give a single number.
+        Exception: whatever a metric raises.
     """
     name = "metrics"
-    values = {metric: float(value) for metric, value in measured(stacking(own), outputs, targets).items()}
-    found = f"before learning {', '.join(f'{metric} {value:.4g}' for metric, value in values.items())}, on {len(targets)} examples"
+    values = {
+        metric: float(value) for metric, value in measure(stacking(own), outputs, targets).items()
+    }
+    found = (
+        "before learning "
+        f"{', '.join(f'{metric} {value:.4g}' for metric, value in values.items())}, on "
+        f"{trees.count_rows(targets)} examples"
+    )
     if odd := [metric for metric, value in values.items() if not math.isfinite(value)]:
-        means = f"{', '.join(odd)}: a trial for which this is not a number ranks last; give a number for outputs that are all alike too."
+        means = (
+            f"{', '.join(odd)} is not a number here, and a trial with such a value ranks last. "
+            "Return a number even if all outputs are alike."
+        )
         return Finding(name, Status.WARNING, found, means, values)
     return Finding(name, Status.PASSED, found, "", values)

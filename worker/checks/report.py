@@ -1,4 +1,4 @@
-"""What the checks found: values, a table for people, strict JSON for scripts."""
+"""Results of the checks: findings, a table for people, strict JSON for scripts."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from common.space import Scalar
+from common.search.values import Value
 
-CENTRE = "centre"  # the configuration that most checks look at
+CENTRE = "centre"  # the configuration that most checks use
 Figure = float | int | str | None
 
 
 class Status(StrEnum):
-    """How a check went."""
+    """The result of a check."""
 
     PASSED = "passed"
     WARNING = "warning"
@@ -27,22 +27,27 @@ class Status(StrEnum):
     LEFT_OUT = "left out"
 
 
-STYLES = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "bold red", Status.LEFT_OUT: "dim"}
+STYLES = {
+    Status.PASSED: "green",
+    Status.WARNING: "yellow",
+    Status.FAILED: "bold red",
+    Status.LEFT_OUT: "dim",
+}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found in one configuration."""
+    """The result of one check in one configuration."""
 
     check: str
     status: Status
-    found: str  # with the figures
-    means: str = ""  # what it usually means, where it did not pass
+    found: str  # the result in words, with the figures
+    means: str = ""  # the usual cause, if the check did not pass
     figures: Mapping[str, Figure] = field(default_factory=dict)
-    configuration: str = CENTRE  # or what differs from it, such as ``activation = "tanh"``
+    configuration: str = CENTRE  # or the difference from it, such as ``activation = "tanh"``
 
     def plain(self) -> dict[str, Any]:
-        """As strict JSON takes it: a figure that is not finite is None."""
+        """Return the finding as values for strict JSON. Figures that are not finite become None."""
         return {
             "check": self.check,
             "configuration": self.configuration,
@@ -59,24 +64,25 @@ class Report:
 
     search: str
     task: str
-    digest: str | None  # of the task's code; None where it could not be read
-    configuration: Mapping[str, Scalar]  # the centre of the space
-    notes: Sequence[str]  # what was looked at, and what not
+    digest: str | None  # of the task's code; None if it could not be read
+    configuration: Mapping[str, Value]  # the centre of the space
+    notes: Sequence[str]  # which parts of the space and of the data were checked
     findings: Sequence[Finding]
     seconds: float
-    no_data: str | None = None  # why a built-in data set is not there: nothing is wrong with the search itself
+    # Why a built-in data set is missing; the search itself may be right.
+    no_data: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether nothing failed; warnings are allowed."""
+        """Whether no check failed. Warnings are allowed."""
         return not any(finding.status is Status.FAILED for finding in self.findings)
 
     def count(self, status: Status) -> int:
-        """How many findings have that status."""
+        """Return how many findings have that status."""
         return sum(finding.status is status for finding in self.findings)
 
     def json(self) -> str:
-        """Strict JSON."""
+        """Return the report as strict JSON."""
         content = {
             "search": self.search,
             "task": self.task,
@@ -91,25 +97,42 @@ class Report:
         return json.dumps(content, indent=2, allow_nan=False)
 
     def table(self) -> Table:
-        """For people: what did not pass says what it usually means."""
-        table = Table(title=f"checks of search {self.search!r}, task {self.task!r}", title_justify="left", pad_edge=False)
+        """Return the report as a table. Findings that did not pass state the usual cause."""
+        table = Table(
+            title=f"checks of search {self.search!r}, task {self.task!r}",
+            title_justify="left",
+            pad_edge=False,
+        )
         for name in ("check", "", "found"):
             table.add_column(name, overflow="fold")
         for finding in self.findings:
-            named = finding.check if finding.configuration == CENTRE else f"{finding.check}\n  {finding.configuration}"
+            named = (
+                finding.check
+                if finding.configuration == CENTRE
+                else f"{finding.check}\n  {finding.configuration}"
+            )
             text = Text(finding.found)
             if finding.means and finding.status is not Status.PASSED:
                 text.append(f"\n{finding.means}", style="italic")
-            table.add_row(Text(named), Text(str(finding.status), style=STYLES[finding.status]), text)
+            table.add_row(
+                Text(named), Text(str(finding.status), style=STYLES[finding.status]), text
+            )
         return table
 
     def summary(self) -> str:
-        """The last line."""
-        counts = [f"{self.count(status)} {word}" for status, word in WORDS.items() if self.count(status)]
+        """Return the last line of the report."""
+        counts = [
+            f"{self.count(status)} {word}" for status, word in WORDS.items() if self.count(status)
+        ]
         return f"{', '.join(counts)}, in {self.seconds:.1f} s"
 
 
-WORDS = {Status.PASSED: "passed", Status.WARNING: "with a warning", Status.FAILED: "failed", Status.LEFT_OUT: "left out"}
+WORDS = {
+    Status.PASSED: "passed",
+    Status.WARNING: "with a warning",
+    Status.FAILED: "failed",
+    Status.LEFT_OUT: "left out",
+}
 
 
 def _finite(value: Figure) -> Figure:

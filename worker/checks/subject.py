@@ -1,4 +1,4 @@
-"""One configuration's model as the engine trains it, on a small batch in double precision, and the same by plain PyTorch."""
+"""The model of one configuration in double precision, as the engine and as plain PyTorch see it."""
 
 from __future__ import annotations
 
@@ -9,56 +9,81 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from common.space import Hyperparameters, Scalar
-from worker.checks.training import job_of
+from common.search.values import Hyperparameters, Value
+from worker.checks.training import claim_of
 from worker.tasks.base import Part, own_loss
-from worker.training.called import LoneNetwork
-from worker.training.engine import Engine
-from worker.training.layout import constants
-from worker.training.network import Network
-from worker.training.networks import network_for
-from worker.training.noise import seed_generators
-from worker.training.recipe import COLUMN
-from worker.training.rows import Row, fresh_row
-from worker.training.stack import Stack
-from worker.training.step import Pace, Plan, StepResult
-from worker.training.structure import Model
+from worker.tasks.trees import Tree
+from worker.training.engine.engine import Engine
+from worker.training.math.losses import take_apart
+from worker.training.math.noise import seed_generators
+from worker.training.math.recipe import COLUMN
+from worker.training.model.layout import constants
+from worker.training.model.network import Network, find_activation_kind
+from worker.training.model.networks import network_for
+from worker.training.model.python_state import attributes_kept, save_attributes, seed_python
+from worker.training.model.structure import Model
+from worker.training.model.vmap_networks import LoneNetwork
+from worker.training.stacked.rows import Row, fresh_row, name_tensors
+from worker.training.stacked.slot import pack
+from worker.training.stacked.stack import Stack
+from worker.training.stacked.step import Pace, Plan, StepResult
 
-MOVED = 2e-3  # of the weights' size, a step: twenty steps are clearly off the start, and far from a gradient that has vanished
-TINY = 1e-12  # a gradient below is none
-PLAIN: dict[str, Scalar] = {"optimizer": "sgd", "momentum": 0.0, "nesterov": False, "learning_rate": 1.0}
+# Norm of one update relative to the weights. Twenty such steps clearly leave the start, and the
+# gradient has not vanished yet.
+MOVED = 2e-3
+TINY = 1e-12  # a smaller gradient counts as none
+PLAIN: dict[str, Value] = {
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "nesterov": False,
+    "learning_rate": 1.0,
+}
 
 
 class Subject:
-    """A model that is looked at; its weights move with ``train`` alone."""
+    """The model to check. Only ``train`` moves its weights."""
 
     def __init__(self, engine: Engine, values: Hyperparameters, seed: int) -> None:
-        """Builds it as the engine does.
+        """Build the model as the engine does.
 
         Args:
-            engine: that knows task and data.
-            values: of the configuration; its update rule gives way to plain gradient descent.
-            seed: of its initial weights.
+            engine: the engine with task and data.
+            values: of the configuration. Plain gradient descent replaces its update rule.
+            seed: of the initial weights.
 
         Raises:
-            Exception: whatever the task's model raises, or TaskError for what the engine refuses.
+            TaskError: the engine refuses the model.
+            Exception: whatever the task's model raises.
         """
-        self._setting, self.values = engine.setting(), {**values, **PLAIN}
-        job = job_of(self.values, seed=seed)
-        self.model: Model = engine.entry(job).model
-        self._shapes = engine.shapes(self.model) or []
+        self._setting, self.values = engine.builder.setting(), {**values, **PLAIN}
+        claim = claim_of(self.values, seed=seed)
+        self.model: Model = engine.builder.entry(claim).model
+        # The checks use batches of several sizes, and a mask has one.
+        self._calls = len(self.model.calls)
+        self.model.take_calls(())
+        self._shapes = engine.builder.shapes(self.model)
         self.objective = self._setting.objective(self.model.recipe)
-        self._row = fresh_row(self.model, job.claim.trial.seed, engine.device, engine.options.dtype)
-        self._noise_seed: int | None = None  # of a module that draws its own
+        self._row = fresh_row(
+            self.model,
+            claim.trial.seed,
+            engine.builder.options.device,
+            engine.builder.options.dtype,
+        )
+        self._noise_seed: int | None = None  # of a module that draws its own noise
         self.stack = self._stack(self.model.structure.alone, [self._row])
 
     @property
     def stacked(self) -> bool:
-        """Whether it trains in arrays."""
-        return not isinstance(self.stack.network, LoneNetwork)
+        """Whether the model trains in arrays."""
+        lone = self.model.structure.alone
+        return not lone and (self._calls > 0 or not isinstance(self.stack.network, LoneNetwork))
 
     def train(self, batch: Part, n_steps: int) -> None:
-        """So many updates by the engine, each of ``MOVED`` times the size of the weights at the start, whatever the scale of the loss."""
+        """Update the weights ``n_steps`` times by the engine.
+
+        The learning rate is chosen so that the first update has ``MOVED`` times the norm of the
+        weights, whatever the scale of the loss.
+        """
         gradient = torch.cat([one.flatten() for one in self.gradients(batch)[1].values()])
         weights = self.stack.rows["flat"][0]
         rate = MOVED * float(weights.norm()) / max(float(gradient.norm()), TINY)
@@ -66,13 +91,16 @@ class Subject:
             self._step(batch, rate)
 
     def _step(self, batch: Part, rate: float) -> StepResult:
-        """One update by plain gradient descent. What cannot be stacked goes on alone, as in a training."""
+        """Do one update by plain gradient descent.
+
+        A model that cannot be stacked goes on alone, as in a training.
+        """
         self.stack.rows["hp"][:, COLUMN["learning_rate"]] = rate
         plan = _plan(self.stack, batch)
         try:
             result = self.stack.step(batch.inputs, batch.targets, plan, 0)
         except Exception:
-            if not self.stacked:
+            if isinstance(self.stack.network, LoneNetwork):
                 raise
             self.stack = self._stack(True, [self._row])
             return self._step(batch, rate)
@@ -80,45 +108,112 @@ class Subject:
         return result
 
     def gradients(self, batch: Part) -> tuple[float, dict[str, Tensor]]:
-        """The engine's loss and gradient by parameter; nothing is moved.
+        """Return the engine's loss, and its gradient by parameter. Nothing is moved.
 
-        The gradient is how far one update of plain gradient descent at a rate of 1 moves the weights: all of the engine's step is in it.
+        The gradient is the distance that one update of plain gradient descent moves the weights at
+        a rate of 1. So it includes the engine's whole step.
 
         Raises:
             Exception: whatever the model raises.
         """
-        with self._unchanged() as before:
+        with self._keep_unchanged() as before:
             result = self._step(batch, 1.0)
             moved = before["flat"] - self.stack.rows["flat"]  # (1, P)
-        return float(result.loss[0]), {name: view[0] for name, view in self.model.layout.views(moved).items()}
+        return float(result.loss[0]), {
+            name: view[0] for name, view in self.model.layout.views(moved).items()
+        }
+
+    def parts(self, batch: Part) -> list[str]:
+        """Return the names of the parts of the loss."""
+        with self._keep_unchanged():
+            return list(self._step(batch, 1.0).parts)
 
     @contextmanager
-    def _unchanged(self) -> Iterator[Row]:
-        """Puts weights, states and buffers back where they were; gives them as they were."""
+    def _keep_unchanged(self) -> Iterator[Row]:
+        """Yield a copy of weights, states and buffers, and restore them at the end."""
         kept = {name: tensor.clone() for name, tensor in self.stack.rows.items()}
         try:
-            yield kept
+            with self._same_state():
+                yield kept
         finally:
-            for name, tensor in self.stack.rows.items():  # the stack's own memory, that its network works on
+            # In place, because the network works on the stack's memory.
+            for name, tensor in self.stack.rows.items():
                 tensor.copy_(kept[name])
+
+    @contextmanager
+    def _same_state(self) -> Iterator[None]:
+        """Let each forward begin with the same attributes, and the same noise of Python."""
+        if self.model.stateful is None:
+            yield
+            return
+        with attributes_kept(self.model.module.modules()):
+            if self._noise_seed is not None:
+                seed_python(self._noise_seed)
+            yield
 
     @property
     def parameters(self) -> dict[str, Tensor]:
-        """Views of the present weights: writing into them moves the model."""
-        return {name: view[0] for name, view in self.model.layout.views(self.stack.rows["flat"]).items()}
+        """Views of the current weights by name. Writing into them changes the model."""
+        return {
+            name: view[0] for name, view in self.model.layout.views(self.stack.rows["flat"]).items()
+        }
 
     def plain_loss(self, batch: Part) -> float:
-        """The loss of the present weights by the model's own module and plain PyTorch, without a hand-written line of the engine's."""
+        """Return the loss of the current weights by the model's own module and plain PyTorch.
+
+        None of the engine's hand-written code is used.
+        """
         if self._noise_seed is not None:
-            seed_generators(self._noise_seed, batch.inputs.device)
-        carried = {name: tensor.clone() for name, tensor in constants(self.model.module).items()}  # batch norm moves its statistics
+            seed_generators(self._noise_seed, self._row["flat"].device)
+        # A copy, because batch norm changes its statistics.
+        carried = {name: tensor.clone() for name, tensor in constants(self.model.module).items()}
         self.model.module.train()
-        with torch.no_grad():
-            outputs = functional_call(self.model.module, {**carried, **self.parameters}, (batch.inputs,))
+        with torch.no_grad(), self._same_state():
+            outputs = functional_call(
+                self.model.module, {**carried, **self.parameters}, (batch.inputs,)
+            )
             return float(self._loss(outputs, batch.targets))
 
-    def penalties(self, batch: Part, changes: Sequence[Mapping[str, float]]) -> list[tuple[float, float]]:
-        """(loss, regularisation term) by the engine of the same initial weights under other numbers, in one array where it can be.
+    def activity(self, batch: Part) -> float:
+        """Return the sum of the sizes of an example's hidden activations, by plain PyTorch.
+
+        It is the mean over the batch, with the current weights.
+        """
+        layers = [m for m in self.model.module.modules() if find_activation_kind(m) is not None]
+        sizes: list[float] = []
+        handles = [
+            layer.register_forward_hook(lambda *told: sizes.append(float(told[2].abs().sum())))
+            for layer in layers
+        ]
+        try:
+            self.plain_loss(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return sum(sizes) / len(batch)
+
+    def saved(self) -> bytes:
+        """Return the weights as the file of a kept trial has them, and what a resume needs.
+
+        Raises:
+            Exception: whatever the model's ``state_dict`` raises, or what it holds has no form in a
+                file.
+        """
+        content = name_tensors(self.model, self.stack.row(0), optimizer=False)
+        if self.model.stateful is not None:
+            content["attributes"] = save_attributes(self.model.module)
+        return pack(content)
+
+    def penalties(
+        self, batch: Part, changes: Sequence[Mapping[str, float]]
+    ) -> list[tuple[float, float]]:
+        """Return (loss, regularisation term) of the initial weights for each set of other values.
+
+        The engine computes them, in one array if the model can be stacked.
+
+        Args:
+            batch: the examples.
+            changes: for each result, the hyperparameters to change and their values.
 
         Raises:
             Exception: whatever the model raises.
@@ -129,31 +224,41 @@ class Subject:
             for name, value in numbers.items():
                 hp[COLUMN[name]] = value
             rows.append({**self._row, "hp": hp})
-        groups = [rows] if self.stacked else [[row] for row in rows]
+        lone = isinstance(self.stack.network, LoneNetwork)
+        groups = [[row] for row in rows] if lone else [rows]
         found: list[tuple[float, float]] = []
         for group in groups:
-            stack = self._stack(not self.stacked, group)
-            result = stack.step(batch.inputs, batch.targets, _plan(stack, batch), 0)
+            stack = self._stack(lone, group)
+            with self._same_state():
+                result = stack.step(batch.inputs, batch.targets, _plan(stack, batch), 0)
             found += zip(result.loss.tolist(), result.penalty.tolist(), strict=True)
         return found
 
-    def decayed(self) -> Tensor:
-        """(n,) the initial weights that regularisation acts on, flat."""
+    def decayed_weights(self) -> Tensor:
+        """Return the initial weights that regularisation acts on, flat (n,)."""
         everything = self.model.recipe.kinds["decay_biases"]
-        flat: Tensor = self._row["flat"][: self.model.layout.size if everything else self.model.layout.n_decayed]
+        flat: Tensor = self._row["flat"][
+            : self.model.layout.size if everything else self.model.layout.n_decayed
+        ]
         return flat
 
     def _stack(self, lone: bool, rows: Sequence[Row]) -> Stack:
         network: Network = LoneNetwork(self.model) if lone else network_for(self.model, lone=False)
-        return Stack(self.model, network, self.objective, rows, self._shapes, self._setting.frame(self.model))
+        return Stack(
+            self.model, network, self.objective, rows, self._shapes, self._setting.frame(self.model)
+        )
 
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+    def _loss(self, outputs: Tree, targets: Tree) -> Tensor:
         own, numbers = own_loss(self._setting.task), self.model.recipe.values
         if own is not None:
-            return own(outputs, targets, self.values)
+            return take_apart(own(outputs, targets, self.values))[0]
         if self.model.recipe.kind("loss") == "hinge":
-            return torch.nn.functional.multi_margin_loss(outputs, targets, margin=numbers["margin"]) * outputs.shape[1]
-        return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=numbers["label_smoothing"])
+            margin = numbers["margin"]
+            loss = torch.nn.functional.multi_margin_loss(outputs, targets, margin=margin)
+            return loss * int(outputs.shape[1])
+        return torch.nn.functional.cross_entropy(
+            outputs, targets, label_smoothing=numbers["label_smoothing"]
+        )
 
 
 def _plan(stack: Stack, batch: Part) -> Plan:

@@ -1,50 +1,78 @@
-"""Short trainings by the engine on a part of the data, without regularisation and noise."""
+"""Short trainings by the engine on a few examples, without regularisation and noise."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from common.space import Scalar
-from common.trial import Claim, Fence, Trial, trial_id, trial_seed
+from common.search.trial import Claim, Fence, Trial, trial_id, trial_seed
+from common.search.values import Value
 from worker.checks.data import rows
 from worker.checks.plan import quiet
+from worker.tasks import trees
 from worker.tasks.base import Data, Measure, Part, Task, model_of
-from worker.training.engine import Boundary, Engine, Job, Outcome
+from worker.tasks.loading import Loaded
+from worker.training.engine.engine import Boundary, Engine, Outcome, TrainingOptions
+from worker.training.model.groups import FROZEN
 
-STAGE = "check"  # of the trials' names
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of Adam: one of them suits nearly every scaled model
-SLOW_RATES = (1e-3,)  # where a model is too slow for all of them: the rate that Adam's authors advise
-NO_EXPLOSION = 1e12  # a check looks for itself at what became of the loss
+LOADED_ROWS = 64  # examples that are loaded at a time
+STAGE = "check"  # for the trials' ids
+# Learning rates of Adam: one of them suits nearly every scaled model.
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+SLOW_RATES = (1e-3,)  # for slow models: the rate that Adam's authors advise
+NO_EXPLOSION = 1e12  # no trial ends as EXPLODED; each check judges the loss itself
 
 
 class Portion:
-    """The task on other data, with dropout switched off."""
+    """The task with other data and without dropout."""
 
-    def __init__(self, task: Task, data: Data, preprocess: str = "none", metrics: Mapping[str, Measure] | None = None) -> None:
-        """``preprocess``: what is to be done to the data unless the configuration says otherwise; ``metrics``: what is measured besides."""
+    def __init__(
+        self,
+        task: Task,
+        data: Data,
+        preprocess: str = "none",
+        metrics: Mapping[str, Measure] | None = None,
+    ) -> None:
+        """Wrap a task.
+
+        Args:
+            task: the task.
+            data: replaces the task's data.
+            preprocess: the preprocessing unless the configuration names one.
+            metrics: the metrics to measure.
+        """
         self._task, self._data = task, data
         self.preprocess = preprocess
         self.metrics = dict(metrics or {})
-        for name in ("loss", "image_shape"):  # what the engine looks for
+        for name in ("loss", "image_shape"):  # attributes that the engine looks for
             if (value := getattr(task, name, None)) is not None:
                 setattr(self, name, value)
 
     def data(self) -> Data:
-        """The portion."""
+        """Return the data."""
         return self._data
 
-    def model(self, hp: Mapping[str, Scalar]) -> nn.Module:
-        """The task's model, silenced."""
-        return silenced(model_of(self._task, hp))
+    def param_groups(self, model: nn.Module, hp: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the task's frozen groups. All others train with the numbers of a check."""
+        ask = getattr(self._task, "param_groups", None)
+        groups = [] if ask is None else ask(model, hp)
+        return [group for group in groups if group.get(FROZEN, True) is False]
+
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        """Return the task's model without dropout."""
+        return silence_dropout(model_of(self._task, hp))
 
 
-def silenced(module: nn.Module) -> nn.Module:
-    """Sets every rate of dropout to 0, in place: of dropout layers, and of layers that have it built in (LSTM, attention)."""
+def silence_dropout(module: nn.Module) -> nn.Module:
+    """Set every dropout rate to 0, in place.
+
+    This includes the rates of layers with built-in dropout (LSTM, attention).
+    """
     for layer in module.modules():
         for name in ("p", "rate", "dropout"):
             dropping = name == "dropout" or "dropout" in type(layer).__name__.lower()
@@ -54,38 +82,55 @@ def silenced(module: nn.Module) -> nn.Module:
 
 
 class UntilWatch:
-    """Lets the engine go on until a moment on the monotonic clock."""
+    """A watch that stops the engine at a given time on the monotonic clock."""
 
     def __init__(self, until_s: float) -> None:
         self._until_s = until_s
 
     def beat(self, phase: str = "training", limit_s: float | None = None) -> None:
-        """Nobody has to hear of it."""
+        """Do nothing, as nobody listens."""
 
     def lost(self) -> Collection[str]:
-        """None: there are no leases."""
+        """Return nothing, as there are no leases."""
         return ()
 
     def stopping(self) -> bool:
-        """Whether the time is up."""
+        """Return whether the time is up."""
         return time.monotonic() >= self._until_s
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of the trainings."""
+    """The result of several trainings."""
 
-    outcomes: Sequence[Outcome]  # of those that ended
-    best_loss: float | None  # lowest validation loss of any, at its best epoch
+    outcomes: Sequence[Outcome]  # of the trainings that ended
+    best_loss: float | None  # lowest validation loss of any training and epoch
     accuracy: float | None  # at that epoch
     out_of_time: bool
-    steps: int  # of the one that came furthest
+    steps: int  # of the training that came furthest
+
+    def reaches(self, loss: float) -> bool:
+        """Whether the best loss is low enough and, if there are accuracies, all is right."""
+        return (
+            self.best_loss is not None and self.best_loss <= loss and self.accuracy in (None, 1.0)
+        )
+
+    def better(self, other: Trained) -> Trained:
+        """Return both results as one, with the lower of the two losses."""
+        have = [one for one in (self, other) if one.best_loss is not None]
+        best = min(have, key=lambda one: one.best_loss or 0.0, default=self)
+        return Trained(
+            [*self.outcomes, *other.outcomes],
+            best.best_loss,
+            best.accuracy,
+            self.out_of_time or other.out_of_time,
+            max(self.steps, other.steps),
+        )
 
 
 def engine_of(task: Task, search_seed: int) -> Engine:
-    """An engine of double precision on the CPU, that says nothing and tries no explosion."""
-    return Engine(
-        task,
+    """Return a double-precision engine on the CPU that logs nothing and sees no explosion."""
+    options = TrainingOptions(
         torch.device("cpu"),
         search_seed=search_seed,
         task_name="check",
@@ -97,19 +142,22 @@ def engine_of(task: Task, search_seed: int) -> Engine:
         mode="min",
         watching=False,
     )
+    return Engine(task, options)
 
 
-def job_of(values: Mapping[str, Scalar], index: int = 0, epochs: float = 1.0, seed: int = 0) -> Job:
-    """A job that nobody has leased."""
+def claim_of(
+    values: Mapping[str, Value], index: int = 0, epochs: float = 1.0, seed: int = 0
+) -> Claim:
+    """Return a trial that has no lease."""
     name = trial_id(STAGE, index)
     trial = Trial(name, STAGE, index, trial_seed(seed, STAGE, 0), epochs, dict(values), "{}")
-    return Job(Claim(trial, Fence(name, 1, "check")))
+    return Claim(trial, Fence(name, 1, "check"))
 
 
-def trained(
+def train_model(
     task: Task,
     data: Data,
-    values: Mapping[str, Scalar],
+    values: Mapping[str, Value],
     batch_size: int,
     epochs: int,
     seed: int,
@@ -118,20 +166,33 @@ def trained(
     enough: float | None = None,
     metrics: Mapping[str, Measure] | None = None,
 ) -> Trained:
-    """Trains one model at several rates of Adam; leaves early where one has a validation loss of at most ``enough`` and all right.
+    """Train one model at several learning rates of Adam.
+
+    The trainings end early when one has a validation loss of at most ``enough`` and, if there are
+    accuracies, an accuracy of 1.
 
     Raises:
         TaskError: the model cannot be trained.
     """
-    hp: dict[str, Scalar] = {"optimizer": "adam", "nesterov": False, "batch_size": batch_size, "preprocess": "none"}
-    jobs = [job_of(quiet(values, {**hp, "learning_rate": rate}), index, epochs, seed) for index, rate in enumerate(rates)]
+    hp: dict[str, Value] = {
+        "optimizer": "adam",
+        "nesterov": False,
+        "batch_size": batch_size,
+        "preprocess": "none",
+    }
+    claims = [
+        claim_of(quiet(values, {**hp, "learning_rate": rate}), index, epochs, seed)
+        for index, rate in enumerate(rates)
+    ]
     watch = UntilWatch(until_s)
     ended: list[Outcome] = []
     best: tuple[float, float | None] | None = None
     furthest = 0.0
-    for boundary in engine_of(Portion(task, data, metrics=metrics), seed).train(jobs, lambda n_free: [], watch):
+    for boundary in engine_of(Portion(task, data, metrics=metrics), seed).train(
+        claims, lambda n_free: [], watch
+    ):
         ended += boundary.ended
-        for loss, accuracy, epoch in _seen(boundary):
+        for loss, accuracy, epoch in _read_boundary(boundary):
             furthest = max(furthest, epoch)
             if loss is not None and (best is None or loss < best[0]):
                 best = (loss, accuracy)
@@ -142,28 +203,42 @@ def trained(
     return Trained(ended, loss, accuracy, watch.stopping(), round(furthest * per_epoch))
 
 
-def _seen(boundary: Boundary) -> list[tuple[float | None, float | None, float]]:
-    running = [(view.value, view.val_acc, view.epoch) for view in boundary.running]
-    return [*running, *((outcome.val_loss, outcome.val_acc, outcome.epochs) for outcome in boundary.ended)]
+def _read_boundary(boundary: Boundary) -> list[tuple[float | None, float | None, float]]:
+    running = [(view.value, view.metrics.get("val_acc"), view.epoch) for view in boundary.running]
+    return [
+        *running,
+        *((outcome.val_loss, outcome.val_acc, outcome.epochs) for outcome in boundary.ended),
+    ]
 
 
-def take(part: Part, places: Tensor) -> Part:
-    """Those examples of a part."""
-    return Part(part.inputs[places], part.targets[places])
+def repeat(part: Part, times: int) -> Part:
+    """Return the examples of a part, repeated ``times`` times."""
+    return join_parts([part] * times)
 
 
-def repeated(part: Part, times: int) -> Part:
-    """The same examples again and again."""
-    return joined([part] * times)
+def join_parts(parts: Sequence[Part]) -> Part:
+    """Return all examples of several parts as one part."""
+    return Part(
+        trees.join([part.inputs for part in parts]), trees.join([part.targets for part in parts])
+    )
 
 
-def joined(parts: Sequence[Part]) -> Part:
-    """All examples of several parts."""
-    return Part(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
+def load_first(loaded: Loaded, n: int, seconds: float) -> Part:
+    """Return the first examples of a part that is loaded, at most ``n``, in about that time."""
+    until_s, pairs, left = time.monotonic() + seconds, [], n
+    for inputs, targets in loaded.iterate(LOADED_ROWS, 0, quick=True):
+        pairs.append(Part(inputs, targets))
+        left -= len(pairs[-1])
+        if left <= 0 or time.monotonic() > until_s:
+            break
+    return join_parts(pairs).take(slice(n))
 
 
 def spread(part: Part, n: int, n_classes: int | None, seed: int) -> Tensor:
-    """(m,) places of at most ``n`` examples, all different, drawn by seed and taken from the classes in turn."""
+    """Return the indices (m,) of at most ``n`` different examples.
+
+    They are drawn by ``seed`` and taken from the classes in turn.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(part), generator=generator)
     if n_classes is not None:
@@ -173,8 +248,8 @@ def spread(part: Part, n: int, n_classes: int | None, seed: int) -> Tensor:
             mine = targets == c
             ranks[mine] = torch.arange(int(mine.sum()))
         order = order[torch.argsort(ranks, stable=True)]
-    order = order[: 4 * n]  # enough to leave repetitions out
+    order = order[: 4 * n]  # spare examples, because repetitions are left out
     different: dict[bytes, int] = {}
-    for place, row in zip(order.tolist(), rows(part.inputs[order]), strict=True):
+    for place, row in zip(order.tolist(), rows(trees.pick(part.inputs, order)), strict=True):
         different.setdefault(row, place)
     return torch.tensor(list(different.values())[:n])

@@ -1,4 +1,7 @@
-"""The files of a data set: found in the data folder, or downloaded into it and checked, or an error that says what to put where."""
+"""Find the files of a data set in the data folder, or download and check them.
+
+If that fails, the error message says which file to put where.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import CheckpointError, TaskError
-from common.filelock import FileLock
+from common.folder import durable
+from common.folder.filelock import FileLock
 
-CONNECT_S = 15.0  # of silence, after which an address counts as out of reach
-DOWNLOAD_S = 500.0  # for a whole data set: below the time that a worker is given to load its data
+CONNECT_S = 15.0  # an address that is silent for so long counts as unreachable
+DOWNLOAD_S = 500.0  # for a whole data set; less than a worker may take to load its data
 CHUNK_BYTES = 1 << 20
-NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)  # urllib's own, and timeouts, are OSErrors
-PARTIAL_PREFIX = ".partial-"  # never read: a file gets its name when it is whole
+# URLError and timeouts are subclasses of OSError.
+NETWORK_ERRORS = (OSError, http.client.HTTPException, ValueError)
+PARTIAL_PREFIX = ".partial-"  # such files are never read; a complete file gets its real name
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file as its authors published it."""
+    """A file as its authors published it."""
 
     name: str
     size_bytes: int
@@ -37,32 +42,36 @@ class DataFile:
 
 @dataclass(frozen=True)
 class DataSet:
-    """The files of a data set."""
+    """A data set: its files, and where to look for them."""
 
     title: str
-    folders: tuple[str, ...]  # below the data folder, looked into one after the other; downloads go to the first
+    # Folders below the data folder, searched in this order. Downloads go to the first.
+    folders: tuple[str, ...]
     files: tuple[DataFile, ...]
-    addresses: tuple[str, ...]  # the data set's home and its mirrors: where each file lies below
+    addresses: tuple[str, ...]  # URLs of the folder that holds the files: the home, then mirrors
 
 
 def say(message: str) -> None:
-    """One line on stderr, where a worker's log is."""
+    """Print one line to stderr, where a worker's log goes."""
     print(message, file=sys.stderr, flush=True)
 
 
 def find(data_set: DataSet, data_dir: Path, tell: Callable[[str], None] = say) -> list[Path]:
-    """The files of a data set in the order of its ``files``; those that are missing are downloaded first.
+    """Return the paths of a data set's files, in the order of ``data_set.files``.
 
-    A file that was put there by hand may differ from the published one: that is told, and it is read all the same, since its format
-    says whether it is whole. A downloaded one has to be the published one.
+    Missing files are downloaded first. A downloaded file must equal the published one. A file that
+    was put there by hand may differ: ``tell`` is called with a warning and the file is used, since
+    its format shows whether it is complete.
 
     Args:
-        data_set: which files.
-        data_dir: the data folder; made where missing.
-        tell: hears of downloads and of files that are not the published ones.
+        data_set: the data set to find.
+        data_dir: the data folder. It is created if a download needs it.
+        tell: called with a line about each download and each file that differs from the published
+            one.
 
     Raises:
-        TaskError: files are missing and cannot be downloaded; the message says which to put where.
+        TaskError: files are missing and cannot be downloaded. The message says which file to put
+            where.
     """
     found = [_there(data_set, file, data_dir) for file in data_set.files]
     if None in found:
@@ -71,7 +80,10 @@ def find(data_set: DataSet, data_dir: Path, tell: Callable[[str], None] = say) -
     paths = [path for path in found if path is not None]
     for file, path in zip(data_set.files, paths, strict=True):
         if (why := _difference(file, path)) is not None:
-            tell(f"warning: {path}: not the published file ({why}); results will differ from those of others")
+            tell(
+                f"warning: {path}: not the published file ({why}); results will differ from those "
+                "of others"
+            )
     return paths
 
 
@@ -81,7 +93,7 @@ def _there(data_set: DataSet, file: DataFile, data_dir: Path) -> Path | None:
 
 
 def _difference(file: DataFile, path: Path) -> str | None:
-    """Why the file is not the published one, None if it is."""
+    """Return how the file differs from the published one, or None if it does not."""
     try:
         size = path.stat().st_size
         if size != file.size_bytes:
@@ -89,46 +101,60 @@ def _difference(file: DataFile, path: Path) -> str | None:
         with path.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        raise TaskError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
     return None if digest == file.sha256 else f"sha256 {digest} instead of {file.sha256}"
 
 
 def _complete(data_set: DataSet, data_dir: Path, tell: Callable[[str], None]) -> None:
-    """Downloads what is missing; of several workers one does, and the others wait for it."""
+    """Download the missing files.
+
+    If several workers call this at once, one downloads and the others wait for it.
+    """
     folder = data_dir / data_set.folders[0]
     deadline = time.monotonic() + DOWNLOAD_S
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".download.lock").exclusive(DOWNLOAD_S):
+            durable.remove(folder.glob(f"{PARTIAL_PREFIX}*"))  # left by killed downloads
             for file in data_set.files:
                 if _there(data_set, file, data_dir) is None:
                     _download(data_set, file, folder, deadline, tell)
     except _UnreachableError as error:
         raise _missing(data_set, data_dir, str(error)) from None
     except CheckpointError as error:
-        raise _missing(data_set, data_dir, f"the folder cannot be locked for a download: {error}") from None
+        raise _missing(
+            data_set, data_dir, f"the folder cannot be locked for a download: {error}"
+        ) from None
     except OSError as error:
-        raise _missing(data_set, data_dir, f"the folder cannot be written: {error.strerror or error}") from None
+        why = durable.shortage(error, data_dir) or error.strerror or str(error)
+        raise _missing(data_set, data_dir, f"the folder cannot be written: {why}") from None
 
 
 class _UnreachableError(Exception):
-    """No address gave the file."""
+    """No address delivered the file."""
 
 
-def _download(data_set: DataSet, file: DataFile, folder: Path, deadline: float, tell: Callable[[str], None]) -> None:
+def _download(
+    data_set: DataSet, file: DataFile, folder: Path, deadline: float, tell: Callable[[str], None]
+) -> None:
     problems = []
     for address in data_set.addresses:
         url = f"{address}/{file.name}"
         tell(f"{data_set.title}: downloading {url} ({file.size_bytes / 1e6:.1f} MB)")
-        problem = _fetched(url, file, folder, deadline)
+        problem = _fetch(url, file, folder, deadline)
         if problem is None:
             return
         problems.append(f"{url}: {problem}")
     raise _UnreachableError("; ".join(problems))
 
 
-def _fetched(url: str, file: DataFile, folder: Path, deadline: float) -> str | None:
-    """Brings one file to its place; returns why not, None where it lies there now.
+def _fetch(url: str, file: DataFile, folder: Path, deadline: float) -> str | None:
+    """Download one file to its place.
+
+    Returns:
+        What went wrong, or None if the file is in place now.
 
     Raises:
         OSError: the folder cannot be written.
@@ -136,54 +162,64 @@ def _fetched(url: str, file: DataFile, folder: Path, deadline: float) -> str | N
     descriptor, partial = tempfile.mkstemp(dir=folder, prefix=PARTIAL_PREFIX)
     try:
         with os.fdopen(descriptor, "wb") as out:
-            problem = _copied(url, file, out.write, deadline)
+            problem = _copy(url, file, out.write, deadline)
             out.flush()
             os.fsync(out.fileno())
         if problem is None:
-            Path(partial).chmod(0o644)  # mkstemp's are the owner's alone; a data folder is often shared
+            # mkstemp makes the file readable by its owner only, but a data folder is often shared.
+            Path(partial).chmod(0o644)
             Path(partial).replace(folder / file.name)
         return problem
     finally:
         Path(partial).unlink(missing_ok=True)
 
 
-def _copied(url: str, file: DataFile, write: Callable[[bytes], object], deadline: float) -> str | None:
-    """Reads the address into ``write``; returns what is wrong with what came, None if it is the published file."""
+def _copy(
+    url: str, file: DataFile, write: Callable[[bytes], object], deadline: float
+) -> str | None:
+    """Download ``url`` into ``write``.
+
+    Returns:
+        What is wrong with the download, or None if it is the published file.
+    """
     digest, size = hashlib.sha256(), 0
     try:
         answer = urllib.request.urlopen(url, timeout=CONNECT_S)
     except NETWORK_ERRORS as error:
-        return _told(error)
+        return _explain(error)
     with answer:
         while size <= file.size_bytes:
             try:
                 chunk = answer.read(CHUNK_BYTES)
             except NETWORK_ERRORS as error:
-                return _told(error)
+                return _explain(error)
             if not chunk:
                 break
             if time.monotonic() > deadline:
                 return f"too slow: {size} of {file.size_bytes} bytes in {DOWNLOAD_S:g} s"
             digest.update(chunk)
             size += len(chunk)
-            write(chunk)  # what the disk raises is not the network's
+            write(chunk)  # outside the `try`: an error of the disk is not one of the network
     if size != file.size_bytes or digest.hexdigest() != file.sha256:
         return f"answered with another file ({size} bytes, sha256 {digest.hexdigest()})"
     return None
 
 
-def _told(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     return f"{type(error).__name__}: {getattr(error, 'reason', None) or error}"
 
 
 def _missing(data_set: DataSet, data_dir: Path, why: str) -> TaskError:
     lacking = [str(file) for file in data_set.files if _there(data_set, file, data_dir) is None]
-    places = " (or ".join(str((data_dir / folder).absolute()) for folder in data_set.folders) + ")" * (len(data_set.folders) - 1)
+    places = " (or ".join(
+        str((data_dir / folder).absolute()) for folder in data_set.folders
+    ) + ")" * (len(data_set.folders) - 1)
     return TaskError(
-        f"{data_set.title}: {_counted(lacking)} missing and could not be downloaded ({why}). "
-        f"Put into {places}, or name another data folder with --data-dir:\n  " + "\n  ".join(lacking)
+        f"{data_set.title}: {_count_lacking(lacking)} missing and could not be downloaded ({why}). "
+        f"Put into {places}, or name another data folder with --data-dir:\n  "
+        + "\n  ".join(lacking)
     )
 
 
-def _counted(lacking: Sequence[str]) -> str:
+def _count_lacking(lacking: Sequence[str]) -> str:
     return "1 file is" if len(lacking) == 1 else f"{len(lacking)} files are"

@@ -1,4 +1,4 @@
-"""What the built-in image tasks have in common: images laid flat, and a choice of models for them."""
+"""What the built-in image tasks share: flattened images, and the choice of a model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ import torch
 from torch import nn
 
 from common.errors import TaskError
-from common.space import Scalar
+from common.search.values import Scalar
 from worker.tasks.base import Part
 from worker.tasks.models import convnet, perceptron
 
-FULL = 255  # the brightest pixel of a byte
+FULL = 255  # value of the brightest pixel
 
 
-def image_model(hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes: int) -> nn.Sequential:
-    """The model that ``hp`` asks for (``model``: perceptron or convnet) for images (n, channels x height x width) laid flat.
+def image_model(
+    hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes: int
+) -> nn.Sequential:
+    """Return the model that ``hp["model"]`` names: perceptron or convnet.
+
+    It takes flattened images (n, channels x height x width).
 
     Raises:
-        TaskError: a hyperparameter that it cannot have.
+        TaskError: a hyperparameter has a value that the model cannot have.
     """
     kind = hp.get("model", "perceptron")
     if kind == "perceptron":
@@ -30,12 +34,18 @@ def image_model(hp: Mapping[str, Scalar], shape: tuple[int, int, int], n_classes
         raise TaskError(f"model = {kind!r}: use one of perceptron, convnet; correct [space]")
     if (done := hp.get("preprocess")) in ("pca", "whiten"):
         raise TaskError(
-            f'preprocess = {done!r}: its outputs are no images, which a convnet needs; use "centre" or "normalise", or model = "perceptron"'
+            f"preprocess = {done!r}: its outputs are no images, which a convnet needs; use "
+            '"centre" or "normalise", or model = "perceptron"'
         )
     return nn.Sequential(nn.Unflatten(1, shape), *convnet(hp, shape, n_classes))
 
 
 def image_part(pixels: np.ndarray, labels: np.ndarray) -> Part:
-    """A part from bytes (n, ...), laid flat and scaled to [0, 1], and class numbers (n,)."""
+    """Return a part with flattened inputs in [0, 1].
+
+    Args:
+        pixels: images as bytes, (n, ...).
+        labels: class numbers, (n,).
+    """
     inputs = torch.from_numpy(pixels.reshape(len(pixels), -1).astype(np.float32)).div_(FULL)
     return Part(inputs, torch.from_numpy(labels.astype(np.int64)))

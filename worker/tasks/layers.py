@@ -1,4 +1,4 @@
-"""Layers that ``torch.nn`` lacks, for the built-in models and for your own."""
+"""Layers that ``torch.nn`` lacks. The built-in models use them; your own may, too."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from torch import Tensor, nn
 
 
 class Maxout(nn.Module):
-    """The largest of ``pieces`` features (channels) that lie ``units`` apart: (B, pieces x units, ...) to (B, units, ...).
+    """Maxout: the maximum over ``pieces`` features (or channels).
 
-    A linear layer or a convolution goes before.
+    The input is (B, pieces x units, ...) and the output (B, units, ...). Feature u of the output is
+    the maximum of the input features u, u + units, u + 2 units, ... Put a linear layer or a
+    convolution before this layer.
 
     Source: Goodfellow et al., "Maxout Networks", ICML 2013.
     """
@@ -19,19 +21,23 @@ class Maxout(nn.Module):
         self.pieces = pieces
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """See the class."""
+        """Return the maximum over the pieces, (B, units, ...)."""
         largest: Tensor = torch.unflatten(inputs, 1, (self.pieces, -1)).max(1).values
         return largest
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the text that ``print`` shows in parentheses."""
         return f"pieces={self.pieces}"
 
 
 class GaussianDropout(nn.Module):
-    """In training, multiplies with normal noise of mean 1 and variance ``rate / (1 - rate)``, that of inverted dropout of that rate.
+    """Multiplicative Gaussian noise, in training mode only.
 
-    Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting", JMLR 2014, section 10.
+    Each input is multiplied by normal noise of mean 1 and variance ``rate / (1 - rate)``. Inverted
+    dropout of that rate has the same mean and variance.
+
+    Source: Srivastava et al., "Dropout: A Simple Way to Prevent Neural Networks from Overfitting",
+    JMLR 2014, section 10.
     """
 
     def __init__(self, rate: float = 0.5) -> None:
@@ -41,12 +47,12 @@ class GaussianDropout(nn.Module):
         self.rate = rate
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """See the class; the identity in evaluation mode."""
+        """Return the inputs with noise. In evaluation mode they are unchanged."""
         if not self.training or self.rate == 0:
             return inputs
         spread: float = (self.rate / (1 - self.rate)) ** 0.5
         return inputs * (1 + spread * torch.randn_like(inputs))
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return the text that ``print`` shows in parentheses."""
         return f"rate={self.rate}"

@@ -1,4 +1,7 @@
-"""The loop of numbers.py, with some trials that raise, end their process, hang, or leak memory until they are killed."""
+"""The loop of curves.py, with failing trials.
+
+Some raise, end their process, hang, or leak memory until they are killed.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,33 @@ import os
 import time
 from typing import Any
 
-from tests.chaos.tasks import numbers
+from tests.chaos.tasks import curves
 
 CHUNK_BYTES = 8 << 20
-RAISING = range(7, 150, 13)
-TROUBLE = {**dict.fromkeys(RAISING, "raise"), 23: "exit", 35: "hang", 49: "leak", 75: "leak", 87: "hang", 101: "exit"}  # by trial number
+RAISING = range(7, 100, 9)
+TROUBLE = {
+    **dict.fromkeys(RAISING, "raise"),
+    23: "exit",
+    35: "hang",
+    49: "leak",
+    75: "leak",
+    87: "hang",
+    101: "exit",
+}  # by trial number
+STAGE = "coarse"  # where they are
 
 
 def train(trial: Any) -> None:
-    trouble = TROUBLE.get(int(trial.id.rpartition("-")[2]))
+    stage, _, number = trial.id.rpartition("-")
+    trouble = TROUBLE.get(int(number)) if stage == STAGE else None
     if trouble is not None:
         make(trouble, trial)
-    numbers.train(trial)
+    curves.train(trial)
+
+
+def failing(trial: Any) -> bool:
+    """Whether a trial is one of these."""
+    return trial.stage == STAGE and trial.index in TROUBLE
 
 
 def make(trouble: str, trial: Any) -> None:

@@ -1,4 +1,7 @@
-"""A loop whose first trials cost nothing, and whose third waits in its middle until the test lets it go on."""
+"""A loop whose third trial waits half-way until the test lets it go on.
+
+The first trials cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,13 @@ def train(trial: Any) -> None:
     number = next(begun)
     for epoch in range(round(trial.epoch) + 1, math.ceil(trial.epochs) + 1):
         value = 0.9 - 1.0 / (epoch + 1) - trial.hp["dropout"] / 10
-        trial.report(epoch, train_loss=1.0 - value, val_acc=value, val_loss=1.0 - value, state={"value": value})
+        trial.report(
+            epoch,
+            train_loss=1.0 - value,
+            val_acc=value,
+            val_loss=1.0 - value,
+            state={"value": value},
+        )
         deadline = time.monotonic() + PATIENCE_S
         while number >= FREE and not GATE.exists() and time.monotonic() < deadline:
             time.sleep(0.01)

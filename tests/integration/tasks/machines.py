@@ -1,4 +1,7 @@
-"""Digits on two machines: on the bad one the task cannot be imported, and the good one waits until that has been tried."""
+"""Digits on two machines.
+
+The bad machine cannot import the task; the good one waits until that has been tried.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ def wait_for(name: str) -> None:
 
 
 class Task(Digits):
-    """Digits, as above; what comes after the first trials of both waits until the test has seen what it wants."""
+    """Digits as above.
+
+    Trials after the first of both machines wait until the test has seen what it needs.
+    """
 
     def model(self, hp: Mapping[str, Any]) -> nn.Module:
         (MEETING / "good").touch()

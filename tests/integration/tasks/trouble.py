@@ -1,4 +1,7 @@
-"""Digits, with trials whose ``marker`` lies above a bound in trouble of a kind that the environment names."""
+"""Digits, with trouble for trials whose ``marker`` is above a bound.
+
+The environment names the kind of trouble.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,9 @@ from worker.tasks.digits import Digits
 BOUND = float(os.environ.get("TROUBLE_BOUND", "2"))
 KIND = os.environ.get("TROUBLE", "")
 CALM = 60  # calls: width has been measured, and a few epochs have passed
-ONLY = os.environ.get("TROUBLE_ONLY", "")  # only the process that makes this file first is in trouble
+ONLY = os.environ.get(
+    "TROUBLE_ONLY", ""
+)  # only the process that makes this file first is in trouble
 
 
 def _here() -> bool:

@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from common import durable
 from common.errors import CheckpointError
+from common.folder import durable
+from master.export import files
 
 
 def names(folder: Path) -> list[str]:
@@ -71,12 +74,15 @@ def test_replacing_never_shows_a_part(tmp_path: Path) -> None:
 def test_a_writer_that_is_killed_leaves_the_old_version_or_the_new(tmp_path: Path) -> None:
     path = tmp_path / "state"
     code = (
-        "import sys, itertools; from pathlib import Path; from common import durable\n"
+        "import sys, itertools; from pathlib import Path; from common.folder import durable\n"
         "for i in itertools.count():\n"
-        "    durable.replace(Path(sys.argv[1]), bytes([65 + i % 26]) * 300_000); print(i, flush=True)"
+        "    durable.replace(Path(sys.argv[1]), bytes([65 + i % 26]) * 300_000); "
+        "print(i, flush=True)"
     )
     for rounds in (1, 4, 7):
-        with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as writer:
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE
+        ) as writer:
             assert writer.stdout is not None
             for _ in range(rounds):
                 writer.stdout.readline()
@@ -89,8 +95,14 @@ def test_a_writer_that_is_killed_leaves_the_old_version_or_the_new(tmp_path: Pat
     ("number", "remedy"),
     [
         (errno.ENOSPC, "the disk is full; free some space"),
-        (errno.EDQUOT, "the disk quota is used up"),
-        (errno.EROFS, "the file system is read-only; mount it writable or pass another --checkpoints"),
+        (
+            errno.EDQUOT,
+            r"the disk quota is used up, of space or of files \(`quota -s` tells which\)",
+        ),
+        (
+            errno.EROFS,
+            "the file system is read-only; mount it writable or pass another --checkpoints",
+        ),
         (errno.EACCES, "permission denied; make it writable"),
         (errno.EIO, "Input/output error"),
     ],
@@ -114,7 +126,34 @@ def test_a_folder_that_refuses_is_told_with_the_remedy_and_nothing_is_left(
     assert names(tmp_path) == ["old"] and old.read_text() == "old"
 
 
-def test_a_folder_that_is_not_there_or_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_inodes_is_told_apart_from_one_without_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for n_files, n_free, told in (
+        (1000, 0, "its inodes are used up"),
+        (1000, 5, "is full; free some space"),
+        (0, 0, "is full; free some space"),
+    ):
+        found = SimpleNamespace(f_files=n_files, f_favail=n_free)
+
+        def answer(path: Path, found: SimpleNamespace = found) -> SimpleNamespace:
+            if path != tmp_path:
+                raise FileNotFoundError(path)
+            return found
+
+        monkeypatch.setattr(os, "statvfs", answer)
+        assert told in str(durable.explain_os_error(full, tmp_path / "not" / "there")), (
+            n_files,
+            n_free,
+        )
+    monkeypatch.undo()
+    assert durable.shortage(OSError(errno.EIO, "x"), tmp_path) is None
+
+
+def test_a_folder_that_is_not_there_or_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(CheckpointError, match=f"^{tmp_path}/none: "):
         durable.replace(tmp_path / "none" / "file", b"x")
     (tmp_path / "file").write_text("x")
@@ -125,10 +164,39 @@ def test_a_folder_that_is_not_there_or_is_a_file(tmp_path: Path, monkeypatch: py
     synced: list[Path] = []
     monkeypatch.setattr(durable, "sync_folder", synced.append)
     assert durable.make_folder(tmp_path / "a" / "b" / "c").is_dir()
-    assert set(synced) == {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}  # a power cut would else take what lies in them
+    assert set(synced) == {
+        tmp_path,
+        tmp_path / "a",
+        tmp_path / "a" / "b",
+    }  # a power cut would else take what lies in them
 
 
 def test_removing_what_is_gone_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "here").write_text("x")
     durable.remove([tmp_path / "gone", tmp_path / "here", tmp_path])
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: durable.replace(path, b"new"), lambda path: files.appearing(path).__enter__()],
+)
+def test_a_pipe_a_device_and_a_folder_are_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable
+) -> None:
+    pipe, folder = tmp_path / "pipe", tmp_path / "folder"
+    os.mkfifo(pipe)
+    folder.mkdir()
+    for path in (pipe, folder):
+        with pytest.raises(
+            CheckpointError, match=f"^{path}: not a regular file, and is not replaced"
+        ):
+            write(path)
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    (tmp_path / "redirected").write_text("old")
+    (devices / "stdout").symlink_to(tmp_path / "redirected")
+    monkeypatch.setattr(durable, "DEVICES", devices)
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        write(devices / "stdout")
+    assert (names(tmp_path), pipe.is_fifo()) == (["dev", "folder", "pipe", "redirected"], True)

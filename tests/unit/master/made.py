@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from common.record import Record
-from common.search import Stage
-from common.space import Hyperparameters, Scalar, Space
-from common.trial import Result, TrialState, trial_id
-from master.sampling import configurations
+from common.folder.record import Record
+from common.search.search_file import Search
+from common.search.space import Space
+from common.search.stage import Stage
+from common.search.trial import Result, Trial, TrialState, trial_id
+from common.search.values import Hyperparameters, Scalar
+from master.stages.sampling import configurations
+from master.stages.source import first_source
 
 COARSE = Stage(name="coarse", trials=200, epochs=1)
-FINE = Stage(name="fine", trials=50, epochs=20)
-SAME = Stage(name="again", trials=50, epochs=1)  # as long as COARSE, so nothing is left open for longer training
+ID = "0" * 16
+
+
+def searching(space: Space, *stages: Stage, **more: Any) -> Search:
+    """A search over this space that was launched; without a stage, COARSE."""
+    return Search(
+        **{
+            "name": "s",
+            "task": "mine.py:Mine",
+            "id": ID,
+            "space": space,
+            "stages": stages or (COARSE,),
+            **more,
+        }
+    )
+
+
+def first_trials(search: Search, indices: range) -> list[Trial]:
+    """The trials of a search's first stage with these numbers."""
+    return configurations(search, search.stages[0], first_source(search), indices)
 
 
 def record(index: int, hyperparameters: Mapping[str, Scalar], **more: object) -> Record:
     values: dict[str, object] = {
-        "search_id": "0" * 16,
+        "search_id": ID,
         "trial": trial_id("coarse", index),
         "stage": "coarse",
         "index": index,
@@ -33,26 +55,43 @@ def record(index: int, hyperparameters: Mapping[str, Scalar], **more: object) ->
     return Record.model_validate(values | more)
 
 
-def ranking(values: Sequence[float], name: str = "learning_rate", best: float = 1.0, n_others: int = 0) -> list[Record]:
+def ranking(
+    values: Sequence[float], name: str = "learning_rate", best: float = 1.0, n_others: int = 0
+) -> list[Record]:
     """Completed trials, best first, whose hyperparameter has these values."""
-    return [record(i + n_others, {name: value}, val_acc=best - 0.001 * i) for i, value in enumerate(values)]
-
-
-def exploded(values: Sequence[Scalar], name: str = "learning_rate", start: int = 5000) -> list[Record]:
     return [
-        record(start + i, {name: value}, state=TrialState.EXPLODED, reason="loss above 3 x its first", val_acc=None)
+        record(i + n_others, {name: value}, val_acc=best - 0.001 * i)
         for i, value in enumerate(values)
     ]
 
 
-def sampled(space: Space, accuracy: Callable[[Hyperparameters], float | None], n: int = 200, seed: int = 1) -> list[Record]:
-    """A stage's records: as sampled, with the accuracy that a function gives; None is an explosion."""
+def exploded(
+    values: Sequence[Scalar], name: str = "learning_rate", start: int = 5000
+) -> list[Record]:
+    return [
+        record(
+            start + i,
+            {name: value},
+            state=TrialState.EXPLODED,
+            reason="loss above 3 x its first",
+            val_acc=None,
+        )
+        for i, value in enumerate(values)
+    ]
+
+
+def sampled(
+    space: Space, accuracy: Callable[[Hyperparameters], float | None], n: int = 200, seed: int = 1
+) -> list[Record]:
+    """Make a stage's records as sampled; a function gives the accuracy, None for an explosion."""
     records = []
-    for trial in configurations(seed, Stage(name="coarse", trials=n, epochs=1), space, "random", range(n)):
+    for trial in first_trials(searching(space, seed=seed, sampler="random"), range(n)):
         value = accuracy(trial.hyperparameters)
         state = TrialState.EXPLODED if value is None else TrialState.COMPLETED
-        result = Result(state, val_acc=value, val_loss=None if value is None else 1 - value, epochs=1.0)
-        records.append(Record.of("0" * 16, trial, 1, result))
+        result = Result(
+            state, val_acc=value, val_loss=None if value is None else 1 - value, epochs=1.0
+        )
+        records.append(Record.of(ID, trial, 1, result))
     return records
 
 
@@ -63,4 +102,7 @@ def peak(optimum: float, name: str = "learning_rate") -> Callable[[Hyperparamete
 
 def between(low: float, high: float, n: int) -> list[float]:
     """Evenly spread in log10, both ends included."""
-    return [10 ** (math.log10(low) + (math.log10(high) - math.log10(low)) * i / (n - 1)) for i in range(n)]
+    return [
+        10 ** (math.log10(low) + (math.log10(high) - math.log10(low)) * i / (n - 1))
+        for i in range(n)
+    ]

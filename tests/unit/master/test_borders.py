@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.space import Space
-from master.borders import borders
-from master.scales import outer, outer_share, past
+from common.search.space import Space
+from master.strategy.borders import borders
+from master.strategy.scales import outer, outer_share, past
 from tests.unit.master.made import between, exploded, peak, ranking, record, sampled
 
 LOG = Space.parse({"learning_rate": {"log_uniform": [1e-6, 1e-3]}})
@@ -37,8 +37,13 @@ def test_a_range_around_the_optimum_gives_none() -> None:
         assert borders(sampled(wide, peak(0.01), seed=seed), wide) == []
 
 
-@pytest.mark.parametrize(("mode", "value"), [("max", lambda v: -abs(math.log10(v) + 6)), ("min", lambda v: abs(math.log10(v) + 6))])
-def test_the_border_of_the_search_s_own_metric_is_watched(mode: str, value: Callable[[float], float]) -> None:
+@pytest.mark.parametrize(
+    ("mode", "value"),
+    [("max", lambda v: -abs(math.log10(v) + 6)), ("min", lambda v: abs(math.log10(v) + 6))],
+)
+def test_the_border_of_the_search_s_own_metric_is_watched(
+    mode: str, value: Callable[[float], float]
+) -> None:
     records = [
         record(i, {"learning_rate": v}, metric="val_own", mode=mode, value=value(v), val_acc=v)
         for i, v in enumerate(between(1e-6, 1e-3, 60))
@@ -59,8 +64,13 @@ def test_the_json_is_the_contract() -> None:
     }
 
 
-@pytest.mark.parametrize(("value", "side"), [(1.3e-6, "low"), (1.5e-6, None), (5e-5, None), (7e-4, None), (7.2e-4, "high")])
-def test_the_border_is_the_outer_5_percent_in_the_sampling_scale(value: float, side: str | None) -> None:
+@pytest.mark.parametrize(
+    ("value", "side"),
+    [(1.3e-6, "low"), (1.5e-6, None), (5e-5, None), (7e-4, None), (7.2e-4, "high")],
+)
+def test_the_border_is_the_outer_5_percent_in_the_sampling_scale(
+    value: float, side: str | None
+) -> None:
     found = borders(ranking([value]), LOG)
     assert [b.side for b in found] == ([side] if side else [])
 
@@ -94,7 +104,12 @@ def test_the_users_limits_bound_what_is_advised() -> None:
 def test_a_whole_number_at_its_end_is_told_and_moves_only_beyond_chance() -> None:
     space = Space.parse({"depth": {"int_uniform": [1, 4]}})
     four = borders(ranking([4, 4, 4, 4, 1, 1, 2, 2, 3, 3], "depth"), space)[0]
-    assert (four.side, four.best, four.support, four.moves) == ("high", 4, 4, False)  # a quarter of all trials have it
+    assert (four.side, four.best, four.support, four.moves) == (
+        "high",
+        4,
+        4,
+        False,
+    )  # a quarter of all trials have it
     assert isinstance(four.best, int)
     eight = borders(ranking([4] * 8 + [1, 2], "depth"), space)[0]
     assert eight.moves and "int_uniform = [2, 5]" in eight.advice
@@ -108,18 +123,30 @@ def test_choices_and_fixed_values_have_no_borders() -> None:
 
 @pytest.mark.parametrize(
     "parameter",
-    [{"uniform": [0, 1]}, {"log_uniform": [1e-5, 1]}, {"int_uniform": [1, 3]}, {"int_uniform": [0, 40]}, {"log_int_uniform": [8, 900]}],
+    [
+        {"uniform": [0, 1]},
+        {"log_uniform": [1e-5, 1]},
+        {"int_uniform": [1, 3]},
+        {"int_uniform": [0, 40]},
+        {"log_int_uniform": [8, 900]},
+    ],
 )
-def test_the_chance_of_the_outer_tenth_is_what_sampling_gives(parameter: dict[str, list[float]]) -> None:
+def test_the_chance_of_the_outer_tenth_is_what_sampling_gives(
+    parameter: dict[str, list[float]],
+) -> None:
     numeric = Space.parse({"x": parameter}).numeric["x"]
     values = [numeric.from_unit((i + 0.5) / 20_000) for i in range(20_000)]
     for side in ("low", "high"):
-        assert sum(outer(numeric, v, 0.1) == side for v in values) / 20_000 == pytest.approx(outer_share(numeric, side, 0.1), abs=2e-3)
+        assert sum(outer(numeric, v, 0.1) == side for v in values) / 20_000 == pytest.approx(
+            outer_share(numeric, side, 0.1), abs=2e-3
+        )
 
 
 @given(low=st.floats(1e-100, 1e100), factor=st.floats(1.0001, 1e100), log=st.booleans())
 @settings(max_examples=200)
-def test_a_range_moves_outwards_by_at_most_half_its_width(low: float, factor: float, log: bool) -> None:
+def test_a_range_moves_outwards_by_at_most_half_its_width(
+    low: float, factor: float, log: bool
+) -> None:
     high = low * factor
     space = Space.parse({"x": {"log_uniform" if log else "uniform": [low, high]}})
     numeric = space.numeric["x"]
@@ -141,10 +168,20 @@ def test_a_range_that_starts_at_zero_never_turns_negative() -> None:
     assert past(Space.parse({"shift": {"uniform": [-1.0, 1.0]}}), "shift", "low") == -2.0
 
 
+@pytest.mark.slow
 def test_a_border_of_values_that_were_spread_over_the_range_is_rare() -> None:
-    """By chance a support of four comes once in a hundred rankings; the best value must lie on the border as well."""
+    """By chance, a support of four comes once in a hundred rankings.
+
+    The best value must be at the border as well.
+    """
     wide = Space.parse({"x": {"uniform": [0, 1]}})
-    moved = sum(any(b.moves for b in borders(sampled(wide, lambda h: hash(h["x"]) % 997 / 997, n=40, seed=s), wide)) for s in range(300))
+    moved = sum(
+        any(
+            b.moves
+            for b in borders(sampled(wide, lambda h: hash(h["x"]) % 997 / 997, n=40, seed=s), wide)
+        )
+        for s in range(300)
+    )
     assert moved <= 9
 
 

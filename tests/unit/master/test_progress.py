@@ -2,16 +2,23 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from dataclasses import replace
+from types import ModuleType
 
+import pytest
 from rich.console import Console
 
-from common.trial import TrialState
-from master.progress import LiveProgress, Pace, Snapshot, duration
+from common.search.trial import TrialState
+from master.run.progress import LiveProgress, Pace, Snapshot, describe_pace, duration
 
 
 def snapshot(done: int = 5, running: int = 2, pace: float | None = 2.0) -> Snapshot:
-    counts = dict.fromkeys(TrialState, 0) | {TrialState.COMPLETED: done - 1, TrialState.EXPLODED: 1, TrialState.RUNNING: running}
+    counts = dict.fromkeys(TrialState, 0) | {
+        TrialState.COMPLETED: done - 1,
+        TrialState.EXPLODED: 1,
+        TrialState.RUNNING: running,
+    }
     return Snapshot("coarse", counts | {TrialState.PENDING: 20 - done - running}, 0.9361, pace, 2)
 
 
@@ -20,7 +27,9 @@ def test_a_snapshot_says_all_that_one_asks() -> None:
     for part in ("2 running", "1 exploded", "best 0.9361", "2.0 trials/s", "8 s left", "2 workers"):
         assert part in text
     assert (snapshot().done, snapshot().total) == (5, 20)
-    assert "pace unknown" in str(snapshot(pace=None)) and "time left unknown" in str(snapshot(pace=None))
+    assert "pace unknown" in str(snapshot(pace=None)) and "time left unknown" in str(
+        snapshot(pace=None)
+    )
 
 
 def test_a_metric_that_is_no_accuracy_is_named_beside_its_best() -> None:
@@ -39,7 +48,39 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(s) for s in (0.4, 12, 200, 3720)] == ["0 s", "12 s", "3 min 20 s", "1 h 02 min"]
+    assert [duration(s) for s in (0.4, 12, 200, 3720)] == [
+        "0 s",
+        "12 s",
+        "3 min 20 s",
+        "1 h 02 min",
+    ]
+
+
+def test_a_notebook_has_one_bar_that_is_redrawn_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, object]] = []
+
+    class Handle:
+        def update(self, what: object) -> None:
+            shown.append(("again", what))
+
+    def display(what: object, display_id: bool) -> Handle:
+        shown.append(("new", what))
+        return Handle()
+
+    module = ModuleType("IPython.display")
+    module.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    out = io.StringIO()
+    with LiveProgress(Console(file=out, force_jupyter=True, width=60)) as progress:
+        progress.show(snapshot(5))
+        progress.show(snapshot(5))  # nothing has changed
+        progress.show(replace(snapshot(6), stage="<coarse>"))
+    assert [how for how, _ in shown] == ["new", "again"]
+    first, last = (what for _, what in shown)
+    assert repr(first).startswith("coarse 5/20 best 0.9361")
+    assert '<progress value="6" max="20">' in last._repr_html_()  # type: ignore[attr-defined]
+    assert "&lt;coarse&gt;" in last._repr_html_()  # type: ignore[attr-defined]
+    assert out.getvalue() == ""  # no lines beside it
 
 
 def test_without_a_terminal_lines_take_the_place_of_the_bar() -> None:
@@ -49,7 +90,11 @@ def test_without_a_terminal_lines_take_the_place_of_the_bar() -> None:
         display.show(snapshot(6))  # too soon for another line
         display.show(snapshot(20, 0), final=True)
     lines = out.getvalue().splitlines()
-    assert len(lines) == 2 and lines[0].startswith("coarse: 5/20 trials done, 2 running") and lines[1].startswith("coarse: 20/20")
+    assert (
+        len(lines) == 2
+        and lines[0].startswith("coarse: 5/20 trials done, 2 running")
+        and lines[1].startswith("coarse: 20/20")
+    )
 
 
 def test_on_a_terminal_the_bar_shows_the_same() -> None:
@@ -68,3 +113,14 @@ def test_a_narrow_terminal_keeps_the_bar_and_the_counts() -> None:
         display._bar.refresh()
     drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "None" not in drawn and re.search(r"coarse 5/20 [━╸╺]+ best 0.9361, 8 s left.*…", drawn)
+
+
+def test_a_slow_pace_is_told_in_seconds_a_trial() -> None:
+    assert describe_pace(2.0) == "2.0 trials/s"
+    assert describe_pace(0.04) == "25 s a trial"
+
+
+@pytest.mark.parametrize(("width", "bar"), [(50, 10), (80, 13), (120, 20), (300, 40)])
+def test_the_bar_grows_with_the_terminal(width: int, bar: int) -> None:
+    display = LiveProgress(Console(file=io.StringIO(), force_terminal=True, width=width))
+    assert display._bar_width == bar

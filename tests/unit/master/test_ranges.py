@@ -7,12 +7,18 @@ import pytest
 import tomlkit
 
 from common.errors import CheckpointError, ConfigError
-from common.records import SearchFolder
-from common.search import default_text, parse_search
-from common.space import Space
-from master.ranges import load_ranges, read_frozen, read_proposal, write_frozen, write_proposal
-from master.stage_ranges import stage_ranges
-from master.stages import Proposal
+from common.folder.records import SearchFolder
+from common.search.search_file import default_text, parse_search
+from common.search.space import Space
+from master.stages.source import find_source
+from master.strategy.box import Proposal
+from master.strategy.ranges import (
+    load_ranges,
+    read_frozen,
+    read_proposal,
+    write_frozen,
+    write_proposal,
+)
 
 SPACE = Space.parse(
     {
@@ -25,9 +31,19 @@ SPACE = Space.parse(
     }
 )
 NARROW = Space.parse(
-    SPACE.plain() | {"learning_rate": {"log_uniform": [3.1e-4, 0.5]}, "hidden": {"choice": [64]}, "depth": {"int_uniform": [2, 4]}}
+    SPACE.plain()
+    | {
+        "learning_rate": {"log_uniform": [3.1e-4, 0.5]},
+        "hidden": {"choice": [64]},
+        "depth": {"int_uniform": [2, 4]},
+    }
 )
-NOTES = {"learning_rate": "low end cut: the best 20 keep away from it", "dropout": "kept", "depth": "é\n# [next]", "hidden": "dropped 32"}
+NOTES = {
+    "learning_rate": "low end cut: the best 20 keep away from it",
+    "dropout": "kept",
+    "depth": "é\n# [next]",
+    "hidden": "dropped 32",
+}
 PROPOSAL = Proposal(NARROW, NOTES)
 
 
@@ -65,7 +81,10 @@ def test_the_file_says_why_and_how_to_use_it(path: Path) -> None:
     write_proposal(path, "fine", PROPOSAL)
     text = path.read_text()
     lines = text.splitlines()
-    assert lines[lines.index("learning_rate = {log_uniform = [0.00031, 0.5]}") - 1] == f"# {NOTES['learning_rate']}"
+    assert (
+        lines[lines.index("learning_rate = {log_uniform = [0.00031, 0.5]}") - 1]
+        == f"# {NOTES['learning_rate']}"
+    )
     assert "--stage fine samples what is here" in " ".join(text.replace("#", " ").split())
     assert tomllib.loads(text)["next"]["stage"] == "fine"
 
@@ -127,17 +146,21 @@ def test_an_edited_proposal_is_what_the_next_stage_gets(path: Path) -> None:
 def test_a_plain_table_is_taken(tmp_path: Path, table: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(
-        f'[{table}]\noptimizer = "adam"\nnesterov = false\nhidden = {{ choice = [256] }}\ndepth = {{ int_uniform = [2, 3] }}\n'
+        f'[{table}]\noptimizer = "adam"\nnesterov = false\nhidden = {{ choice = [256] }}\n'
+        f"depth = {{ int_uniform = [2, 3] }}\n"
         "dropout = { uniform = [0.1, 0.2] }\nlearning_rate = { log_uniform = [1e-3, 1e-2] }\n"
     )
     given = load_ranges(path, SPACE)
-    assert list(given.parameters) == list(SPACE.parameters)  # the order of the search, whatever the file's
+    assert list(given.parameters) == list(
+        SPACE.parameters
+    )  # the order of the search, whatever the file's
     assert given.numeric["dropout"].limits == (0.0, 0.9)  # the user's limits are the search's
     assert given.plain()["optimizer"] == "adam"
 
 
 WHOLE = {
-    "learning_rate": "{ log_uniform = [1e-3, 1e-2] }", "dropout": "{ uniform = [0.1, 0.2] }", "depth": "{ int_uniform = [2, 3] }",
+    "learning_rate": "{ log_uniform = [1e-3, 1e-2] }", "dropout": "{ uniform = [0.1, 0.2] }",
+    "depth": "{ int_uniform = [2, 3] }",
     "hidden": "{ choice = [64] }", "optimizer": '"sgd"', "nesterov": "true",
 }  # fmt: skip
 
@@ -145,21 +168,47 @@ WHOLE = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depht": "1"}, r"\[ranges\] depht: the search has no such hyperparameter; remove it or use one of learning_rate"),
-        ({"dropout": ""}, r"dropout is missing; add dropout = \{uniform = \[0.0, 0.8\], limits = \[0.0, 0.9\]\}"),
-        ({"learning_rate": "{ uniform = [0.1, 1] }"}, r"learning_rate = \{uniform.*is log_uniform in the search"),
+        (
+            {"depht": "1"},
+            (
+                r"\[ranges\] depht: the search has no such hyperparameter; remove it or use "
+                r"one of learning_rate"
+            ),
+        ),
+        (
+            {"dropout": ""},
+            r"dropout is missing; add dropout = \{uniform = \[0.0, 0.8\], limits = \[0.0, 0.9\]\}",
+        ),
+        (
+            {"learning_rate": "{ uniform = [0.1, 1] }"},
+            r"learning_rate = \{uniform.*is log_uniform in the search",
+        ),
         ({"hidden": "64"}, r"hidden = 64: is choice in the search; write it the same way"),
         ({"optimizer": '{ choice = ["sgd"] }'}, r"optimizer = .*is fixed in the search"),
-        ({"dropout": "{ uniform = [0.1, 0.95] }"}, r"dropout: the range \[0.1, 0.95\] leaves what is allowed, \[0, 0.9\]"),
-        ({"depth": "{ int_uniform = [0, 3] }"}, r"depth: the range \[0, 3\] leaves what is allowed, \[1, inf\]"),
-        ({"learning_rate": "{ log_uniform = [1, 0.1] }"}, r"\[ranges\] learning_rate: the range \[1, 0.1\] is upside down"),
+        (
+            {"dropout": "{ uniform = [0.1, 0.95] }"},
+            r"dropout: the range \[0.1, 0.95\] exceeds the limits \[0, 0.9\]",
+        ),
+        (
+            {"depth": "{ int_uniform = [0, 3] }"},
+            r"depth: the range \[0, 3\] exceeds the limits \[1, inf\]",
+        ),
+        (
+            {"learning_rate": "{ log_uniform = [1, 0.1] }"},
+            r"\[ranges\] learning_rate: the range \[1, 0.1\] is upside down",
+        ),
         ({"learning_rate": "{ log_uniform = [nan, 1] }"}, r"not a finite number"),
         ({"learning_rate": "{ log_uniform = [0.1, "}, r"not valid TOML"),
     ],
 )
-def test_what_does_not_fit_the_search_is_an_error(tmp_path: Path, change: dict[str, str], message: str) -> None:
+def test_what_does_not_fit_the_search_is_an_error(
+    tmp_path: Path, change: dict[str, str], message: str
+) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text("[ranges]\n" + "".join(f"{name} = {value}\n" for name, value in (WHOLE | change).items() if value))
+    path.write_text(
+        "[ranges]\n"
+        + "".join(f"{name} = {value}\n" for name, value in (WHOLE | change).items() if value)
+    )
     with pytest.raises(ConfigError, match=message) as error:
         load_ranges(path, SPACE)
     assert str(error.value).startswith(str(path))
@@ -174,7 +223,10 @@ def test_a_file_without_ranges_is_an_error(tmp_path: Path) -> None:
         load_ranges(tmp_path / "missing.toml", SPACE)
 
 
-@pytest.mark.parametrize(("old", "new"), [("[ranges]", "[rangers]"), ("1e-06", "50.0"), ("{log_uniform", "{{log_uniform")])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("[ranges]", "[rangers]"), ("1e-06", "50.0"), ("{log_uniform", "{{log_uniform")],
+)
 def test_damaged_frozen_ranges_are_an_error_of_the_folder(path: Path, old: str, new: str) -> None:
     edit(path, old, new)
     with pytest.raises(CheckpointError, match="frozen ranges; undo what was changed"):
@@ -184,12 +236,16 @@ def test_damaged_frozen_ranges_are_an_error_of_the_folder(path: Path, old: str, 
 def test_a_proposal_that_was_edited_into_nonsense_is_an_error(path: Path) -> None:
     write_proposal(path, "fine", PROPOSAL)
     edit(path, "[0.00031, 0.5]", "[-1.0, 0.5]")
-    with pytest.raises(ConfigError, match=r"\[next.ranges\] learning_rate: the range \[-1, 0.5\] touches zero"):
+    with pytest.raises(
+        ConfigError, match=r"\[next.ranges\] learning_rate: the range \[-1, 0.5\] touches zero"
+    ):
         read_proposal(path, SPACE)
 
 
 def test_ranges_of_a_built_in_task_are_vetted_as_its_space_is(tmp_path: Path) -> None:
     search, path = parse_search(default_text()), tmp_path / "mine.toml"
-    path.write_text(tomlkit.dumps({"ranges": {**search.space.plain(), "optimizer": "lion"}}))
-    with pytest.raises(ConfigError, match=r'mine.toml: optimizer = "lion": use one of sgd, adagrad'):
-        stage_ranges(search, SearchFolder(tmp_path, "digits"), search.stages[0], path, print)
+    path.write_text(tomlkit.dumps({"ranges": {**search.space.plain(), "optimizer": "nonsense"}}))
+    with pytest.raises(
+        ConfigError, match=r'mine.toml: optimizer = "nonsense": use one of sgd, adagrad'
+    ):
+        find_source(search, SearchFolder(tmp_path, "digits"), search.stages[0], path, print)

@@ -13,17 +13,20 @@ import pytest
 from rich.console import Console
 
 from common.errors import ConfigError
-from common.record import Diagnosis, Record
-from common.records import SearchFolder
-from common.search import parse_search
-from common.select import Chosen
-from common.trial import TrialState
-from master import browser, finish, report
+from common.folder.chosen import Chosen
+from common.folder.record import Diagnosis, Record
+from common.folder.records import SearchFolder
+from common.search.search_file import parse_search
+from common.search.trial import TrialState
 from master.figures.names import FIGURES
-from master.page import plotly_js
-from master.plotting import plot
-from master.prepare import Launched
-from master.ranges import write_frozen
+from master.report import browser, stage_report
+from master.report.page import plotly_js
+from master.report.plotting import plot
+from master.run import finish
+from master.stages.prepare import Launched
+from master.stages.source import Before
+from master.stages.standings import Standings
+from master.strategy.ranges import read_proposal, write_frozen
 from tests.unit.master.made import peak, record, sampled
 
 EVIL = "<script>alert(1)</script><img src=http://evil/>"
@@ -40,7 +43,7 @@ epochs = 1
 trials = 10
 epochs = 5
 """
-SEARCH = parse_search(f'id = "{"0" * 16}"\n{TEXT}')
+SEARCH = parse_search(f'id = "{"0" * 16}"\nprotocol = 2\n{TEXT}')
 
 
 @pytest.fixture
@@ -60,22 +63,33 @@ def page(once: Chosen) -> str:
 
 
 def made(root: Path) -> Chosen:
-    """A coarse stage whose best learning rates lie at the high end; a failed trial with an evil reason."""
+    """Make a coarse stage whose best learning rates are at the high end.
+
+    One trial failed with an evil reason.
+    """
     folder = SearchFolder(root, SEARCH.name)
     folder.stage("coarse").make()
-    folder.search_file.write_text(f'id = "{"0" * 16}"\n{TEXT}')
+    folder.search_file.write_text(f'id = "{"0" * 16}"\nprotocol = 2\n{TEXT}')
     write_frozen(folder.stage("coarse").ranges, SEARCH.space)
     word = Diagnosis(word="still improving", sentence=f"It fell until the end {EVIL}.")
     records = [
-        r.model_copy(update={"diagnosis": word, "worker": EVIL, "ended_at": 1e9 + r.index}) for r in sampled(SEARCH.space, peak(1e-3), n=40)
+        r.model_copy(update={"diagnosis": word, "worker": EVIL, "ended_at": 1e9 + r.index})
+        for r in sampled(SEARCH.space, peak(1e-3), n=40)
     ]
-    failed = record(40, dict(records[0].hyperparameters), state=TrialState.FAILED, reason=EVIL, val_acc=None, val_loss=None)
+    failed = record(
+        40,
+        dict(records[0].hyperparameters),
+        state=TrialState.FAILED,
+        reason=EVIL,
+        val_acc=None,
+        val_loss=None,
+    )
     folder.stage("coarse").write_records([*records, failed])
     return Chosen(SEARCH, TEXT, root, folder)
 
 
 def written(chosen: Chosen) -> str:
-    said = report.report(chosen, None, pytest.fail)
+    said = stage_report.report(chosen, None, pytest.fail)
     path = chosen.folder.stage("coarse").path / "report.html"
     assert said == f"wrote {path}"
     return path.read_text(encoding="utf-8")
@@ -105,7 +119,11 @@ def test_the_report_needs_no_network_and_lets_nothing_in(page: str) -> None:
     page = without_plotly(page)
     assert not re.search(r"""<[^>]*\s(src|href|action)\s*=|url\(|@import""", page)
     policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page)
-    assert policy and policy[1].startswith("default-src 'none'; script-src 'sha256-") and "unsafe-eval" not in policy[1]
+    assert (
+        policy
+        and policy[1].startswith("default-src 'none'; script-src 'sha256-")
+        and "unsafe-eval" not in policy[1]
+    )
     own = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
     for script in [plotly_js(), *own]:
         assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy[1]
@@ -114,17 +132,21 @@ def test_the_report_needs_no_network_and_lets_nothing_in(page: str) -> None:
 
 def test_what_comes_from_records_is_shown_letter_by_letter(page: str) -> None:
     page = without_plotly(page)
-    assert "&lt;script&gt;alert(1)" in page and "alert(1)</script>" not in page and "<img" not in page
+    assert (
+        "&lt;script&gt;alert(1)" in page and "alert(1)</script>" not in page and "<img" not in page
+    )
 
 
 def test_every_figure_is_on_the_page_for_a_screen_and_a_phone(page: str) -> None:
     for name in FIGURES:
         assert f'data-figure="figure-{name}"' in page
-        found = re.search(rf'<script type="application/json" id="figure-{name}">(.*?)</script>', page, re.DOTALL)
+        found = re.search(
+            rf'<script type="application/json" id="figure-{name}">(.*?)</script>', page, re.DOTALL
+        )
         assert found is not None
         both = json.loads(found[1])
         assert both["wide"]["layout"]["title"]["text"]
-        assert (both["narrow"] is not None) == (name in report.WITH_COLUMNS)
+        assert (both["narrow"] is not None) == (name in stage_report.WITH_COLUMNS)
     assert len(page) < 15e6
 
 
@@ -132,31 +154,79 @@ def test_an_edited_proposal_is_the_one_that_is_shown(chosen: Chosen) -> None:
     ranges = chosen.folder.stage("coarse").ranges
     ranges.write_text(
         ranges.read_text()
-        + '\n[next]\nstage = "fine"\ndigest = "0"\n[next.ranges]\nlearning_rate = {log_uniform = [2e-4, 5e-4]}\nhidden = {choice = [64]}\n'
+        + (
+            '\n[next]\nstage = "fine"\ndigest = "0"\n[next.ranges]\n'
+            "learning_rate = {log_uniform = [2e-4, 5e-4]}\nhidden = {choice = [64]}\n"
+        )
     )
     page = written(chosen)
     assert "[0.0002, 0.0005]" in page and "edited by hand" in page
 
 
-def test_a_report_that_cannot_be_written_fails_no_launch(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
-        raise ZeroDivisionError("a drawing\nwent wrong")
-
-    monkeypatch.setattr(report, "write_report", broken)
+def conclude(chosen: Chosen) -> list[str]:
+    """What the end of the coarse stage says to stderr."""
     said: list[str] = []
     published = SimpleNamespace(stage=SEARCH.stages[0], space=SEARCH.space)
     out = Console(width=80, quiet=True)
-    finish.conclude(Launched(SEARCH, chosen.folder), published, out, said.append, {})  # type: ignore[arg-type]
-    assert said == ["no report was written (ZeroDivisionError: a drawing); `master report` tries again"]
-    assert chosen.folder.stage("coarse").leaderboard.exists()
+    records = chosen.folder.stage("coarse").records(said.append)
+    before = Before(records, [], Standings(SEARCH))
+    finish.conclude(
+        Launched(SEARCH, chosen.folder),
+        published,  # type: ignore[arg-type]
+        before,
+        out,
+        said.append,
+        {},
+    )
+    return said
 
 
-def test_the_end_of_a_launch_writes_the_report(chosen: Chosen) -> None:
+def test_a_report_that_cannot_be_drawn_fails_no_launch(
+    chosen: Chosen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finish, "draw_reports_in_background", lambda *_: None)
     said: list[str] = []
-    published = SimpleNamespace(stage=SEARCH.stages[0], space=SEARCH.space)
-    finish.conclude(Launched(SEARCH, chosen.folder), published, Console(width=80, quiet=True), said.append, {})  # type: ignore[arg-type]
-    path = chosen.folder.stage("coarse").path / "report.html"
-    assert said == [f"report: {path}"] and path.exists()
+    reports = finish.Reports(chosen.folder, said.append)
+    reports.add("coarse")
+    reports.draw()
+    assert said == ["no report is drawn; `master report` draws it"]
+
+
+def test_reports_of_a_short_launch_are_drawn_together_at_its_end_and_of_a_long_one_stage_by_stage(
+    chosen: Chosen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[list[str]] = []
+    monkeypatch.setattr(
+        finish,
+        "draw_reports_in_background",
+        lambda _, stages: drawn.append(list(stages)) or Path("log"),
+    )
+    said: list[str] = []
+    now = 0.0
+    reports = finish.Reports(chosen.folder, said.append, lambda: now)
+    reports.add("coarse")
+    reports.add("fine")
+    assert drawn == []
+    reports.draw()
+    reports.draw()
+    assert drawn == [["coarse", "fine"]]
+    assert said == [
+        "being drawn: "
+        f"{', '.join(str(chosen.folder.stage(s).path / 'report.html') for s in ('coarse', 'fine'))}"
+    ]
+    now = 61.0
+    reports.add("finer")
+    assert drawn == [["coarse", "fine"], ["finer"]]
+
+
+def test_the_end_of_a_stage_proposes_the_ranges_of_the_next_one(chosen: Chosen) -> None:
+    """The best learning rates lie at the high end, so it moves out; nothing narrows."""
+    conclude(chosen)
+    proposal = read_proposal(chosen.folder.stage("coarse").ranges, SEARCH.space)
+    assert proposal is not None
+    assert proposal.plain() == SEARCH.space.plain() | {
+        "learning_rate": {"log_uniform": [1e-6, 0.0316]}
+    }
 
 
 def test_one_figure_to_a_page_or_json(once: Chosen, tmp_path: Path) -> None:
@@ -168,7 +238,9 @@ def test_one_figure_to_a_page_or_json(once: Chosen, tmp_path: Path) -> None:
     assert "newPlot" in page.read_text() and "figure-only" in page.read_text()
 
 
-def test_a_picture_without_a_browser_says_what_is_missing(once: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_without_a_browser_says_what_is_missing(
+    once: Chosen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(browser.shutil, "which", lambda name: None)
     monkeypatch.setattr(browser.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"kaleido .*chromium.* or write .html"):
@@ -184,7 +256,9 @@ def test_a_picture_without_a_browser_says_what_is_missing(once: Chosen, tmp_path
         ("timeline", "x.json", ["coarse-0001"], "losses, accuracies"),
     ],
 )
-def test_what_cannot_be_plotted_says_what_can(once: Chosen, tmp_path: Path, name: str, out: str, trials: list[str], told: str) -> None:
+def test_what_cannot_be_plotted_says_what_can(
+    once: Chosen, tmp_path: Path, name: str, out: str, trials: list[str], told: str
+) -> None:
     with pytest.raises(ConfigError, match=re.escape(told)):
         plot(once, name, tmp_path / out, None, trials, pytest.fail)
     assert not (tmp_path / out).exists()

@@ -12,11 +12,17 @@ from worker.tasks.cifar import FOLDER, TEST, TRAIN
 
 def idx(array: np.ndarray, magic: int = 0x0800) -> bytes:
     """Bytes of an IDX file."""
-    return struct.pack(f">I{array.ndim}I", magic | array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    return (
+        struct.pack(f">I{array.ndim}I", magic | array.ndim, *array.shape)
+        + array.astype(np.uint8).tobytes()
+    )
 
 
 def write_mnist(folder, n_train=60, n_test=20, seed=0, **replaced):
-    """The four files of MNIST; ``replaced`` by "train_images" and so on with other bytes, gzipped as they are."""
+    """Write the four files of MNIST.
+
+    ``replaced`` gives other bytes for "train_images" and so on. They are gzipped as they are.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     draw = np.random.RandomState(seed)
     arrays = {}
@@ -32,7 +38,11 @@ def write_mnist(folder, n_train=60, n_test=20, seed=0, **replaced):
 def cifar_batch(n, seed):
     """Bytes of one file of CIFAR-10: rows of a label and 3,072 pixels."""
     draw = np.random.RandomState(seed)
-    return np.concatenate([(np.arange(n) % 10)[:, None], draw.randint(0, 256, (n, 3072))], 1).astype(np.uint8).tobytes()
+    return (
+        np.concatenate([(np.arange(n) % 10)[:, None], draw.randint(0, 256, (n, 3072))], 1)
+        .astype(np.uint8)
+        .tobytes()
+    )
 
 
 def cifar_batches(n=20):

@@ -6,7 +6,7 @@ import torch
 
 from common.errors import TaskError
 from worker.tasks import Data, Part
-from worker.tasks.base import check_metric, data_of, measured_by, model_of, own_loss, own_metrics
+from worker.tasks.base import check_metric, data_of, find_metrics, model_of, own_loss, own_metrics
 
 
 def part(targets, inputs=None):
@@ -29,7 +29,11 @@ VALUES = part(torch.tensor([0.5, -1.5]))
             torch.tensor([0, 1]),
             r"1 of 4 inputs are not finite, the first in example 1 \(nan\)",
         ),
-        (torch.zeros(2, 2), torch.tensor([math.inf, 0.0]), r"1 of 2 targets are not finite, the first in example 0 \(inf\)"),
+        (
+            torch.zeros(2, 2),
+            torch.tensor([math.inf, 0.0]),
+            r"1 of 2 targets are not finite, the first in example 0 \(inf\)",
+        ),
     ],
 )
 def test_a_part_that_does_not_fit_together_is_told(inputs, targets, message):
@@ -38,25 +42,57 @@ def test_a_part_that_does_not_fit_together_is_told(inputs, targets, message):
 
 
 def test_large_values_are_no_fault():
-    assert len(Part(torch.full((4, 2), 60000.0, dtype=torch.float16), torch.zeros(4, dtype=torch.int64))) == 4
+    assert (
+        len(
+            Part(
+                torch.full((4, 2), 60000.0, dtype=torch.float16), torch.zeros(4, dtype=torch.int64)
+            )
+        )
+        == 4
+    )
 
 
 def test_a_target_that_is_no_class_is_told():
     assert Data(CLASSES, CLASSES, None, 2).n_classes == 2
-    with pytest.raises(TaskError, match="val targets run from 1 to 2; with n_classes = 2 they lie in 0 to 1"):
+    with pytest.raises(
+        TaskError, match="val targets run from 1 to 2; with n_classes = 2 they lie in 0 to 1"
+    ):
         Data(CLASSES, part(torch.tensor([1, 2])), None, 2)
 
 
 @pytest.mark.parametrize(
     ("parts", "n_classes", "message"),
     [
-        ((VALUES, VALUES, None), 2, r"train targets are torch.float32 of shape \(2,\); \(n,\) class numbers as int64 .* or n_classes=None"),
+        (
+            (VALUES, VALUES, None),
+            2,
+            (
+                r"train targets are torch.float32 of shape \(2,\); \(n,\) class numbers as "
+                r"int64 .* or n_classes=None"
+            ),
+        ),
         ((CLASSES, CLASSES, None), 1, "n_classes = 1: a whole number of at least 2"),
         ((CLASSES, CLASSES, None), 2.0, "n_classes = 2.0: a whole number"),
-        ((CLASSES, part(torch.tensor([0, 1]), torch.zeros(2, 3)), None), 2, r"val inputs have the shape \(2, 3\), train inputs \(2, 2\)"),
-        ((VALUES, VALUES, part(torch.zeros(2, 3))), None, r"test targets have the shape \(2, 3\), train targets \(2,\)"),
-        ((CLASSES, part(torch.tensor([0, 1], dtype=torch.int32)), None), 2, "val targets are torch.int32, train targets torch.int64"),
-        ((CLASSES, (torch.zeros(2), torch.zeros(2)), None), 2, r"val is a tuple; wrap it: Part\(inputs, targets\)"),
+        (
+            (CLASSES, part(torch.tensor([0, 1]), torch.zeros(2, 3)), None),
+            2,
+            r"val inputs have the shape \(2, 3\), train inputs \(2, 2\)",
+        ),
+        (
+            (VALUES, VALUES, part(torch.zeros(2, 3))),
+            None,
+            r"test targets have the shape \(2, 3\), train targets \(2,\)",
+        ),
+        (
+            (CLASSES, part(torch.tensor([0, 1], dtype=torch.int32)), None),
+            2,
+            "val targets are torch.int32, train targets torch.int64",
+        ),
+        (
+            (CLASSES, (torch.zeros(2), torch.zeros(2)), None),
+            2,
+            r"val is a tuple; wrap it: Part\(inputs, targets\)",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_told(parts, n_classes, message):
@@ -90,13 +126,16 @@ def test_targets_may_be_anything_where_the_task_brings_its_own_loss():
     task = Regression()
     assert data_of(task).n_classes is None and own_loss(task) is not None
     assert list(own_metrics(task)) == ["val_mae"]
-    assert measured_by(task, None) == ("val_loss", "val_mae")
-    assert measured_by(task, 3) == ("val_loss", "val_acc", "val_mae")
+    assert find_metrics(task, None) == ("val_loss", "val_mae")
+    assert find_metrics(task, 3) == ("val_loss", "val_acc", "val_mae")
 
 
 @pytest.mark.parametrize(
     ("task", "message"),
-    [(NoLoss(), r"n_classes is None, so the task needs a loss\(outputs, targets, hp\)"), (Tuple(), "data.. returned a tuple; return Data")],
+    [
+        (NoLoss(), r"n_classes is None, so the task needs a loss\(outputs, targets, hp\)"),
+        (Tuple(), "data.. returned a tuple; return Data"),
+    ],
 )
 def test_data_that_nothing_can_be_trained_on_is_told(task, message):
     with pytest.raises(TaskError, match=message):
@@ -104,12 +143,20 @@ def test_data_that_nothing_can_be_trained_on_is_told(task, message):
 
 
 def test_a_metric_that_is_not_measured_is_told_with_those_that_are():
-    check_metric("val_mae", measured_by(Regression(), None))
-    with pytest.raises(TaskError, match=r'metric = "val_acc": the task does not measure it; it measures val_loss, val_mae\. Name one'):
-        check_metric("val_acc", measured_by(Regression(), None))
+    check_metric("val_mae", find_metrics(Regression(), None))
+    with pytest.raises(
+        TaskError,
+        match=(
+            r'metric = "val_acc": the task does not measure it; it measures val_loss, '
+            r"val_mae\. Name one"
+        ),
+    ):
+        check_metric("val_acc", find_metrics(Regression(), None))
 
 
-@pytest.mark.parametrize(("method", "told"), [(data_of, "data()"), (lambda task: model_of(task, {}), "model(hp)")])
+@pytest.mark.parametrize(
+    ("method", "told"), [(data_of, "data()"), (lambda task: model_of(task, {}), "model(hp)")]
+)
 def test_a_task_that_exits_does_not_end_the_process(method, told):
     class Leaving:
         def data(self):
@@ -118,5 +165,7 @@ def test_a_task_that_exits_does_not_end_the_process(method, told):
         def model(self, hp):
             raise SystemExit(3)
 
-    with pytest.raises(TaskError, match=rf"{re.escape(told)} called exit\(.*; raise an exception that says why"):
+    with pytest.raises(
+        TaskError, match=rf"{re.escape(told)} called exit\(.*; raise an exception that says why"
+    ):
         method(Leaving())

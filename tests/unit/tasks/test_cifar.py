@@ -47,14 +47,30 @@ def test_images_keep_their_planes(cifar):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({TRAIN[1]: cifar_batch(3, 0)[:-1]}, r"data_batch_2.bin: has 9218 bytes, no multiple of 3073; it is cut off or another file"),
+        (
+            {TRAIN[1]: cifar_batch(3, 0)[:-1]},
+            r"data_batch_2.bin: has 9218 bytes, no multiple of 3073; it is cut off or another file",
+        ),
         ({TEST: b""}, r"test_batch.bin: has 0 bytes"),
-        ({TRAIN[0]: b"\x0a" + cifar_batch(1, 0)[1:]}, r"data_batch_1.bin: holds the label 10; labels run from 0 to 9"),
-        ({TRAIN[2]: None}, r"holds no cifar-10-batches-bin/data_batch_3.bin; remove it, so that it is downloaded again"),
+        (
+            {TRAIN[0]: b"\x0a" + cifar_batch(1, 0)[1:]},
+            r"data_batch_1.bin: holds the label 10; labels run from 0 to 9",
+        ),
+        (
+            {TRAIN[2]: None},
+            (
+                r"holds no cifar-10-batches-bin/data_batch_3.bin; remove it, so that it is "
+                r"downloaded again"
+            ),
+        ),
     ],
 )
 def test_what_is_no_such_file_is_told_with_its_name(cifar, tmp_path, changed, message):
-    batches = {name: content for name, content in {**cifar_batches(3), **changed}.items() if content is not None}
+    batches = {
+        name: content
+        for name, content in {**cifar_batches(3), **changed}.items()
+        if content is not None
+    }
     write_cifar(tmp_path / "cifar10" / "cifar-10-binary.tar.gz", batches)
     with pytest.raises(TaskError, match=message):
         cifar.data()
@@ -66,5 +82,7 @@ def test_damaged_archives_are_told(cifar, tmp_path):
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"no archive at all", b""):
         path.write_bytes(content)
-        with pytest.raises(TaskError, match=r"cifar-10-binary.tar.gz: cannot be unpacked \(.*\); remove it"):
+        with pytest.raises(
+            TaskError, match=r"cifar-10-binary.tar.gz: cannot be unpacked \(.*\); remove it"
+        ):
             cifar.data()

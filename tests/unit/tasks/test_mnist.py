@@ -38,7 +38,9 @@ def test_files_that_are_not_the_published_ones_are_told(mnist, tmp_path, capsys)
 def test_each_of_the_two_has_its_own_folder(tmp_path):
     write_mnist(tmp_path / "fashion_mnist", seed=1)
     write_mnist(tmp_path / "MNIST" / "raw", seed=2)
-    fashion, digits = (load_task(name, tmp_path, tmp_path).data() for name in ("fashion_mnist", "mnist"))
+    fashion, digits = (
+        load_task(name, tmp_path, tmp_path).data() for name in ("fashion_mnist", "mnist")
+    )
     assert not torch.equal(fashion.train.inputs, digits.train.inputs)
 
 
@@ -48,7 +50,10 @@ def test_it_has_a_perceptron_and_a_convnet(mnist):
     assert mnist.model({"model": "convnet", "filters": 2, "hidden": 8})(images).shape == (3, 10)
     for hp, message in (
         ({"model": "lstm"}, "model = 'lstm': use one of perceptron, convnet"),
-        ({"model": "convnet", "preprocess": "pca"}, "preprocess = 'pca': its outputs are no images"),
+        (
+            {"model": "convnet", "preprocess": "pca"},
+            "preprocess = 'pca': its outputs are no images",
+        ),
     ):
         with pytest.raises(TaskError, match=message):
             mnist.model(hp)
@@ -57,14 +62,41 @@ def test_it_has_a_perceptron_and_a_convnet(mnist):
 @pytest.mark.parametrize(
     ("replaced", "message"),
     [
-        ({"train_images": b""}, "train-images-idx3-ubyte.gz: starts with nothing, not as an IDX file of bytes in 3 dimensions"),
-        ({"train_images": idx(np.zeros(60))}, "starts with 00 00 08 01, not as an IDX file of bytes in 3 dimensions"),
-        ({"train_labels": idx(np.zeros(60), magic=0x0D00)}, "train-labels-idx1-ubyte.gz: starts with 00 00 0d 01"),
-        ({"train_images": idx(np.zeros((60, 28, 28)))[:-5]}, "says 60x28x28, 47040 bytes, and it holds only 47035; remove it"),
-        ({"t10k_labels": idx(np.zeros(20)) + b"x"}, "t10k-labels-idx1-ubyte.gz: its header says 20, 20 bytes, and it holds more"),
-        ({"train_images": idx(np.zeros((60, 8, 8)))}, "holds images of 8x8 pixels, not 28x28; put the standard file there"),
-        ({"train_labels": idx(np.zeros(59))}, "holds 60 images, train-labels-idx1-ubyte.gz 59 labels; put the standard files there"),
-        ({"train_labels": idx(np.full(60, 11))}, "train-labels-idx1-ubyte.gz: holds the label 11; labels run from 0 to 9"),
+        (
+            {"train_images": b""},
+            (
+                "train-images-idx3-ubyte.gz: starts with nothing, not as an IDX file of "
+                "bytes in 3 dimensions"
+            ),
+        ),
+        (
+            {"train_images": idx(np.zeros(60))},
+            "starts with 00 00 08 01, not as an IDX file of bytes in 3 dimensions",
+        ),
+        (
+            {"train_labels": idx(np.zeros(60), magic=0x0D00)},
+            "train-labels-idx1-ubyte.gz: starts with 00 00 0d 01",
+        ),
+        (
+            {"train_images": idx(np.zeros((60, 28, 28)))[:-5]},
+            "says 60x28x28, 47040 bytes, and it holds only 47035; remove it",
+        ),
+        (
+            {"t10k_labels": idx(np.zeros(20)) + b"x"},
+            "t10k-labels-idx1-ubyte.gz: its header says 20, 20 bytes, and it holds more",
+        ),
+        (
+            {"train_images": idx(np.zeros((60, 8, 8)))},
+            "holds images of 8x8 pixels, not 28x28; put the standard file there",
+        ),
+        (
+            {"train_labels": idx(np.zeros(59))},
+            "holds 60 images, train-labels-idx1-ubyte.gz 59 labels; put the standard files there",
+        ),
+        (
+            {"train_labels": idx(np.full(60, 11))},
+            "train-labels-idx1-ubyte.gz: holds the label 11; labels run from 0 to 9",
+        ),
         ({"train_images": b"\0\0\x08\x03" + b"\xff" * 12}, "its header promises"),
     ],
 )
@@ -79,7 +111,18 @@ def test_damaged_archives_are_told(tmp_path):
     whole = gzip.compress(idx(np.arange(1000) % 256))
     flipped = bytearray(whole)
     flipped[-6] ^= 1  # in the checksum at its end
-    for content in (whole[:-9], bytes(flipped), b"no gzip at all", whole[:30] + b"\xff\xff\xff" + whole[33:]):
+    for content in (
+        whole[:-9],
+        bytes(flipped),
+        b"no gzip at all",
+        whole[:30] + b"\xff\xff\xff" + whole[33:],
+    ):
         path.write_bytes(content)
-        with pytest.raises(TaskError, match=r"labels.gz: (cannot be unpacked|its header).*; remove it, so that it is downloaded again"):
+        with pytest.raises(
+            TaskError,
+            match=(
+                r"labels.gz: (cannot be unpacked|its header).*; remove it, so that it is "
+                r"downloaded again"
+            ),
+        ):
             read_idx(path, 1)

@@ -18,7 +18,9 @@ def test_the_parts_are_the_same_for_ever_and_share_no_point():
     known = [[0.4850, -0.1577], [-0.3022, 0.4109], [-0.2658, -0.4353]]
     assert torch.allclose(data.train.inputs[[50, 150, 250]], torch.tensor(known), atol=1e-4)
     assert torch.allclose(
-        torch.stack([data.val.inputs[50], data.test.inputs[-1]]), torch.tensor([[0.4646, -0.2103], [-0.6845, 0.7290]]), atol=1e-4
+        torch.stack([data.val.inputs[50], data.test.inputs[-1]]),
+        torch.tensor([[0.4646, -0.2103], [-0.6845, 0.7290]]),
+        atol=1e-4,
     )
 
 

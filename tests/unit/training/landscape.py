@@ -1,4 +1,7 @@
-"""A small differentiable problem with a matrix, filters and a bias, for rules that see gradients only; and its 16 starts."""
+"""A small differentiable problem for rules that see only gradients, and its 16 starts.
+
+It has a matrix, filters and a bias.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ P = 49
 
 def spread(low: float, high: float, log: bool = False, stride: int = 1) -> Tensor:
     """(K,) values from low to high, both included, in an order of its own for each odd stride."""
-    even = torch.linspace(0, 1, K, dtype=torch.float64)[torch.tensor([(stride * i) % K for i in range(K)])]
+    even = torch.linspace(0, 1, K, dtype=torch.float64)[
+        torch.tensor([(stride * i) % K for i in range(K)])
+    ]
     return low * (high / low) ** even if log else low + (high - low) * even
 
 
@@ -30,7 +35,10 @@ def starts() -> Tensor:
 
 def views(flat: Tensor) -> dict[str, Tensor]:
     parts = flat.split(SIZES, dim=-1)
-    return {name: part.view(*flat.shape[:-1], *shape) for (name, shape), part in zip(SHAPES.items(), parts, strict=True)}
+    return {
+        name: part.view(*flat.shape[:-1], *shape)
+        for (name, shape), part in zip(SHAPES.items(), parts, strict=True)
+    }
 
 
 @lru_cache
@@ -44,12 +52,19 @@ def drawn(step: int) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
 
 
 def loss(weights: dict[str, Tensor], step: int) -> Tensor:
-    """Convex and little curved, so that rounding does not grow at any learning rate; another slope at each step."""
+    """Return a convex loss with little curvature, so that rounding grows at no learning rate.
+
+    Each step has another slope.
+    """
     x, images, labels, slopes = drawn(step)
     scores = x @ weights["matrix"].T + 0.1 * weights["bias"]
     maps = nn.functional.conv2d(images, weights["filters"])
     tilt = sum((part * weights[name]).sum() for name, part in slopes.items())
-    return nn.functional.cross_entropy(scores, labels) + nn.functional.softplus(maps - 1).mean() + 0.1 * tilt
+    return (
+        nn.functional.cross_entropy(scores, labels)
+        + nn.functional.softplus(maps - 1).mean()
+        + 0.1 * tilt
+    )
 
 
 def gradients(flat: Tensor, step: int) -> Tensor:
@@ -78,7 +93,10 @@ class Plain(nn.Module):
 
     def groups(self, weight_decay: float = 0.0) -> list[dict[str, object]]:
         """For an optimizer: what decays, and the bias."""
-        return [{"params": [self.matrix, self.filters], "weight_decay": weight_decay}, {"params": [self.bias], "weight_decay": 0.0}]
+        return [
+            {"params": [self.matrix, self.filters], "weight_decay": weight_decay},
+            {"params": [self.bias], "weight_decay": 0.0},
+        ]
 
 
 def agree(found: Tensor, expected: Iterable[Tensor]) -> None:

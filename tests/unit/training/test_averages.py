@@ -5,7 +5,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.unit.training.landscape import N_STEPS, K, Plain, agree, spread, starts
 from tests.unit.training.references import covers
-from worker.training import averages
+from worker.training.math import averages
 
 DECAYS = spread(0.0, 0.9999)
 
@@ -15,10 +15,15 @@ def test_sixteen_averages_are_those_of_sixteen_averaged_models():
     flat = starts()
     average = flat.clone()
     plain = [Plain(row) for row in flat]
-    averaged = [AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(float(d))) for model, d in zip(plain, DECAYS, strict=True)]
+    averaged = [
+        AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(float(d)))
+        for model, d in zip(plain, DECAYS, strict=True)
+    ]
     decays = averages.decays(DECAYS, torch.arange(N_STEPS).unsqueeze(1).expand(-1, K))
     for step in range(N_STEPS):
-        moved = torch.randn(flat.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        moved = torch.randn(
+            flat.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64
+        )
         flat += moved
         averages.update(average, flat, decays[step].unsqueeze(1))
         for model, reference, row in zip(plain, averaged, flat, strict=True):

@@ -9,20 +9,23 @@ from typing import Any, ClassVar
 import pytest
 from torch import Tensor, nn
 
-from common.trial import TrialState
+from common.search.trial import Claim, TrialState
 from tests.unit.training.helpers import SmallDigits, job, outcomes
-from worker.training.engine import Job
 
 
 class Leaving(nn.Module):
-    """Calls exit in its forward: where it trains, where it is measured, or from the first batch on."""
+    """A model whose forward calls exit: in training, in evaluation, or from the first batch on."""
 
     def __init__(self, inner: nn.Module, when: str) -> None:
         super().__init__()
         self.inner, self.when = inner, when
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self.when == "at once" or (self.when == "training" and self.training) or (self.when == "measured" and not self.training):
+        if (
+            self.when == "at once"
+            or (self.when == "training" and self.training)
+            or (self.when == "measured" and not self.training)
+        ):
             sys.exit(0)
         outputs: Tensor = self.inner(inputs)
         return outputs
@@ -65,10 +68,14 @@ class InMetric(SmallDigits):
 
 @pytest.mark.parametrize("width", [None, 3])
 @pytest.mark.parametrize("when", ["at once", "training", "measured"])
-def test_a_forward_that_exits_fails_its_trial_and_its_neighbours_go_on(when: str, width: int | None) -> None:
+def test_a_forward_that_exits_fails_its_trial_and_its_neighbours_go_on(
+    when: str, width: int | None
+) -> None:
     found = outcomes([job(0), job(1, when=when), job(2)], task=InForward(), width=width)
     assert found["coarse-0001"].state is TrialState.FAILED
-    assert "called exit(0); raise an exception that says why instead" in str(found["coarse-0001"].reason)
+    assert "called exit(0); raise an exception that says why instead" in str(
+        found["coarse-0001"].reason
+    )
     assert "sys.exit(0)" in str(found["coarse-0001"].traceback)
     assert [found[f"coarse-000{i}"].state for i in (0, 2)] == [TrialState.COMPLETED] * 2
 
@@ -76,7 +83,9 @@ def test_a_forward_that_exits_fails_its_trial_and_its_neighbours_go_on(when: str
 def test_where_all_exit_all_fail_though_their_width_is_measured_first() -> None:
     class Everywhere(InLoss):
         def model(self, hp: Any) -> nn.Module:
-            return Leaving(super().model(hp), "never")  # no chain of layers, so that its width is measured
+            return Leaving(
+                super().model(hp), "never"
+            )  # no chain of layers, so that its width is measured
 
     found = outcomes([job(i, depth=3) for i in range(3)], task=Everywhere())
     assert {outcome.state for outcome in found.values()} == {TrialState.FAILED} and len(found) == 3
@@ -89,7 +98,7 @@ def test_where_one_exits_as_it_joins_an_array_the_engine_lives() -> None:
         def model(self, hp: Any) -> nn.Module:
             return Ending(super().model(hp), lambda: bool(over))
 
-    def refill(_n: int) -> list[Job]:
+    def refill(_n: int) -> list[Claim]:
         over.append(1)
         return [job(1)] if len(over) == 1 else []
 
@@ -99,7 +108,11 @@ def test_where_one_exits_as_it_joins_an_array_the_engine_lives() -> None:
 
 def test_a_loss_that_exits_fails_its_trial() -> None:
     found = outcomes([job(0), job(1, depth=3), job(2)], task=InLoss())
-    assert [found[f"coarse-000{i}"].state for i in range(3)] == [TrialState.COMPLETED, TrialState.FAILED, TrialState.COMPLETED]
+    assert [found[f"coarse-000{i}"].state for i in range(3)] == [
+        TrialState.COMPLETED,
+        TrialState.FAILED,
+        TrialState.COMPLETED,
+    ]
     assert "called exit(0)" in str(found["coarse-0001"].reason)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from common.trial import TrialState
+from common.search.trial import TrialState
 from tests.unit.training.helpers import SmallDigits, boundaries, job, outcomes
 from tests.unit.training.test_slots import assert_same
 from worker.tasks.digits import Digits
-from worker.training.stack import Stack
+from worker.training.stacked.stack import Stack
 
 
 class Fragile(nn.Module):
@@ -67,7 +67,9 @@ class Missing(SmallDigits):
 )
 def test_a_model_that_is_none_or_reads_what_is_not_there_is_told_with_the_remedy(task, says):
     reason = outcomes([job(0)], task=task())["coarse-0000"].reason
-    assert reason.startswith(f"TaskError: {says}" if task is NoModule else f"MissingHyperparameterError: {says}")
+    assert reason.startswith(
+        f"TaskError: {says}" if task is NoModule else f"MissingHyperparameterError: {says}"
+    )
     assert ("return a torch.nn.Module" if task is NoModule else 'hp.get("width", ...)') in reason
 
 
@@ -89,7 +91,13 @@ def test_data_that_cannot_be_loaded_fails_every_trial():
 @pytest.mark.parametrize(
     ("last", "reason"),
     [
-        (nn.Linear(16, 7), "TaskError: the model makes (64, 7) of 64 examples; logits of shape (64, 10) are needed"),
+        (
+            nn.Linear(16, 7),
+            (
+                "TaskError: the model returns (64, 7) for 64 examples; logits of shape (64, 10) "
+                "are needed"
+            ),
+        ),
         (nn.Linear(15, 10), "mat1 and mat2 shapes cannot be multiplied"),
     ],
 )
@@ -114,7 +122,10 @@ def test_a_model_without_parameters_is_told():
 @pytest.mark.parametrize(
     ("hp", "reason"),
     [
-        ({"optimizer": "sgdd"}, "optimizer = 'sgdd': use one of sgd, adagrad, rmsprop, adam, adamw"),
+        (
+            {"optimizer": "sgdd"},
+            "optimizer = 'sgdd': use one of sgd, adagrad, rmsprop, adam, adamw",
+        ),
         ({"learning_rate": -1.0}, "learning_rate = -1.0: a number in [0, inf) is needed"),
         ({"momentum": 1.0}, "momentum = 1.0"),
         ({"nesterov": True}, "nesterov = true looks ahead along the momentum, which is 0"),
@@ -132,7 +143,12 @@ def test_a_hyperparameter_that_cannot_be_used_is_named(hp, reason):
 def test_a_hyperparameter_that_nobody_reads_is_told_once():
     said = []
     outcomes([job(i, 1, weight_dcay=0.1) for i in range(3)], log=said.append)
-    assert said == ["hyperparameter weight_dcay is used by neither the task nor the training; remove it from [space] or read it in model()"]
+    assert said == [
+        (
+            "hyperparameter weight_dcay is used by neither the task nor the training; remove "
+            "it from [space] or read it in model()"
+        )
+    ]
 
 
 def test_where_a_stacked_step_raises_the_trials_go_on_alone_and_only_the_guilty_fails():
@@ -146,7 +162,7 @@ def test_where_a_stacked_step_raises_the_trials_go_on_alone_and_only_the_guilty_
 
 def test_a_trial_whose_forward_always_raises_fails_and_the_engine_lives():
     found = outcomes([job(0, 2, limit=0), job(1, 2)], task=FragileDigits())
-    assert {outcome.job.id: outcome.state for outcome in found.values()} == {
+    assert {outcome.trial.id: outcome.state for outcome in found.values()} == {
         "coarse-0000": TrialState.FAILED,
         "coarse-0001": TrialState.COMPLETED,
     }
@@ -167,7 +183,11 @@ def raising_in_step(monkeypatch, error, wider_than, after):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
 )
 def test_out_of_memory_goes_on_at_half_the_width_from_where_it_was(monkeypatch, error):
     jobs = [job(i, 2, dropout=0.2, momentum=0.9) for i in range(8)]
@@ -191,7 +211,9 @@ def test_a_step_that_raises_in_an_array_only_loses_nothing(monkeypatch):
 
 
 def test_out_of_memory_alone_fails_the_trial(monkeypatch):
-    raising_in_step(monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), wider_than=0, after=0)
+    raising_in_step(
+        monkeypatch, torch.OutOfMemoryError("CUDA out of memory"), wider_than=0, after=0
+    )
     found = outcomes([job(0, 2), job(1, 2)])
     assert {outcome.state for outcome in found.values()} == {TrialState.FAILED}
     assert "out of memory" in found["coarse-0000"].reason
@@ -200,6 +222,10 @@ def test_out_of_memory_alone_fails_the_trial(monkeypatch):
 def test_trials_between_two_arrays_are_handed_back_as_running(monkeypatch):
     raising_in_step(monkeypatch, RuntimeError("no such kernel"), wider_than=1, after=7)
     first = list(boundaries([job(i, 3) for i in range(3)]))[1]
-    assert {view.job.id for view in first.running} == {"coarse-0000", "coarse-0001", "coarse-0002"}
+    assert {view.trial.id for view in first.running} == {
+        "coarse-0000",
+        "coarse-0001",
+        "coarse-0002",
+    }
     assert all(view.epoch > 1 and view.state() for view in first.running)
     assert first.waiting == []

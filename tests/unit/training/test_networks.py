@@ -1,4 +1,7 @@
-"""Stacked models against plain modules and torch.autograd in double precision: outputs, gradients, running statistics."""
+"""Stacked models compared with plain modules and torch.autograd in double precision.
+
+The tests compare outputs, gradients and running statistics.
+"""
 
 import copy
 
@@ -6,16 +9,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.unit.training.helpers import SmallDigits, digits, dropout_mask, job, outcomes, states_at, weights
+from tests.unit.training.helpers import (
+    SmallDigits,
+    digits,
+    dropout_mask,
+    job,
+    outcomes,
+    states_at,
+    weights,
+)
 from tests.unit.training.references import covers
 from worker.tasks.layers import GaussianDropout, Maxout
 from worker.tasks.models import ACTIVATIONS, convnet, perceptron
-from worker.training.called import LoneNetwork, RecurrentNetwork, StackedNetwork
-from worker.training.networks import ChainNetwork, network_for
-from worker.training.noise import DropoutMasks, active_layers, noise_keys
-from worker.training.recipe import read_recipe
-from worker.training.rows import fresh_row
-from worker.training.structure import chain_of, mask_shapes, prepare
+from worker.training.math.noise import DropoutMasks, active_layers, noise_keys
+from worker.training.math.recipe import read_recipe
+from worker.training.model.look import look
+from worker.training.model.networks import ChainNetwork, network_for
+from worker.training.model.structure import chain_of, prepare
+from worker.training.model.vmap_networks import LoneNetwork, RecurrentNetwork, StackedNetwork
+from worker.training.stacked.rows import fresh_row
 
 K, B, N, C = 8, 10, 6, 4
 CPU = torch.device("cpu")
@@ -46,46 +58,79 @@ class Trial:
         self.model = self.models[0]
         generator = torch.Generator().manual_seed(5)
         self.inputs = torch.randn(B, *shape, dtype=torch.float64, generator=generator)
-        self.gradient = torch.randn(len(modules), B, *targets_shape, dtype=torch.float64, generator=generator)
-        rows = [fresh_row(model, seed, CPU, torch.float64) for seed, model in enumerate(self.models)]
+        self.gradient = torch.randn(
+            len(modules), B, *targets_shape, dtype=torch.float64, generator=generator
+        )
+        rows = [
+            fresh_row(model, seed, CPU, torch.float64) for seed, model in enumerate(self.models)
+        ]
         self.rows = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
         self.flat = self.rows["flat"]
         self.gradients = torch.full_like(self.flat, torch.nan)
-        self.buffers = {name.removeprefix("buffer."): t for name, t in self.rows.items() if name.startswith("buffer.")}
-        shapes = mask_shapes(self.model, self.inputs, None)
+        self.buffers = {
+            name.removeprefix("buffer."): t
+            for name, t in self.rows.items()
+            if name.startswith("buffer.")
+        }
+        shapes = look(self.model, self.inputs, None).shapes
         self.masks = self._masks(shapes)
         self.network = (network or StackedNetwork)(self.model)
         self.network.bind(self.flat, self.gradients, self.buffers)
         for slot, module in enumerate(self.plain):
             for name, mask in zip(self.model.dropouts, self.masks, strict=True):
                 parent, _, child = name.rpartition(".")
-                setattr(module.get_submodule(parent), child, Masked(mask[slot]) if mask.numel() else nn.Identity())
+                setattr(
+                    module.get_submodule(parent),
+                    child,
+                    Masked(mask[slot]) if mask.numel() else nn.Identity(),
+                )
 
     def _masks(self, shapes):
-        keys = noise_keys(self.rows["seed"], torch.zeros(1, len(self.models), dtype=torch.int64), len(shapes))[0]
+        keys = noise_keys(
+            self.rows["seed"], torch.zeros(1, len(self.models), dtype=torch.int64), len(shapes)
+        )[0]
         active = active_layers(self.rows["scale"], self.model.noises)
-        masks = DropoutMasks(len(self.models), shapes, CPU, torch.float64, self.model.noises, active)
+        masks = DropoutMasks(
+            len(self.models), shapes, CPU, torch.float64, self.model.noises, active
+        )
         return masks.fill(keys, self.rows["threshold"], self.rows["scale"])
 
     def check(self):
-        """Two batches in training, since batch norm remembers; then evaluation, and noise in evaluation."""
+        """Compare two training batches, since batch norm remembers, then evaluation.
+
+        Evaluation is compared with noise as well.
+        """
         for shared in (True, False):
             self._check_training(
-                self.inputs if shared else self.inputs * torch.linspace(0.5, 2, len(self.plain)).view(-1, *[1] * self.inputs.ndim)
+                self.inputs
+                if shared
+                else self.inputs
+                * torch.linspace(0.5, 2, len(self.plain)).view(-1, *[1] * self.inputs.ndim)
             )
         before = {name: tensor.clone() for name, tensor in self.buffers.items()}
-        close(self.network.predict(self.inputs), torch.stack([module.eval()(self.inputs) for module in self.plain]))
+        close(
+            self.network.predict(self.inputs),
+            torch.stack([module.eval()(self.inputs) for module in self.plain]),
+        )
         for module in self.plain:
             for one in module.modules():
                 one.training = isinstance(one, Masked)
-        close(self.network.sample(self.inputs, self.masks), torch.stack([module(self.inputs) for module in self.plain]))
-        assert all(torch.equal(before[name], tensor) for name, tensor in self.buffers.items()), "evaluation moved a running statistic"
+        close(
+            self.network.sample(self.inputs, self.masks),
+            torch.stack([module(self.inputs) for module in self.plain]),
+        )
+        assert all(torch.equal(before[name], tensor) for name, tensor in self.buffers.items()), (
+            "evaluation moved a running statistic"
+        )
 
     def _check_training(self, inputs):
         shared = inputs.ndim == self.inputs.ndim
         kept = inputs.clone()
         outputs = self.network.forward(inputs, shared, self.masks)
-        expected = [module.train()(inputs if shared else inputs[slot]) for slot, module in enumerate(self.plain)]
+        expected = [
+            module.train()(inputs if shared else inputs[slot])
+            for slot, module in enumerate(self.plain)
+        ]
         close(outputs, torch.stack(expected))
         self.network.backward(self.gradient.clone())
         assert torch.equal(inputs, kept), "the data was written over"
@@ -108,13 +153,29 @@ def numbers(**same):
     """A configuration a slot, each with numbers of its own; the first has no dropout at all."""
     spread = [slot / K for slot in range(K)]
     return [
-        {"hidden": 5, "dropout": s, "input_dropout": s / 2, "negative_slope": 1.5 * s, "elu_alpha": 0.1 + s, "init_scale": 0.3 + s, **same}
+        {
+            "hidden": 5,
+            "dropout": s,
+            "input_dropout": s / 2,
+            "negative_slope": 1.5 * s,
+            "elu_alpha": 0.1 + s,
+            "init_scale": 0.3 + s,
+            **same,
+        }
         for s in spread
     ]
 
 
 @covers(
-    "dropout", "input_dropout", "negative_slope", "elu_alpha", "hidden", "depth", "pieces", activation=ACTIVATIONS, batch_norm=(False, True)
+    "dropout",
+    "input_dropout",
+    "negative_slope",
+    "elu_alpha",
+    "hidden",
+    "depth",
+    "pieces",
+    activation=ACTIVATIONS,
+    batch_norm=(False, True),
 )
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -130,7 +191,11 @@ def test_a_perceptron_by_hand_agrees_with_autograd(activation, batch_norm):
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "leaky_relu"])
 @pytest.mark.parametrize("network", [ChainNetwork, StackedNetwork])
 def test_both_kinds_of_dropout(kind, activation, network):
-    Trial(lambda hp: perceptron(hp, N, C), numbers(activation=activation, dropout_kind=kind), network=network).check()
+    Trial(
+        lambda hp: perceptron(hp, N, C),
+        numbers(activation=activation, dropout_kind=kind),
+        network=network,
+    ).check()
 
 
 @covers("filters", "blocks", model=("perceptron", "convnet"))
@@ -149,7 +214,11 @@ class Recurrent(nn.Module):
 
     def __init__(self, kind):
         super().__init__()
-        self.reader, self.norm, self.drop = kind(4, 5, batch_first=True), nn.BatchNorm1d(5), nn.Dropout(0.3)
+        self.reader, self.norm, self.drop = (
+            kind(4, 5, batch_first=True),
+            nn.BatchNorm1d(5),
+            nn.Dropout(0.3),
+        )
         self.squash, self.out = nn.Tanh(), nn.Linear(5, C)
 
     def forward(self, inputs):
@@ -180,16 +249,31 @@ ODD_CHAINS = {
         nn.Linear(N, 5), nn.LeakyReLU(-0.5), nn.Tanh(), nn.ReLU(), nn.GELU(), nn.Linear(5, C)
     ),
     "dropout on dropout": lambda hp: nn.Sequential(
-        nn.Linear(N, 5), nn.ReLU(), nn.Dropout(0.2), GaussianDropout(0.3), nn.ReLU(), nn.Dropout(0.4), nn.Linear(5, C), nn.Sigmoid()
+        nn.Linear(N, 5),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        GaussianDropout(0.3),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        nn.Linear(5, C),
+        nn.Sigmoid(),
     ),
     "dropout before the activation": lambda hp: nn.Sequential(
         nn.Linear(N, 5), nn.Dropout(0.3), nn.Sigmoid(), nn.Dropout(0.3), nn.Linear(5, C)
     ),
     "normalisation first and last": lambda hp: nn.Sequential(
-        nn.BatchNorm1d(N), nn.ReLU(), nn.Linear(N, C), nn.BatchNorm1d(C, affine=False, momentum=0.3), nn.ELU()
+        nn.BatchNorm1d(N),
+        nn.ReLU(),
+        nn.Linear(N, C),
+        nn.BatchNorm1d(C, affine=False, momentum=0.3),
+        nn.ELU(),
     ),
-    "an activation before all": lambda hp: nn.Sequential(nn.ReLU(), nn.PReLU(N), nn.Linear(N, C), nn.GELU(approximate="tanh")),
-    "a maxout of everything": lambda hp: nn.Sequential(Maxout(2), nn.Linear(N // 2, 2 * C), nn.ReLU(), Maxout(2), nn.BatchNorm1d(C)),
+    "an activation before all": lambda hp: nn.Sequential(
+        nn.ReLU(), nn.PReLU(N), nn.Linear(N, C), nn.GELU(approximate="tanh")
+    ),
+    "a maxout of everything": lambda hp: nn.Sequential(
+        Maxout(2), nn.Linear(N // 2, 2 * C), nn.ReLU(), Maxout(2), nn.BatchNorm1d(C)
+    ),
 }
 
 
@@ -199,28 +283,46 @@ def test_chains_of_all_sorts_by_hand(name):
 
 
 def test_images_and_sequences_pass_through_a_chain():
-    flat = lambda hp: nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, C))  # noqa: E731
+    flat = lambda hp: nn.Sequential(  # noqa: E731
+        nn.Flatten(), nn.Dropout(0.2), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, C)
+    )
     Trial(flat, [{}] * K, (3, 4), ChainNetwork).check()
-    along = lambda hp: nn.Sequential(nn.Linear(4, 5), nn.PReLU(), nn.Dropout(0.2), nn.Linear(5, C))  # noqa: E731
+    along = lambda hp: nn.Sequential(  # noqa: E731
+        nn.Linear(4, 5),
+        nn.PReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(5, C),
+    )
     Trial(along, [{}] * K, (3, 4), ChainNetwork, (3, C)).check()
 
 
 @pytest.mark.parametrize(
-    "layer", [nn.Softplus(), nn.LayerNorm(5), nn.BatchNorm1d(5, momentum=None), nn.BatchNorm1d(5, track_running_stats=False), nn.Flatten(0)]
+    "layer",
+    [
+        nn.Softplus(),
+        nn.LayerNorm(5),
+        nn.BatchNorm1d(5, momentum=None),
+        nn.BatchNorm1d(5, track_running_stats=False),
+        nn.Flatten(0),
+    ],
 )
 def test_what_has_no_backward_by_hand_is_no_chain(layer):
     assert chain_of(nn.Sequential(nn.Linear(N, 5), layer, nn.Linear(5, C))) is None
 
 
 def test_batch_norm_of_one_example_is_told():
-    trial = Trial(lambda hp: nn.Sequential(nn.Linear(N, C), nn.BatchNorm1d(C)), [{}] * 2, network=ChainNetwork)
+    trial = Trial(
+        lambda hp: nn.Sequential(nn.Linear(N, C), nn.BatchNorm1d(C)), [{}] * 2, network=ChainNetwork
+    )
     with pytest.raises(ValueError, match="use a larger batch_size"):
         trial.network.forward(trial.inputs[:1], True, [])
 
 
 @pytest.mark.parametrize("network", [ChainNetwork, StackedNetwork, LoneNetwork])
 def test_activations_are_observed_in_evaluation(network):
-    configurations = numbers(activation="tanh", batch_norm=True)[: 1 if network is LoneNetwork else K]
+    configurations = numbers(activation="tanh", batch_norm=True)[
+        : 1 if network is LoneNetwork else K
+    ]
     trial = Trial(lambda hp: perceptron(hp, N, C), configurations, network=network)
     seen = trial.network.observe(trial.inputs)
     assert [(name, kind) for name, kind, _ in seen] == [("3", "tanh"), ("7", "tanh")]
@@ -233,7 +335,11 @@ def test_an_activation_in_two_places_is_observed_twice():
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second, self.relu = nn.Linear(N, N), nn.Linear(N, C), nn.ReLU(inplace=True)
+            self.first, self.second, self.relu = (
+                nn.Linear(N, N),
+                nn.Linear(N, C),
+                nn.ReLU(inplace=True),
+            )
 
         def forward(self, inputs):
             return self.second(self.relu(self.first(self.relu(inputs + 0))))
@@ -251,11 +357,19 @@ def test_an_activation_in_two_places_is_observed_twice():
     ("compiler", "activation", "batch_norm"),
     [
         *(("traced", activation, False) for activation in ("gelu", "elu", "prelu", "maxout")),
-        *(("traced", "leaky_relu", True), ("compiled", "leaky_relu", True), ("compiled", "maxout", False)),
+        *(
+            ("traced", "leaky_relu", True),
+            ("compiled", "leaky_relu", True),
+            ("compiled", "maxout", False),
+        ),
     ],
 )
 def test_a_step_by_hand_can_be_traced(compiler, activation, batch_norm):
-    trial = Trial(lambda hp: perceptron(hp, N, C), numbers(activation=activation, batch_norm=batch_norm), network=ChainNetwork)
+    trial = Trial(
+        lambda hp: perceptron(hp, N, C),
+        numbers(activation=activation, batch_norm=batch_norm),
+        network=ChainNetwork,
+    )
 
     def step(inputs, gradient, *masks):
         outputs = trial.network.forward(inputs, True, masks)
@@ -289,7 +403,17 @@ class Rectified(SmallDigits):
 
 def test_trials_of_any_rate_and_slope_share_an_array_and_learn_as_they_do_alone():
     said = []
-    jobs = [job(i, 2, activation="leaky_relu", negative_slope=0.1 * i, dropout=0.15 * i, input_dropout=0.1 * i) for i in range(5)]
+    jobs = [
+        job(
+            i,
+            2,
+            activation="leaky_relu",
+            negative_slope=0.1 * i,
+            dropout=0.15 * i,
+            input_dropout=0.1 * i,
+        )
+        for i in range(5)
+    ]
     together = states_at(jobs, 1, task=Rectified(), width=5, log=said.append)
     alone = states_at(jobs, 1, task=Rectified(), width=1)
     assert said == [] and len(together) == 5
@@ -302,11 +426,14 @@ def test_trials_of_any_rate_and_slope_share_an_array_and_learn_as_they_do_alone(
 @covers("val_passes")
 def test_stochastic_validation_averages_the_probabilities_of_its_passes():
     passes, task = 3, SmallDigits()
-    jobs = [job(i, 1, dropout=rate, val_passes=passes, learning_rate=0.0) for i, rate in enumerate([0.0, 0.3, 0.6])]
+    jobs = [
+        job(i, 1, dropout=rate, val_passes=passes, learning_rate=0.0)
+        for i, rate in enumerate([0.0, 0.3, 0.6])
+    ]
     found = outcomes(jobs, task=task, width=3)
     val = digits().val
     for one in jobs:
-        hp, seed = one.claim.trial.hyperparameters, one.claim.trial.seed
+        hp, seed = one.trial.hyperparameters, one.trial.seed
         torch.manual_seed(seed)
         model = task.model(hp).double().eval()
         probabilities = []
@@ -314,7 +441,15 @@ def test_stochastic_validation_averages_the_probabilities_of_its_passes():
             total = 0
             for number in range(passes):  # counted backwards from the step before the first
                 noise = [
-                    torch.from_numpy(dropout_mask(seed, (-1 - number) % 2**64 if number else -1, layer, hp["dropout"], 64 * 16))
+                    torch.from_numpy(
+                        dropout_mask(
+                            seed,
+                            (-1 - number) % 2**64 if number else -1,
+                            layer,
+                            hp["dropout"],
+                            64 * 16,
+                        )
+                    )
                     for layer in (0, 1)
                 ]
                 hidden = model[1](model[0](inputs)) * noise[0].view(64, 16)[: len(inputs)]

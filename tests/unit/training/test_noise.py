@@ -7,14 +7,14 @@ from scipy import stats
 
 from tests.unit.training.helpers import dropout_mask
 from tests.unit.training.references import covers
-from worker.training.noise import DropoutMasks, active_layers, level, noise_keys, quantised
+from worker.training.math.noise import DropoutMasks, active_layers, level, noise_keys, quantise
 
 CPU = torch.device("cpu")
 
 
 def masks(seeds, rates, step=0, shape=(64, 100), n_layers=1, dtype=torch.float64):
     keys = noise_keys(torch.tensor(seeds), torch.full((1, len(seeds)), step), n_layers)[0]
-    levels = [quantised(rate) for rate in rates]
+    levels = [quantise(rate) for rate in rates]
     thresholds = torch.tensor([[level] * n_layers for level, _ in levels], dtype=torch.int16)
     scales = torch.tensor([[scale] * n_layers for _, scale in levels], dtype=dtype)
     made = DropoutMasks(len(seeds), [shape] * n_layers, CPU, dtype).fill(keys, thresholds, scales)
@@ -32,7 +32,9 @@ def test_the_share_kept_and_the_mean_are_right(rate):
 
 
 def test_no_position_and_no_neighbourhood_is_favoured():
-    drawn = torch.stack([masks([3], [0.5], step)[0].view(-1) > 0 for step in range(400)]).double()  # (steps, positions)
+    drawn = torch.stack(
+        [masks([3], [0.5], step)[0].view(-1) > 0 for step in range(400)]
+    ).double()  # (steps, positions)
     share = drawn.mean(0)
     assert float((share - 0.5).abs().max()) < 5.5 * 0.5 / 400**0.5
     centred = (drawn - 0.5) * 2
@@ -50,7 +52,10 @@ def test_noise_depends_on_trial_step_layer_and_position_and_on_nothing_else():
     assert not torch.equal(masks([11], [0.5], step=1)[0], first[:1])
 
 
-@pytest.mark.parametrize(("seed", "step", "layer", "rate", "n"), [(1, 0, 0, 0.5, 64), (2**62 + 5, 1000, 2, 0.13, 4099), (77, 3, 1, 0.8, 1)])
+@pytest.mark.parametrize(
+    ("seed", "step", "layer", "rate", "n"),
+    [(1, 0, 0, 0.5, 64), (2**62 + 5, 1000, 2, 0.13, 4099), (77, 3, 1, 0.8, 1)],
+)
 def test_it_is_the_hash_that_is_written_down(seed, step, layer, rate, n):
     made = masks([seed], [rate], step, (n,), layer + 1)[layer][0]
     assert np.array_equal(made.numpy(), dropout_mask(seed, step, layer, rate, n))
@@ -59,7 +64,11 @@ def test_it_is_the_hash_that_is_written_down(seed, step, layer, rate, n):
 def gaussian(seed, rate, step=0, n=200_000, dtype=torch.float64):
     scale = torch.tensor([[level("gaussian", rate)[1]]], dtype=dtype)
     keys = noise_keys(torch.tensor([seed]), torch.full((1, 1), step), 1)[0]
-    return DropoutMasks(1, [(n,)], CPU, dtype, ["gaussian"]).fill(keys, torch.zeros(1, 1, dtype=torch.int16), scale)[0][0].clone()
+    return (
+        DropoutMasks(1, [(n,)], CPU, dtype, ["gaussian"])
+        .fill(keys, torch.zeros(1, 1, dtype=torch.int16), scale)[0][0]
+        .clone()
+    )
 
 
 @covers(dropout_kind="gaussian")
@@ -79,7 +88,9 @@ def test_gaussian_noise_has_the_moments_of_bernoulli_noise_and_the_shape_of_a_be
 
 def test_gaussian_noise_is_a_function_of_its_key():
     assert torch.equal(gaussian(3, 0.5), gaussian(3, 0.5))
-    assert torch.allclose(gaussian(3, 0.5), gaussian(3, 0.5, dtype=torch.float32).double(), atol=1e-5)
+    assert torch.allclose(
+        gaussian(3, 0.5), gaussian(3, 0.5, dtype=torch.float32).double(), atol=1e-5
+    )
     for other in (gaussian(4, 0.5), gaussian(3, 0.5, step=1)):
         assert abs(float(((other - 1) * (gaussian(3, 0.5) - 1)).mean())) < 5 / 200_000**0.5
     assert torch.equal(gaussian(3, 0.0), torch.ones(200_000, dtype=torch.float64))
@@ -89,11 +100,21 @@ def test_layers_that_do_nothing_cost_nothing_and_change_no_other():
     kinds, rates = ["bernoulli", "gaussian", "bernoulli"], [[0.0, 0.0, 0.5], [0.0, 0.0, 0.0]]
     levels = [[level(kind, rate) for kind, rate in zip(kinds, row, strict=True)] for row in rates]
     scales = torch.tensor([[scale for _, scale in row] for row in levels])
-    thresholds = torch.tensor([[threshold for threshold, _ in row] for row in levels], dtype=torch.int16)
+    thresholds = torch.tensor(
+        [[threshold for threshold, _ in row] for row in levels], dtype=torch.int16
+    )
     active = active_layers(scales, kinds)
     assert active == [False, False, True]
-    keys, shapes = noise_keys(torch.tensor([1, 2]), torch.zeros(1, 2, dtype=torch.int64), 3)[0], [(8, 100)] * 3
-    idle = [mask.clone() for mask in DropoutMasks(2, shapes, CPU, torch.float32, kinds, active).fill(keys, thresholds, scales)]
+    keys, shapes = (
+        noise_keys(torch.tensor([1, 2]), torch.zeros(1, 2, dtype=torch.int64), 3)[0],
+        [(8, 100)] * 3,
+    )
+    idle = [
+        mask.clone()
+        for mask in DropoutMasks(2, shapes, CPU, torch.float32, kinds, active).fill(
+            keys, thresholds, scales
+        )
+    ]
     full = DropoutMasks(2, shapes, CPU, torch.float32, kinds).fill(keys, thresholds, scales)
     assert [mask.numel() for mask in idle] == [0, 0, 1600]
     assert torch.equal(idle[2], full[2])
@@ -102,6 +123,6 @@ def test_layers_that_do_nothing_cost_nothing_and_change_no_other():
 
 
 def test_a_rate_of_almost_one_keeps_almost_nothing_and_one_keeps_nothing():
-    assert quantised(1.0)[1] == 0.0
+    assert quantise(1.0)[1] == 0.0
     (mask,) = masks([1], [0.9999])
     assert 0 <= float((mask > 0).double().mean()) < 0.01

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from worker.training.policy import at_chance, no_progress
+from worker.training.history.stopping import at_chance, no_progress
 
 EPOCHS = [1.0, 2.0, 3.0, 4.0, 5.0]
 
@@ -20,7 +20,12 @@ EPOCHS = [1.0, 2.0, 3.0, 4.0, 5.0]
         ([0.5, 0.1, 0.2, 0.2, 0.2], "min", 3, True),
         ([0.5, None, math.nan, math.inf, 0.1], "max", 4, True),
         ([None, None, None, None, None], "max", 1, False),  # nothing to judge by
-        ([0.9, 0.1, 0.2, 0.3, 0.4], "max", 4, True),  # better than before is not better than the best
+        (
+            [0.9, 0.1, 0.2, 0.3, 0.4],
+            "max",
+            4,
+            True,
+        ),  # better than before is not better than the best
     ],
 )
 def test_patience(values, mode, patience, stops):
@@ -29,7 +34,9 @@ def test_patience(values, mode, patience, stops):
 
 
 def test_the_reason_names_the_best_value_and_how_long_ago_it_was():
-    assert no_progress([0.1, 0.5, 0.4, 0.4, 0.4], EPOCHS, "max", 3) == ("no progress: best value 0.5 at epoch 2, none better in 3 epochs")
+    assert no_progress([0.1, 0.5, 0.4, 0.4, 0.4], EPOCHS, "max", 3) == (
+        "no progress: best value 0.5 at epoch 2, none better in 3 epochs"
+    )
 
 
 def test_fractions_of_epochs_count():
@@ -63,16 +70,25 @@ def test_nothing_is_judged_before_the_grace_is_over():
 
 
 def test_a_hinge_loss_brings_its_own_chance():
-    assert at_chance([0.1] * 5, [9.0] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=9.0)
-    assert not at_chance([0.1] * 5, [8.0] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=9.0)
+    assert at_chance(
+        [0.1] * 5, [9.0] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=9.0
+    )
+    assert not at_chance(
+        [0.1] * 5, [8.0] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=9.0
+    )
 
 
 def test_a_loss_without_a_chance_leaves_it_to_the_accuracy():
-    assert at_chance([0.1] * 5, [0.01] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=math.nan)
-    assert not at_chance([0.2] * 5, [0.01] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=math.nan)
+    assert at_chance(
+        [0.1] * 5, [0.01] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=math.nan
+    )
+    assert not at_chance(
+        [0.2] * 5, [0.01] * 5, EPOCHS, grace=1, n_classes=10, n_examples=1000, chance=math.nan
+    )
 
 
 def test_the_reason_has_the_figures():
     assert at_chance([0.1] * 5, [LN10] * 5, EPOCHS, grace=5, n_classes=10, n_examples=1000) == (
-        "no better than guessing after 5 epochs: best accuracy 0.1 (up to 0.119 is chance), lowest loss 2.303 (chance: 2.303)"
+        "no better than guessing after 5 epochs: best accuracy 0.1 (up to 0.119 is "
+        "chance), lowest loss 2.303 (chance: 2.303)"
     )

@@ -9,8 +9,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.unit.training.helpers import job, outcomes
-from worker.training.interface import Outcome
-from worker.training.portrait import BINS, GAP_PIXELS, NEGATIVE, PAPER, POSITIVE, ZERO, histogram, picture, tiles, weight_gradients
+from worker.training.outcome.histograms import (
+    BINS,
+    GAP_PIXELS,
+    NEGATIVE,
+    PAPER,
+    POSITIVE,
+    ZERO,
+    histogram,
+    picture,
+    tiles,
+    weight_gradients,
+)
+from worker.training.types import Outcome
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -36,7 +47,13 @@ def test_a_histogram_of_one_value_and_of_none() -> None:
 
 def test_gradients_are_those_of_a_plain_backward_without_noise() -> None:
     torch.manual_seed(0)
-    module = nn.Sequential(nn.Linear(5, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).double().train()
+    module = (
+        nn.Sequential(
+            nn.Linear(5, 4), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)
+        )
+        .double()
+        .train()
+    )
     inputs, targets = torch.randn(6, 5, dtype=torch.float64), torch.arange(6) % 3
 
     def output_gradient(outputs: Tensor) -> Tensor:
@@ -45,12 +62,16 @@ def test_gradients_are_those_of_a_plain_backward_without_noise() -> None:
         return found
 
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    found = weight_gradients(module, tensors, {"0": ["0.weight"], "4": ["4.weight"]}, inputs, output_gradient)
+    found = weight_gradients(
+        module, tensors, {"0": ["0.weight"], "4": ["4.weight"]}, inputs, output_gradient
+    )
     assert module.training
     module.eval()
     nn.functional.cross_entropy(module(inputs), targets).backward()
     for layer in ("0", "4"):
-        torch.testing.assert_close(found[layer], module.get_parameter(f"{layer}.weight").grad.flatten(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            found[layer], module.get_parameter(f"{layer}.weight").grad.flatten(), rtol=1e-12, atol=0
+        )
 
 
 def test_tiles_show_units_as_images() -> None:
@@ -65,7 +86,10 @@ def test_tiles_show_units_as_images() -> None:
     assert kernels is not None and kernels.shape == (5, 3, 3, 3)
 
 
-@pytest.mark.parametrize("weights", [torch.zeros(2, 13), torch.zeros(4, 2, 3, 3), torch.zeros(4, 1, 1, 1), torch.zeros(3)])
+@pytest.mark.parametrize(
+    "weights",
+    [torch.zeros(2, 13), torch.zeros(4, 2, 3, 3), torch.zeros(4, 1, 1, 1), torch.zeros(3)],
+)
 def test_what_is_no_image_has_no_tiles(weights: Tensor) -> None:
     assert tiles(weights, (3, 4)) is None
 
@@ -101,7 +125,10 @@ def kept() -> Outcome:
 def test_a_kept_trial_has_histograms_of_each_layer(kept: Outcome) -> None:
     assert kept.portrait is not None
     found = kept.portrait()
-    assert all(entry["kind"] == "relu" and 0 < entry["zeros"] < 1 for entry in found["activations"].values())
+    assert all(
+        entry["kind"] == "relu" and 0 < entry["zeros"] < 1
+        for entry in found["activations"].values()
+    )
     assert len(found["activations"]) == 2 and len(found["gradients"]) == 3
     assert all(sum(entry["counts"]) and entry["std"] > 0 for entry in found["gradients"].values())
 
@@ -110,7 +137,11 @@ def test_a_kept_trial_of_images_has_a_picture_of_its_first_layer(kept: Outcome) 
     assert kept.picture is not None
     png = kept.picture()
     assert png is not None
-    assert pixels(png).shape == (4 * (56 + GAP_PIXELS) + GAP_PIXELS, 4 * (56 + GAP_PIXELS) + GAP_PIXELS, 3)  # 16 units of 8 x 8
+    assert pixels(png).shape == (
+        4 * (56 + GAP_PIXELS) + GAP_PIXELS,
+        4 * (56 + GAP_PIXELS) + GAP_PIXELS,
+        3,
+    )  # 16 units of 8 x 8
 
 
 def test_principal_components_are_no_picture() -> None:

@@ -6,18 +6,21 @@ import torch
 from sklearn.decomposition import PCA
 
 from common.errors import TaskError
-from common.practice import DATA, Kind
+from common.search.hyperparameters import DATA, Kind
 from tests.unit.training.helpers import job, load, outcomes
 from tests.unit.training.references import covers
 from worker.tasks.base import Data, Part
 from worker.tasks.digits import Digits
-from worker.training import preprocess
-from worker.training.preprocess import KINDS, Preprocessing, fit
+from worker.training.math import preprocess
+from worker.training.math.preprocess import KINDS, Preprocessing, fit
 
 
 @pytest.fixture
 def images():
-    """(300, 2, 4, 4) with pixels that depend on each other, one that never changes and values that are no binary fractions."""
+    """Return images (300, 2, 4, 4) with correlated pixels and one constant pixel.
+
+    Their values are no binary fractions.
+    """
     generator = torch.Generator().manual_seed(0)
     mixing = torch.rand(32, 32, generator=generator)
     made = (torch.randn(300, 32, generator=generator) @ mixing + 3.7).view(300, 2, 4, 4)
@@ -55,7 +58,9 @@ def test_normalise_divides_by_the_training_deviation_and_makes_constant_pixels_z
     deviation = reference.std(0)
     deviation[2 * 16 - 5] = 1
     assert seen.shape == images[:200].shape
-    np.testing.assert_allclose(flat(unseen), (flat(images[200:]) - reference.mean(0)) / deviation, atol=1e-5)
+    np.testing.assert_allclose(
+        flat(unseen), (flat(images[200:]) - reference.mean(0)) / deviation, atol=1e-5
+    )
     assert (seen[:, 1, 2, 3] == 0).all() and seen.isfinite().all()
     varying = np.delete(flat(seen), 2 * 16 - 5, axis=1)
     np.testing.assert_allclose(varying.std(0), 1, atol=1e-5)
@@ -67,7 +72,9 @@ def test_pca_agrees_with_scikit_learn_but_for_signs(images):
     out = fit("pca", inputs[:200]).apply(inputs[200:])
     reference = PCA().fit(flat(inputs[:200])).transform(flat(inputs[200:]))
     assert out.shape == (100, 32) and out.dtype == torch.float64
-    np.testing.assert_allclose(out[:, :31].abs().numpy(), np.abs(reference[:, :31]), atol=1e-8)  # the last has no variance
+    np.testing.assert_allclose(
+        out[:, :31].abs().numpy(), np.abs(reference[:, :31]), atol=1e-8
+    )  # the last has no variance
 
 
 def test_pca_decorrelates_and_orders_by_variance(images):
@@ -113,9 +120,13 @@ def test_bytes_are_taken_as_numbers():
 
 
 def test_what_cannot_be_used_is_told(images):
-    with pytest.raises(TaskError, match="preprocess = 'zca': no such preprocessing; use one of none, centre"):
+    with pytest.raises(
+        TaskError, match="preprocess = 'zca': no such preprocessing; use one of none, centre"
+    ):
         fit("zca", images)
-    with pytest.raises(TaskError, match=r"fitted on examples of shape \(2, 4, 4\), these have \(32,\)"):
+    with pytest.raises(
+        TaskError, match=r"fitted on examples of shape \(2, 4, 4\), these have \(32,\)"
+    ):
         fit("centre", images).apply(images.flatten(1))
     with pytest.raises(TaskError, match="kind 'centre' with kind cannot be read"):
         Preprocessing.from_state({"kind": "centre"})
@@ -136,7 +147,13 @@ class Beforehand(Digits):
     def data(self):
         raw = Digits().data()
         fitted = fit(self.kind, raw.train.inputs)
-        return Data(*(Part(fitted.apply(part.inputs), part.targets) for part in (raw.train, raw.val, raw.test)), raw.n_classes)
+        return Data(
+            *(
+                Part(fitted.apply(part.inputs), part.targets)
+                for part in (raw.train, raw.val, raw.test)
+            ),
+            raw.n_classes,
+        )
 
 
 def test_a_search_may_choose_among_them_and_its_checkpoints_know_theirs():
@@ -147,10 +164,14 @@ def test_a_search_may_choose_among_them_and_its_checkpoints_know_theirs():
     for index, kind in enumerate(KINDS):
         beforehand = outcomes([job(index, epochs=1)], task=Beforehand(kind))[jobs[index].id]
         assert losses[kind] == pytest.approx(beforehand.val_loss, rel=1e-9)
-        assert Preprocessing.from_state(load(ended[jobs[index].id].checkpoint())["preprocessing"]).kind == kind
+        assert (
+            Preprocessing.from_state(load(ended[jobs[index].id].checkpoint())["preprocessing"]).kind
+            == kind
+        )
 
 
 def test_a_task_names_its_own_default():
     assert outcomes([job(0, epochs=1)], task=Digits())["coarse-0000"].val_loss == pytest.approx(
-        outcomes([job(0, epochs=1, preprocess="normalise")], task=Digits())["coarse-0000"].val_loss, rel=1e-12
+        outcomes([job(0, epochs=1, preprocess="normalise")], task=Digits())["coarse-0000"].val_loss,
+        rel=1e-12,
     )

@@ -1,13 +1,16 @@
-"""What the search file accepts is what the reference tests cover: no option without a test, no cover of what is gone."""
+"""The reference tests cover exactly what the search file accepts.
+
+No option lacks a test, and no test covers a removed option.
+"""
 
 import pytest
 
-from common.practice import LOSSES, PERCEPTRON, SCHEDULES, UPDATES
+from common.search.hyperparameters import LOSSES, PERCEPTRON, SCHEDULES, UPDATES
 from tests.unit.training.references import accepted, covered, covers
 from worker.tasks.models import ACTIVATIONS, INITS
-from worker.training.losses import OBJECTIVES
-from worker.training.optimizers import RULES
-from worker.training.schedules import KINDS
+from worker.training.math.losses import OBJECTIVES
+from worker.training.math.optimizers import RULES
+from worker.training.math.schedules import KINDS
 
 
 def told(pairs):

@@ -4,9 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from tests.unit.training.landscape import N_DECAYED, N_STEPS, K, P, Plain, agree, gradients, spread, starts, views
+from tests.unit.training.landscape import (
+    N_DECAYED,
+    N_STEPS,
+    K,
+    P,
+    Plain,
+    agree,
+    gradients,
+    spread,
+    starts,
+    views,
+)
 from tests.unit.training.references import covers
-from worker.training import regularization
+from worker.training.math import regularization
 
 RATE = 0.3
 L2 = torch.cat([torch.zeros(2), spread(1e-7, 1.0, log=True)[2:]]).double()
@@ -15,11 +26,13 @@ OFF = torch.zeros(K, 1, dtype=torch.float64)
 
 
 @covers("weight_decay", "l1")
-@pytest.mark.parametrize(("l2", "l1"), [(L2, None), (None, L1), (L2, L1)], ids=["l2", "l1", "elastic net"])
+@pytest.mark.parametrize(
+    ("l2", "l1"), [(L2, None), (None, L1), (L2, L1)], ids=["l2", "l1", "elastic net"]
+)
 def test_sixteen_penalties_are_those_of_sixteen_losses(l2, l1):
     columns = [None if strength is None else strength.unsqueeze(1) for strength in (l2, l1)]
     flat, expected = starts(), []
-    first = regularization.penalties(flat[:, :N_DECAYED], *columns)
+    first = regularization.penalties([flat[:, :2], flat[:, 2:N_DECAYED]], *columns)
     for step in range(N_STEPS):
         gradient = gradients(flat, step)
         regularization.add_gradients(gradient[:, :N_DECAYED], flat[:, :N_DECAYED], *columns)
@@ -29,7 +42,10 @@ def test_sixteen_penalties_are_those_of_sixteen_losses(l2, l1):
 
         def penalty(model, strengths=strengths):
             weights = [model.matrix, model.filters]
-            return sum(0.5 * strengths[0] * w.square().sum() + strengths[1] * w.abs().sum() for w in weights)
+            return sum(
+                0.5 * strengths[0] * w.square().sum() + strengths[1] * w.abs().sum()
+                for w in weights
+            )
 
         model = Plain(starts()[slot])
         assert float(first[slot]) == pytest.approx(float(penalty(model).detach()), rel=1e-12)
@@ -90,7 +106,10 @@ def test_sixteen_models_are_limited_as_by_renorm():
 
 
 def test_what_is_off_changes_nothing():
-    flat, gradient = starts(), torch.randn(K, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    flat, gradient = (
+        starts(),
+        torch.randn(K, P, generator=torch.Generator().manual_seed(2), dtype=torch.float64),
+    )
     before = flat.clone(), gradient.clone()
     regularization.add_gradients(gradient[:, :N_DECAYED], flat[:, :N_DECAYED], OFF, OFF)
     regularization.clip_value(gradient, OFF)
@@ -103,7 +122,9 @@ def test_what_is_off_changes_nothing():
 def test_a_slot_without_a_penalty_adds_nothing_even_where_its_weights_are_beyond_numbers():
     flat = starts()
     flat[3] = torch.inf
-    assert torch.equal(regularization.penalties(flat, OFF, OFF), torch.zeros(K, dtype=torch.float64))
+    assert torch.equal(
+        regularization.penalties([flat], OFF, OFF), torch.zeros(K, dtype=torch.float64)
+    )
 
 
 def test_one_slot_that_is_not_finite_leaves_its_neighbours_alone():

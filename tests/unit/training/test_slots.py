@@ -1,23 +1,51 @@
-"""Slots come and go: refill, resume, stops, lost leases, fractions of epochs. What a trial computes does not depend on it."""
+"""Slots that come and go: refills, resumes, stops, lost leases, fractions of epochs.
+
+A trial's results do not depend on them.
+"""
 
 import pytest
 import torch
 
-from common.trial import TrialState
-from tests.unit.training.helpers import FreeWatch, LostAfter, StopAfter, boundaries, engine, job, load, outcomes, state, weights
+from common.search.trial import TrialState
+from tests.unit.training.helpers import (
+    FreeWatch,
+    LostAfter,
+    StopAfter,
+    boundaries,
+    engine,
+    job,
+    load,
+    outcomes,
+    state,
+    weights,
+)
 
 STEPS = 5  # of an epoch of SmallDigits
-MIXED = [{"learning_rate": 10.0 ** -(i % 4), "weight_decay": 10.0 ** -(i + 1), "dropout": 0.1 * (i % 5 + 1)} for i in range(7)]
+MIXED = [
+    {
+        "learning_rate": 10.0 ** -(i % 4),
+        "weight_decay": 10.0 ** -(i + 1),
+        "dropout": 0.1 * (i % 5 + 1),
+    }
+    for i in range(7)
+]
 
 
 def assert_same(found, expected, tolerance=1e-12):
     assert found.keys() == expected.keys()
     for trial_id, one in expected.items():
         other = found[trial_id]
-        assert (other.state, other.reason, other.epochs, other.best_epoch) == (one.state, one.reason, one.epochs, one.best_epoch)
+        assert (other.state, other.reason, other.epochs, other.best_epoch) == (
+            one.state,
+            one.reason,
+            one.epochs,
+            one.best_epoch,
+        )
         assert other.first_loss == pytest.approx(one.first_loss, rel=tolerance)
         for name in ("train_loss", "train_acc", "val_loss", "val_acc", "epoch"):
-            assert other.curves[name] == pytest.approx(one.curves[name], rel=tolerance, abs=tolerance), (trial_id, name)
+            assert other.curves[name] == pytest.approx(
+                one.curves[name], rel=tolerance, abs=tolerance
+            ), (trial_id, name)
         if one.checkpoint and other.checkpoint:
             gap = (weights(load(other.checkpoint())) - weights(load(one.checkpoint()))).abs().max()
             assert gap <= tolerance
@@ -40,10 +68,20 @@ def test_refill_is_asked_for_as_many_as_are_free_and_only_when_nobody_waits():
         return later.pop(0) if later else []
 
     found = outcomes([job(0, 1), job(1, 3), job(2, 3)], width=2, refill=refill)
-    assert sorted(found) == ["coarse-0000", "coarse-0001", "coarse-0002", "coarse-0010", "coarse-0011", "coarse-0012"]
+    assert sorted(found) == [
+        "coarse-0000",
+        "coarse-0001",
+        "coarse-0002",
+        "coarse-0010",
+        "coarse-0011",
+        "coarse-0012",
+    ]
     assert all(outcome.state == TrialState.COMPLETED for outcome in found.values())
     assert set(asked) <= {1, 2}
-    assert_same(found, outcomes([job(0, 1), job(1, 3), job(2, 3), job(10, 2), job(11, 2), job(12, 2)], width=6))
+    assert_same(
+        found,
+        outcomes([job(0, 1), job(1, 3), job(2, 3), job(10, 2), job(11, 2), job(12, 2)], width=6),
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -52,10 +90,20 @@ def test_a_trial_resumed_from_its_saved_state_is_the_uninterrupted_one(optimizer
     more = {"optimizer": optimizer, **({"momentum": 0.9} if optimizer == "sgd" else {})}
     whole = outcomes([job(i, 3, **hp, **more) for i, hp in enumerate(MIXED)])
     ended, resumed = {}, []
-    for boundary in boundaries([job(i, 3, **hp, **more) for i, hp in enumerate(MIXED)], watch=StopAfter(beats + len(MIXED) + 1)):
-        ended.update({outcome.job.id: outcome for outcome in boundary.ended})
+    for boundary in boundaries(
+        [job(i, 3, **hp, **more) for i, hp in enumerate(MIXED)],
+        watch=StopAfter(beats + len(MIXED) + 1),
+    ):
+        ended.update({outcome.trial.id: outcome for outcome in boundary.ended})
         resumed = [
-            job(view.job.claim.trial.index, 3, resume=state(view), **MIXED[view.job.claim.trial.index], **more) for view in boundary.running
+            job(
+                view.trial.index,
+                3,
+                resume=state(view),
+                **MIXED[view.trial.index],
+                **more,
+            )
+            for view in boundary.running
         ]
     assert resumed and boundary.waiting == []
     fresh = job(90, 2, **more)  # a newcomer that stands elsewhere in its epoch
@@ -84,13 +132,13 @@ def test_told_to_stop_at_a_boundary_there_is_one_more_that_says_so(n_jobs):
     first = next(running)
     watch.stop = True
     (last,) = running
-    assert [outcome.job.id for outcome in first.ended] == ["coarse-0000"]
+    assert [outcome.trial.id for outcome in first.ended] == ["coarse-0000"]
     assert last.ended == [] and [one.id for one in last.waiting] == ["coarse-0001"][: n_jobs - 1]
 
 
 def test_trials_beyond_the_width_wait_and_are_handed_back():
     *_, last = boundaries([job(i) for i in range(4)], width=2, watch=StopAfter(8))
-    assert {view.job.id for view in last.running} == {"coarse-0000", "coarse-0001"}
+    assert {view.trial.id for view in last.running} == {"coarse-0000", "coarse-0001"}
     assert [one.id for one in last.waiting] == ["coarse-0002", "coarse-0003"]
 
 
@@ -104,7 +152,9 @@ def test_a_saved_state_that_does_not_fit_is_told_and_the_trial_starts_anew():
 
 def test_fractions_of_epochs_train_the_nearest_number_of_steps_and_end_with_an_evaluation():
     found = outcomes([job(0, 0.5), job(1, 1.5), job(2, 0.01), job(3, 2)])
-    assert [found[f"coarse-{i:04d}"].epochs for i in range(4)] == [pytest.approx(e) for e in (0.4, 1.6, 0.2, 2.0)]
+    assert [found[f"coarse-{i:04d}"].epochs for i in range(4)] == [
+        pytest.approx(e) for e in (0.4, 1.6, 0.2, 2.0)
+    ]
     assert found["coarse-0001"].curves["epoch"] == [1.0, 1.6]
     assert found["coarse-0000"].val_acc is not None
     assert_same({"coarse-0001": found["coarse-0001"]}, outcomes([job(1, 1.5)]))
@@ -132,7 +182,13 @@ def test_a_trial_that_was_lost_before_trains_with_nobody_beside_it():
 
 
 def test_batch_sizes_and_optimizers_train_in_arrays_of_their_own():
-    kinds = [{"batch_size": 32}, {"batch_size": 64}, {"optimizer": "adam"}, {"momentum": 0.9, "nesterov": True}, {"hidden": 8}]
+    kinds = [
+        {"batch_size": 32},
+        {"batch_size": 64},
+        {"optimizer": "adam"},
+        {"momentum": 0.9, "nesterov": True},
+        {"hidden": 8},
+    ]
     jobs = [job(i, 2, **kinds[i % len(kinds)]) for i in range(10)]
     found = outcomes(jobs)
     assert len(found) == 10 and {outcome.array_width for outcome in found.values()} == {2}
@@ -154,12 +210,14 @@ def test_the_width_is_measured_once_for_a_structure_where_there_is_work_enough()
     jobs = [job(i, 150, hidden=4, depth=1) for i in range(16)]
     next(iter(one.train(jobs, lambda n: [], watch)))
     assert "measuring" in watch.phases
-    assert one.width(jobs[0].claim.trial.hyperparameters) >= 1
-    assert engine(width=5).width(jobs[0].claim.trial.hyperparameters) == 5
+    assert one.width(jobs[0].trial.hyperparameters) >= 1
+    assert engine(width=5).width(jobs[0].trial.hyperparameters) == 5
 
 
 def test_views_tell_epoch_accuracy_and_pace():
     seen = [view for boundary in boundaries([job(0, 4)]) for view in boundary.running]
     assert [view.epoch for view in seen] == [1.0, 2.0, 3.0]
     assert seen[0].last_epoch_s is None and seen[1].last_epoch_s > 0
-    assert seen[-1].val_acc == max(outcomes([job(0, 4)])["coarse-0000"].curves["val_acc"][:3])
+    assert seen[-1].metrics["val_acc"] == max(
+        outcomes([job(0, 4)])["coarse-0000"].curves["val_acc"][:3]
+    )

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from worker.training.structure import Structure
-from worker.training.width import LONG_STEP_S, Threads
+from worker.training.compute.width import LONG_STEP_S, Threads
+from worker.training.model.structure import Structure
 
 STRUCTURE = Structure("any", "any")
 

@@ -4,7 +4,10 @@ import torch
 
 @pytest.fixture(autouse=True, scope="package")
 def small_models():
-    """Threads would only wait for each other; and an engine sets a mode of the processor that other tests should not meet."""
+    """Use one thread, and keep the processor mode that an engine sets from other tests.
+
+    With small models, more threads would only wait for each other.
+    """
     torch.set_num_threads(1)
     yield
     torch.set_flush_denormal(False)

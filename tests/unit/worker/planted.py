@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -18,7 +19,9 @@ def blobs(n: int, seed: int) -> Part:
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(N_CLASSES, N_INPUTS, generator=torch.Generator().manual_seed(0))
     targets = torch.randperm(n, generator=generator) % N_CLASSES
-    return Part((centres[targets] + torch.randn(n, N_INPUTS, generator=generator)) / 2**0.5, targets)
+    return Part(
+        (centres[targets] + torch.randn(n, N_INPUTS, generator=generator)) / 2**0.5, targets
+    )
 
 
 class Sound:
@@ -27,33 +30,59 @@ class Sound:
 
     def model(self, hp: Mapping[str, Any]) -> nn.Module:
         hidden = int(hp.get("hidden", 16))
-        return nn.Sequential(nn.Linear(N_INPUTS, hidden), self.activation(hp), nn.Dropout(0.5), nn.Linear(hidden, N_CLASSES))
+        return nn.Sequential(
+            nn.Linear(N_INPUTS, hidden),
+            self.activation(hp),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, N_CLASSES),
+        )
 
     def activation(self, hp: Mapping[str, Any]) -> nn.Module:
         return nn.Tanh() if hp.get("activation") == "tanh" else nn.ReLU()
 
 
-# -- the data ----------------------------------------------------------------------------------------------------------
+class Functional(Sound):
+    """Its activation is a function, which is no layer."""
+
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.hidden, self.out = nn.Linear(N_INPUTS, 12), nn.Linear(12, N_CLASSES)
+
+            def forward(self, inputs: Tensor) -> Tensor:
+                return self.out(torch.relu(self.hidden(inputs)))
+
+        return Net()
+
+
+# -- the data --------------------------------------------------------------------------------------
 
 
 class ShuffledLabels(Sound):
     def data(self) -> Data:
         sound = super().data()
         order = torch.randperm(300, generator=torch.Generator().manual_seed(9))
-        return Data(Part(sound.train.inputs, sound.train.targets[order]), sound.val, sound.test, N_CLASSES)
+        return Data(
+            Part(sound.train.inputs, sound.train.targets[order]), sound.val, sound.test, N_CLASSES
+        )
 
 
 class ShuffledValidation(Sound):
     def data(self) -> Data:
         sound = super().data()
         order = torch.randperm(200, generator=torch.Generator().manual_seed(9))
-        return Data(sound.train, Part(sound.val.inputs, sound.val.targets[order]), sound.test, N_CLASSES)
+        return Data(
+            sound.train, Part(sound.val.inputs, sound.val.targets[order]), sound.test, N_CLASSES
+        )
 
 
 class Leak(Sound):
     def data(self) -> Data:
         sound = super().data()
-        inputs, targets = (torch.cat([a, b[:1]]) for a, b in zip(_pair(sound.train), _pair(sound.val), strict=True))
+        inputs, targets = (
+            torch.cat([a, b[:1]]) for a, b in zip(_pair(sound.train), _pair(sound.val), strict=True)
+        )
         return Data(Part(inputs, targets), sound.val, sound.test, N_CLASSES)
 
 
@@ -66,13 +95,21 @@ class Categories(Sound):
 
     def data(self) -> Data:
         parts = [blobs(n, seed) for n, seed in ((300, 1), (200, 2))]
-        coarse = [Part(torch.cat([p.inputs[:, :2].sign(), torch.zeros(len(p), N_INPUTS - 2)], 1), p.targets) for p in parts]
+        coarse = [
+            Part(
+                torch.cat([p.inputs[:, :2].sign(), torch.zeros(len(p), N_INPUTS - 2)], 1), p.targets
+            )
+            for p in parts
+        ]
         return Data(coarse[0], coarse[1], None, N_CLASSES)
 
 
 class Pixels(Sound):
     def data(self) -> Data:
-        parts = [Part((p.inputs * 40 + 128).clamp(0, 255), p.targets) for p in (blobs(300, 1), blobs(200, 2))]
+        parts = [
+            Part((p.inputs * 40 + 128).clamp(0, 255), p.targets)
+            for p in (blobs(300, 1), blobs(200, 2))
+        ]
         return Data(parts[0], parts[1], None, N_CLASSES)
 
 
@@ -86,13 +123,21 @@ class HoledData(Sound):
 class LabelsFromOne(Sound):
     def data(self) -> Data:
         sound = super().data()
-        return Data(Part(sound.train.inputs, sound.train.targets + 1), sound.val, sound.test, N_CLASSES)
+        return Data(
+            Part(sound.train.inputs, sound.train.targets + 1), sound.val, sound.test, N_CLASSES
+        )
 
 
 class Unbalanced(Sound):
     def data(self) -> Data:
-        rare = [torch.cat([(p.targets != 0).nonzero(), (p.targets == 0).nonzero()[:2]]).flatten() for p in (blobs(300, 1), blobs(200, 2))]
-        train, val = (Part(p.inputs[r], p.targets[r]) for p, r in zip((blobs(300, 1), blobs(200, 2)), rare, strict=True))
+        rare = [
+            torch.cat([(p.targets != 0).nonzero(), (p.targets == 0).nonzero()[:2]]).flatten()
+            for p in (blobs(300, 1), blobs(200, 2))
+        ]
+        train, val = (
+            Part(p.inputs[r], p.targets[r])
+            for p, r in zip((blobs(300, 1), blobs(200, 2)), rare, strict=True)
+        )
         return Data(train, val, None, N_CLASSES)
 
 
@@ -100,7 +145,12 @@ class UnseenClass(Sound):
     def data(self) -> Data:
         sound = super().data()
         keep = sound.train.targets != 2
-        return Data(Part(sound.train.inputs[keep], sound.train.targets[keep]), sound.val, sound.test, N_CLASSES)
+        return Data(
+            Part(sound.train.inputs[keep], sound.train.targets[keep]),
+            sound.val,
+            sound.test,
+            N_CLASSES,
+        )
 
 
 class BrokenData(Sound):
@@ -108,7 +158,7 @@ class BrokenData(Sound):
         raise OSError("no such disk")
 
 
-# -- the model ---------------------------------------------------------------------------------------------------------
+# -- the model -------------------------------------------------------------------------------------
 
 
 class _Square(torch.autograd.Function):
@@ -183,7 +233,9 @@ class Filled(Sound):
     """Its forward makes a tensor of the default type."""
 
     def model(self, hp: Mapping[str, Any]) -> nn.Module:
-        return nn.Sequential(_Padded(), nn.Linear(N_INPUTS + 1, 16), nn.ReLU(), nn.Linear(16, N_CLASSES))
+        return nn.Sequential(
+            _Padded(), nn.Linear(N_INPUTS + 1, 16), nn.ReLU(), nn.Linear(16, N_CLASSES)
+        )
 
 
 class _Padded(nn.Module):
@@ -194,7 +246,10 @@ class _Padded(nn.Module):
 
 
 class ZeroHead(Sound):
-    """Only the last layer starts at zero: its classes get different gradients, so nothing is wrong."""
+    """A model whose last layer alone starts at zero.
+
+    Its classes get different gradients, so nothing is wrong.
+    """
 
     def model(self, hp: Mapping[str, Any]) -> nn.Module:
         module = super().model(hp)
@@ -204,7 +259,10 @@ class ZeroHead(Sound):
 
 
 class Frozen(Sound):
-    """The hidden layer's output passes no gradient, and two units alone reach the outputs: twenty examples are too many."""
+    """A model whose hidden layer passes no gradient.
+
+    Only two units reach the outputs, so it cannot learn twenty examples.
+    """
 
     def model(self, hp: Mapping[str, Any]) -> nn.Module:
         return nn.Sequential(nn.Linear(N_INPUTS, 1), nn.ReLU(), nn.Linear(1, N_CLASSES))
@@ -230,7 +288,11 @@ class Normed(Sound):
 class _Noisy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.last = nn.Linear(N_INPUTS, 16), nn.BatchNorm1d(16), nn.Linear(16, N_CLASSES)
+        self.first, self.norm, self.last = (
+            nn.Linear(N_INPUTS, 16),
+            nn.BatchNorm1d(16),
+            nn.Linear(16, N_CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.nn.functional.gelu(self.norm(self.first(x)))
@@ -255,12 +317,43 @@ class _Rounded(nn.Module):
         return outputs
 
 
-# -- losses of their own -----------------------------------------------------------------------------------------------
+# -- losses of their own ---------------------------------------------------------------------------
 
 
 class OwnLoss(Sound):
     def loss(self, outputs: Tensor, targets: Tensor, hp: Mapping[str, Any]) -> Tensor:
         return torch.nn.functional.cross_entropy(outputs, targets) * hp["sharpness"]
+
+
+class Gained(nn.Module):
+    def __init__(self, layers: nn.Module, hp: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.layers, self.hp = layers, hp
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layers(inputs) * self.hp["gain"]
+
+
+class ReadInForward(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Gained(super().model(hp), hp)
+
+
+class ReadWhereDeep(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        layers = super().model(hp)
+        return layers if hp["depth"] < 8 else nn.Sequential(layers, nn.Dropout(hp["rest"]))
+
+
+class Lazy(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return nn.Sequential(
+            nn.LazyLinear(16),
+            nn.LazyBatchNorm1d(),
+            nn.ReLU(),
+            nn.Dropout(0.5),
+            nn.LazyLinear(N_CLASSES),
+        )
 
 
 class DetachedLoss(Sound):
@@ -290,7 +383,92 @@ def train(trial: Any) -> None:
     raise AssertionError("a check trains no loop")
 
 
-# -- the metrics -------------------------------------------------------------------------------------------------------
+# -- what is saved ---------------------------------------------------------------------------------
+
+
+class Own(nn.Module):
+    """Has a state besides its tensors, which a test gives."""
+
+    def __init__(self, state: Any, hp: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.chain, self.state = Sound().model(hp), state
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.chain(inputs)
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+class ExtraState(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Own({"version": 3, "names": ["a", "b"]}, hp)
+
+
+class LambdaState(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Own(lambda: 3, hp)
+
+
+class ObjectState(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Own(Sound(), hp)
+
+
+class Projected(nn.Module):
+    """Computes with random numbers that its state dict lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.projection = nn.Linear(16, N_CLASSES), torch.randn(N_INPUTS, 16)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(inputs @ self.projection)
+
+
+class Unsaved(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Projected()
+
+
+class Counted(nn.Module):
+    """Scales by the number of its steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.steps = nn.Linear(N_INPUTS, N_CLASSES), 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.steps += self.training
+        return self.last(inputs) * (1 + 0.01 * min(self.steps, 100))
+
+
+class Counting(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Counted()
+
+
+class Skipping(nn.Module):
+    """Leaves out a layer at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chain, self.middle = Sound().model({}), nn.Linear(N_INPUTS, N_INPUTS)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        skip = self.training and random.uniform(0, 1) < 0.3
+        return self.chain(inputs if skip else inputs + self.middle(inputs).tanh())
+
+
+class LayerDrop(Sound):
+    def model(self, hp: Mapping[str, Any]) -> nn.Module:
+        return Skipping()
+
+
+# -- the metrics -----------------------------------------------------------------------------------
 
 
 def _share_of_first(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""A task that calls exit while it is checked has failed the check; it does not end it, least of all as if all were well."""
+"""A task that calls exit during a check fails that check.
+
+The exit does not end the command, least of all with a success.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from common.search import default_text, parse_search
+from common.folder.chosen import Chosen
+from common.folder.records import SearchFolder
+from common.search.search_file import default_text, parse_search
 from worker.checks.report import Status
 from worker.checks.run import Run
 
@@ -26,10 +31,14 @@ class Task(Digits):
 """
 
 
-@pytest.mark.parametrize(("first", "second"), [("sys.exit(0)", "return 1.0"), ("pass", "sys.exit(0)")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("sys.exit(0)", "return 1.0"), ("pass", "sys.exit(0)")]
+)
 def test_an_exit_is_a_finding(tmp_path: Path, first: str, second: str) -> None:
     (tmp_path / "mine.py").write_text(TASK.format(first=first, second=second))
     search = parse_search(default_text().replace('task = "digits"', 'task = "mine.py:Task"'))
-    report = Run(search, search.task, tmp_path, tmp_path).report()
+    report = Run(
+        Chosen(search, "", tmp_path, SearchFolder(tmp_path / "root", search.name)), tmp_path
+    ).report()
     assert not report.passed
     assert any(f.status is Status.FAILED and "called exit(0)" in f.found for f in report.findings)

@@ -1,4 +1,4 @@
-"""What lies in the folder when a trial keeps its weights, and what is left when it no longer does."""
+"""The files of a trial that keeps its weights, and what is left when it no longer does."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.checkpoint_name import CheckpointName
-from common.predictions import read
-from common.queue import TrialQueue
-from common.records import StageFolder
-from common.trial import Claim, Fence, Trial, TrialState
-from master import janitor
-from worker.keeping import keep
-from worker.training.interface import Job, Outcome, Snapshot
+from common.folder.checkpoint_name import CheckpointName
+from common.folder.predictions import read
+from common.folder.records import StageFolder
+from common.queue.trial_queue import TrialQueue
+from common.search.trial import Claim, Fence, Trial, TrialState
+from master.run import janitor
+from worker.run.checkpoint_files import keep, with_weights
+from worker.training.types import Outcome, Snapshot
 
-ARRAYS = {"val": np.full((4, 2), 0.5), "val_targets": np.array([0, 1, 0, 1]), "test": np.empty((0, 2)), "test_targets": np.empty(0)}
+ARRAYS = {
+    "val": np.full((4, 2), 0.5),
+    "val_targets": np.array([0, 1, 0, 1]),
+    "test": np.empty((0, 2)),
+    "test_targets": np.empty(0),
+}
 
 
 def outcome(index: int, **more: Any) -> Outcome:
     trial = Trial(f"coarse-{index:04d}", "coarse", index, 1, 4.0, {}, "{}")
-    job = Job(Claim(trial, Fence(trial.id, 1, "token")))
-    snapshots = tuple(Snapshot(epoch, 0.4 + epoch / 10, lambda: b"early", lambda: ARRAYS) for epoch in (1.0, 2.0, 3.0))
-    values: dict[str, Any] = {"checkpoint": lambda: b"weights", "predictions": lambda: ARRAYS, "snapshots": snapshots}
+    job = Claim(trial, Fence(trial.id, 1, "token"))
+    snapshots = tuple(
+        Snapshot(epoch, 0.4 + epoch / 10, lambda: b"early", lambda: ARRAYS)
+        for epoch in (1.0, 2.0, 3.0)
+    )
+    values: dict[str, Any] = {
+        "checkpoint": lambda: b"weights",
+        "predictions": lambda: ARRAYS,
+        "snapshots": snapshots,
+    }
     return Outcome(job, TrialState.COMPLETED, **{**values, **more})
 
 
@@ -40,7 +52,9 @@ def folder(tmp_path: Path) -> StageFolder:
 
 
 def files(folder: StageFolder) -> list[str]:
-    return sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file())
+    return sorted(
+        str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()
+    )
 
 
 def test_weights_predictions_and_snapshots_lie_there_together(folder: StageFolder) -> None:
@@ -48,12 +62,29 @@ def test_weights_predictions_and_snapshots_lie_there_together(folder: StageFolde
     kept = keep(folder, {name(1): outcome(1)}, print, lambda: moves.append(None))["coarse-0001"]
     assert len(moves) == 4  # a heartbeat for each model that predicts: none of them may look stuck
     stem = "trial=coarse-0001-epoch"
-    assert kept.snapshots == [f"val_acc=0.{5 + n}000-{stem}=00{n + 1}-try=1.pt" for n in range(3)]
-    assert kept.checkpoint == f"val_acc=0.9000-{stem}=004-try=1.pt"
-    weights = [kept.checkpoint, *(f"snapshots/{snapshot}" for snapshot in kept.snapshots)]
+    assert kept["snapshots"] == [
+        f"val_acc=0.{5 + n}000-{stem}=00{n + 1}-try=1.pt" for n in range(3)
+    ]
+    assert kept["checkpoint"] == f"val_acc=0.9000-{stem}=004-try=1.pt"
+    weights = [kept["checkpoint"], *(f"snapshots/{snapshot}" for snapshot in kept["snapshots"])]
     assert files(folder) == sorted([*weights, *(w.replace(".pt", ".npz") for w in weights)])
-    assert (folder.path / kept.checkpoint).read_bytes() == b"weights"
+    assert (folder.path / kept["checkpoint"]).read_bytes() == b"weights"
     assert read(folder.path / name(1).predictions).val.targets.tolist() == [0, 1, 0, 1]
+
+
+def test_weights_that_cannot_be_put_together_fail_their_trial_with_the_cause() -> None:
+    def raises() -> bytes:
+        raise TypeError("view() needs a shape")
+
+    broken = with_weights(outcome(1, checkpoint=raises))
+    assert (broken.state, broken.checkpoint) == (TrialState.FAILED, None)
+    assert broken.reason == "its checkpoint cannot be put together: TypeError: view() needs a shape"
+    assert 'raise TypeError("view() needs a shape")' in str(broken.traceback)
+    sound = with_weights(outcome(2))
+    assert sound.checkpoint is not None and (sound.state, sound.checkpoint()) == (
+        TrialState.COMPLETED,
+        b"weights",
+    )
 
 
 def test_a_model_that_cannot_predict_keeps_its_weights(folder: StageFolder) -> None:
@@ -65,11 +96,30 @@ def test_a_model_that_cannot_predict_keeps_its_weights(folder: StageFolder) -> N
 
     said: list[str] = []
     keep(folder, {name(1): outcome(1, predictions=raises, snapshots=())}, said.append)
-    keep(folder, {name(2): outcome(2, predictions=lambda: ARRAYS | {"val": np.full((4, 2), np.nan)}, snapshots=())}, said.append)
-    keep(folder, {name(3): outcome(3, predictions=None, snapshots=())}, said.append)  # no classification
-    keep(folder, {name(4): outcome(4, predictions=leaves, portrait=leaves, snapshots=())}, said.append)
+    keep(
+        folder,
+        {
+            name(2): outcome(
+                2, predictions=lambda: ARRAYS | {"val": np.full((4, 2), np.nan)}, snapshots=()
+            )
+        },
+        said.append,
+    )
+    keep(
+        folder, {name(3): outcome(3, predictions=None, snapshots=())}, said.append
+    )  # no classification
+    keep(
+        folder,
+        {name(4): outcome(4, predictions=leaves, portrait=leaves, snapshots=())},
+        said.append,
+    )
     assert files(folder) == [str(name(n)) for n in (1, 2, 3, 4)]
-    assert "the test part does not fit" in said[0] and "no probabilities" in said[1] and "is secret" in said[2] + said[3] and len(said) == 4
+    assert (
+        "the test part does not fit" in said[0]
+        and "no probabilities" in said[1]
+        and "is secret" in said[2] + said[3]
+        and len(said) == 4
+    )
 
 
 class FakeQueue:
@@ -91,9 +141,14 @@ class FakeQueue:
     def state(self, _trial_id: str) -> TrialState:
         return TrialState.COMPLETED
 
+    def trials_of(self, _trial_ids: object) -> list[None]:
+        return []
+
 
 def swept(folder: StageFolder, keep: int, later_s: float = 0.0, **accepted: int) -> list[str]:
-    queue: TrialQueue = FakeQueue({n.replace("_", "-"): attempt for n, attempt in accepted.items()})  # type: ignore[assignment]
+    queue: TrialQueue = FakeQueue(  # type: ignore[assignment]
+        {n.replace("_", "-"): attempt for n, attempt in accepted.items()},
+    )
     newest = max((path.stat().st_mtime for path in folder.path.rglob("*")), default=0.0)
     janitor.sweep(queue, folder, keep, newest + later_s)
     return files(folder)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from common.checkpoint_name import CheckpointName
-from common.records import SearchFolder
+from common.folder.checkpoint_name import CheckpointName
+from common.folder.records import SearchFolder
+from common.search.search_file import parse_search
+from tests.shipped import ship
 from tests.unit.training.helpers import job, outcomes
 from worker.cli import cli
-from worker.keeping import keep
+from worker.run.checkpoint_files import keep
 from worker.tasks.loader import load_class
 
 TASK = """
@@ -34,9 +36,10 @@ class Line:
         return nn.Linear(3, 1)
     def loss(self, outputs, targets, hp):
         return (outputs - targets).square().mean()
-"""
+"""  # noqa: E501
 SEARCH = """
 id = "0123456789abcdef"
+protocol = 2
 name = "line"
 task = "line.py:Line"
 metric = "mae"
@@ -54,11 +57,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = SearchFolder(tmp_path_factory.mktemp("line"), "line")
     folder.path.mkdir()
     folder.search_file.write_text(SEARCH)
-    (folder.path / "line.py").write_text(TASK)
+    own = tmp_path_factory.mktemp("own")
+    (own / "line.py").write_text(TASK)
+    ship(folder, "line.py:Line", own)
     stage = folder.stage("coarse")
     stage.make()
-    task = load_class("line.py:Line", folder.path)
-    options = {"task": task, "dtype": torch.float32, "task_name": "folder/line.py:Line", "metric": "mae", "mode": "min"}
+    task = load_class(parse_search(SEARCH), folder)
+    options = {
+        "task": task,
+        "dtype": torch.float32,
+        "task_name": "folder/line.py:Line",
+        "metric": "mae",
+        "mode": "min",
+    }
     found = outcomes([job(0, 3, batch_size=16, learning_rate=0.1)], **options)["coarse-0000"]
     name = CheckpointName(found.value or 0.0, "coarse-0000", 3, 1, "mae")
     keep(stage, {name: found}, print)
@@ -68,15 +79,25 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_the_model_gives_is_printed_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "new.npy", np.ones((2, 3)))
-    done = CliRunner().invoke(cli, ["predict", str(checkpoint), "--inputs", str(tmp_path / "new.npy")], catch_exceptions=False)
+    done = CliRunner().invoke(
+        cli,
+        ["predict", str(checkpoint), "--inputs", str(tmp_path / "new.npy")],
+        catch_exceptions=False,
+    )
     assert done.exit_code == 0 and done.stdout.startswith("example,output_0\n0,")
     weights = torch.load(checkpoint, weights_only=True)["model"]
     expected = float(weights["weight"].sum() + weights["bias"])
-    assert [float(line.split(",")[1]) for line in done.stdout.splitlines()[1:]] == pytest.approx([expected] * 2, abs=1e-5)
+    assert [float(line.split(",")[1]) for line in done.stdout.splitlines()[1:]] == pytest.approx(
+        [expected] * 2, abs=1e-5
+    )
 
 
 def test_the_test_part_is_measured_by_the_task_s_own_metric(checkpoint: Path) -> None:
     done = CliRunner().invoke(cli, ["test", str(checkpoint)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    assert "coarse-0000: mae " in done.stdout and "on the test part (16 examples); look 1 at the test part of search 'line'" in done.stdout
+    assert (
+        "coarse-0000: mae " in done.stdout
+        and "on the test part (16 examples); look 1 at the test part of search 'line'"
+        in done.stdout
+    )
     assert "accuracy" not in done.stdout

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 import pytest
 
-from common.doubts import Answer, Raised, Ruling
 from common.errors import QueueError
-from common.record import Record
-from common.trial import Fence, Result, Trial, TrialState
-from worker.raising import Raising
+from common.folder.record import Record
+from common.queue.second_tries import Answer, Raised, Ruling
+from common.search.trial import Fence, Result, Trial, TrialState
+from worker.run.second_tries import Raising
 
 
 class Stub:
@@ -36,7 +36,10 @@ def raising(stub: Stub, n: int) -> tuple[Raising, list[str]]:
     for index in range(n):
         trial = Trial(f"coarse-{index:04d}", "coarse", index, 1, 1.0, {}, "{}")
         result = Result(TrialState.FAILED, "boom")
-        found.add(Fence(trial.id, 2, "token"), Record.of("0" * 16, trial, 2, result, traceback="Traceback\n  planted\n"))
+        found.add(
+            Fence(trial.id, 2, "token"),
+            Record.of("0" * 16, trial, 2, result, traceback="Traceback\n  planted\n"),
+        )
     return found, said
 
 
@@ -44,24 +47,27 @@ def test_while_redis_is_away_nothing_is_decided() -> None:
     stub = Stub(None)
     found, said = raising(stub, 2)
     with pytest.raises(QueueError):
-        found.ruled()
+        found.ask()
     assert found.trials() == {"coarse-0000", "coarse-0001"} and not said and not stub.dropped
     stub.answers = [Answer(Ruling.FINAL)] * 2
-    assert [fence.trial_id for fence, _ in found.ruled()] == ["coarse-0000", "coarse-0001"]
-    assert found.trials() == set() and found.ruled() == [] and not stub.dropped
+    assert [fence.trial_id for fence, _ in found.ask()] == ["coarse-0000", "coarse-0001"]
+    assert found.trials() == set() and found.ask() == [] and not stub.dropped
 
 
 def test_what_is_passed_on_is_told_once_with_its_traceback_and_forgotten() -> None:
     stub = Stub([Answer(Ruling.PASSED), Answer(Ruling.PASSED), Answer(Ruling.LOST)])
     found, said = raising(stub, 3)
-    assert found.ruled() == []
+    assert found.ask() == []
     assert stub.dropped == ["coarse-0000", "coarse-0001", "coarse-0002"]
-    assert said[0].startswith("coarse-0002 try 2: somebody else has it now")
-    assert said[1] == "coarse-0000 and 1 more raised here: boom. Another machine is to try\nTraceback\n  planted"
+    assert said[0].startswith("coarse-0002 try 2: another worker now holds this trial")
+    assert said[1] == (
+        "coarse-0000 and 1 more raised here: boom. Another machine will try next\nTraceback\n"
+        "  planted"
+    )
 
 
 def test_the_record_of_what_has_failed_names_the_tries_before() -> None:
     found, _ = raising(Stub([Answer(Ruling.FINAL, (Raised("A", 1, "w1", "no sklearn"),))]), 1)
-    ((_, record),) = found.ruled()
+    ((_, record),) = found.ask()
     assert record.reason == "boom; raised before: try 1 on w1: no sklearn"
     assert record.traceback == "Traceback\n  planted\n"

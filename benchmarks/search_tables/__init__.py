@@ -1,0 +1,1 @@
+"""Parts of ``benchmarks/quality.py``: tables of training runs, searches on them, and figures."""

@@ -1,0 +1,1 @@
+"""The code of a user's task: which files are shipped, their digest, and where they are kept."""

@@ -1,0 +1,1 @@
+"""The checkpoint folder: durable files, records, checkpoints and their names."""

@@ -1,0 +1,1 @@
+"""The queue of trials in Redis: its values, its scripts, and its workers."""

@@ -1,0 +1,1 @@
+"""The smaller commands of the master. Each returns the text to print."""

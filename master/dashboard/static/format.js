@@ -1,0 +1,57 @@
+// Formats numbers and times for people.
+
+/** Four decimals, as in the names of checkpoints. Very large or small values: three digits. */
+export function metric(value) {
+  if (value === null || value === undefined) return "–";
+  const size = Math.abs(value);
+  return size >= 1e4 || (size > 0 && size < 1e-3) ? value.toPrecision(3) : value.toFixed(4);
+}
+
+/** The name of a curve in words: "update ratio, layer 1" for update_ratio.0. Names of metrics stay. */
+export function curve(name) {
+  const [what, ...layer] = name.split(".");
+  if (!layer.length) return name;
+  const place = layer.join(".");
+  return `${what.replaceAll("_", " ")}, layer ${/^\d+$/.test(place) ? Number(place) + 1 : place}`;
+}
+
+/** Three significant digits. A list or a table as JSON. */
+export function short(value) {
+  if (value === null || value === undefined) return "–";
+  if (typeof value === "object") return JSON.stringify(value);
+  if (typeof value !== "number") return String(value);
+  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
+  const size = Math.abs(value);
+  return size >= 1e-3 && size < 1e5 ? String(Number(value.toPrecision(3))) : value.toExponential(2).replace("e+", "e");
+}
+
+/** "1 h 02 min", "3 min 20 s", "12 s". */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return "–";
+  const whole = Math.round(seconds);
+  if (whole >= 86400) return `${Math.floor(whole / 86400)} d ${Math.floor((whole % 86400) / 3600)} h`;
+  if (whole >= 3600) return `${Math.floor(whole / 3600)} h ${String(Math.floor((whole % 3600) / 60)).padStart(2, "0")} min`;
+  return whole >= 60 ? `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s` : `${whole} s`;
+}
+
+/** Trials per second, or per minute below one in two seconds. */
+export function pace(perSecond) {
+  if (perSecond === null || perSecond === undefined) return "–";
+  return perSecond >= 0.5 ? `${short(perSecond)} trials/s` : `${short(perSecond * 60)} trials/min`;
+}
+
+/** "0.9694 ± 0.0042 over 2 runs", of a configuration that was trained under several seeds. */
+export const spread = ({mean, deviation, n}) => `${metric(mean)}${deviation === null ? "" : ` ± ${metric(deviation)}`} over ${n} ${n === 1 ? "run" : "runs"}`;
+
+export const count = (n) => n.toLocaleString("en-US");
+export const epochs = (n) => (n === null || n === undefined ? "–" : short(n));
+export const clock = (unix) => (unix ? new Date(unix * 1000).toLocaleString() : "–");
+
+/** "once", "twice", "3 times"; empty for 0. */
+export const times = (n) => (n > 2 ? `${n} times` : ["", "once", "twice"][n] ?? "");
+
+/** "7 of 20 epochs, promoted twice". */
+export function budget(row) {
+  const share = row.max_epochs > row.budget_epochs ? `${short(row.budget_epochs)} of ${short(row.max_epochs)} epochs` : `${short(row.budget_epochs)} ${row.budget_epochs === 1 ? "epoch" : "epochs"}`;
+  return row.rung ? `${share}, promoted ${times(row.rung)}` : share;
+}

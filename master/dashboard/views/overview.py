@@ -1,0 +1,233 @@
+"""All stages of a search: their common ranking, its best trial, and the progress on each rung."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.errors import CheckpointError
+from common.folder.record import ROUNDING_EPOCHS, Record
+from common.folder.records import SearchFolder
+from common.search.search_file import Search
+from common.search.stage import Stage
+from common.search.trial import Running
+from master.dashboard.views import models
+from master.dashboard.views.stage_view import (
+    FRESH_S,
+    MAX_SHARE,
+    NOTHING,
+    Ranked,
+    StageView,
+    read_mtime_ns,
+)
+from master.results import ranking
+from master.results.repeats import one_of_each
+from master.stages.promotions import Decision, read_decisions
+from master.stages.rungs import Rung, rungs_so_far
+from master.strategy.borders import Border, borders_of
+from master.strategy.guessing import Guessing, guessing_of, has_ended
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A search at one moment. It is never changed, so any thread may read it.
+
+    Attributes:
+        ranked: The trials of all stages that search, best first.
+        borders: For each stage, the best values so far that lie on the border of its range.
+        n_measured: The number of trials that the best was selected from.
+        guessing: Why the best trial says nothing, or None. If it says nothing there are no borders.
+    """
+
+    ranked: Ranked = NOTHING
+    borders: Mapping[str, tuple[Border, ...]] | None = None
+    n_measured: int = 0
+    guessing: Guessing | None = None
+
+    def borders_of(self, stage: str) -> tuple[Border, ...]:
+        """Return the best values so far on the border of a stage's range."""
+        return (self.borders or {}).get(stage, ())
+
+
+class WholeRanking:
+    """The common ranking of all stages, renewed when one of them has changed.
+
+    Ranking takes at most 1 / ``MAX_SHARE`` of the time.
+    """
+
+    def __init__(self) -> None:
+        self.whole = Whole()
+        self._changed = True
+        self._rank_at = 0.0
+
+    def refresh(self, views: Sequence[StageView], has_changed: bool) -> None:
+        """Rank what the stages hold now, if it has changed."""
+        self._changed |= has_changed
+        if not self._changed or time.monotonic() < self._rank_at:
+            return
+        began = time.thread_time()
+        self.whole = _whole(views, self.whole.ranked.version + 1)
+        self._changed = False
+        self._rank_at = time.monotonic() + (MAX_SHARE - 1) * (time.thread_time() - began)
+
+
+def _whole(views: Sequence[StageView], version: int) -> Whole:
+    searching = [view for view in views if view.stage.searches]
+    records = [record for view in searching for record in view.ranked.records]
+    present = {
+        row["checkpoint"] for view in searching for row in view.ranked.rows if row["checkpoint"]
+    }
+    rows = tuple(ranking.rows(ranking.frame(records), present)) if records else ()
+    best, found, until = (
+        ranking.best(records) if records else [],
+        dict[str, tuple[Border, ...]](),
+        set[str](),
+    )
+    looks = [look for view in searching for look in view.ranked.looks]
+    known = bool(searching) and has_ended(searching[0].search, [record.stage for record in records])
+    nothing = guessing_of(looks) if known else None
+    for view in searching if nothing is None else ():
+        until.add(view.stage.name)
+        space = view.space()
+        if space is not None and view.ranked.records:
+            top = [record.hyperparameters for record in one_of_each(best) if record.stage in until]
+            found[view.stage.name] = tuple(borders_of(top, space)) if top else ()
+    return Whole(Ranked(version, rows, tuple(records)), found, len(best), nothing)
+
+
+class Promotions:
+    """The promotion decisions on the rungs of a search's stages.
+
+    Those of a stage are read again when its folder has changed.
+    """
+
+    def __init__(self, folder: SearchFolder, warn: Callable[[str], None]) -> None:
+        self._folder = folder
+        self._warn = warn
+        self._known: dict[str, list[Decision]] = {}
+        self._stamps: dict[str, int] = {}
+
+    def of(self, stage: Stage) -> list[Decision]:
+        """Return the decisions of one stage as they were last read."""
+        return self._known.get(stage.name, [])
+
+    def refresh(self, search: Search) -> None:
+        """Read new decisions."""
+        for stage in search.stages:
+            stamp = read_mtime_ns(self._folder.stage(stage.name).promotions)
+            # Two writes in quick succession may have the same time stamp.
+            is_fresh = time.time() - stamp / 1e9 < FRESH_S
+            if not stage.searches or (stamp == self._stamps.get(stage.name, 0) and not is_fresh):
+                continue
+            try:
+                self._known[stage.name] = read_decisions(self._folder, str(search.id), [stage])
+                self._stamps[stage.name] = stamp
+            except CheckpointError as error:
+                self._warn(str(error))
+
+    def find_promoters(self, search: Search) -> dict[tuple[str, float], str]:
+        """Return the stage that promoted each trial to each budget, by (trial, budget)."""
+        found: dict[tuple[str, float], str] = {}
+        for stage in search.stages:
+            for decision in self.of(stage):
+                for trial in decision.trials:
+                    found.setdefault((trial, decision.epochs), stage.name)
+        return found
+
+
+@dataclass(frozen=True)
+class Climb:
+    """How far a stage is on its rungs."""
+
+    rungs: tuple[models.RungProgress, ...]
+    left_epochs: float  # epochs that its trainings still have to train
+    lately: float  # epochs of the trainings that ended in the last minute
+    n_lately: int  # number of these trainings
+
+    @property
+    def trained(self) -> int:
+        """Number of trainings that have ended, over all rungs.
+
+        It does not decrease when a promoted trial waits again.
+        """
+        return sum(rung.trained for rung in self.rungs)
+
+    @property
+    def trainings(self) -> int:
+        """Number of trainings that the stage takes, over all rungs."""
+        return sum(rung.planned for rung in self.rungs)
+
+
+def climb(
+    view: StageView,
+    decisions: Sequence[Decision],
+    records: Mapping[str, Record],
+    running: Sequence[Running],
+    lately: Sequence[tuple[str, float]],
+    n_ended: int,
+    resumes: bool,
+) -> Climb:
+    """Return how far a stage is.
+
+    Args:
+        view: The stage.
+        decisions: The decisions on its rungs.
+        records: The last record of each trial of all stages, by name. A stage may promote trials of
+            earlier stages.
+        running: The running trials of all stages.
+        lately: (trial, budget) of the trainings of all stages that ended in the last minute.
+        n_ended: How many of the stage's own trials have ended, by Redis, which may be ahead of the
+            folder.
+        resumes: Whether a promoted trial goes on from its saved state.
+    """
+    name, rungs = view.stage.name, rungs_so_far(view.stage, decisions)
+    told, left, epochs_lately, n_lately, before = list[models.RungProgress](), 0.0, 0.0, 0, 0.0
+    is_certain = True  # whether no further trial will be sent to this rung
+    for number, rung in enumerate(rungs):
+        own = set(rung.names) if rung.names is not None else None
+        planned = rung.awaited if is_certain and number else rung.planned
+        trained = (
+            _count_trained(rung, records) if own is not None else max(len(view.records), n_ended)
+        )
+        planned = max(planned, trained)
+        n_running = sum(
+            _belongs(one.trial.id, one.trial.epochs, rung, own, name) for one in running
+        )
+        n_lately_here = sum(_belongs(trial, epochs, rung, own, name) for trial, epochs in lately)
+        step = rung.epochs - before
+        left += (planned - trained) * step
+        epochs_lately += n_lately_here * step
+        n_lately += n_lately_here
+        told.append(
+            models.RungProgress(
+                epochs=rung.epochs,
+                planned=planned,
+                awaited=planned if own is None else len(own),
+                trained=trained,
+                running=n_running,
+                promoted=rung.promoted,
+                decided=rung.is_decided,
+            )
+        )
+        before, is_certain = (rung.epochs if resumes else 0.0), is_certain and rung.is_decided
+    return Climb(tuple(told), left, epochs_lately, n_lately)
+
+
+def _count_trained(rung: Rung, records: Mapping[str, Record]) -> int:
+    """Return how many trials of a rung have ended.
+
+    They may have ended at the rung, on the way to it, or further up.
+    """
+    found = (records.get(trial) for trial in rung.names or ())
+    return sum(
+        record is not None and record.budget_epochs >= rung.epochs - ROUNDING_EPOCHS
+        for record in found
+    )
+
+
+def _belongs(trial: str, epochs: float, rung: Rung, own: set[str] | None, stage: str) -> bool:
+    """Return whether a training belongs to this rung."""
+    if abs(epochs - rung.epochs) > ROUNDING_EPOCHS:
+        return False
+    return trial.startswith(f"{stage}-") if own is None else trial in own

@@ -1,0 +1,1 @@
+"""Ensembles of the models that a search kept."""

@@ -1,0 +1,60 @@
+"""The columns of a ranking, each declared once.
+
+The rows of ``master/results/ranking.py`` have these columns, in this order. So do `master rank
+--format json`, the API of the dashboard with its page, and the words of a filter. A column has the
+name of a field of ``Record``, or of a metric: then it has the value of the best epoch.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from common.search.values import Value
+
+
+class DiagnosisRow(BaseModel):
+    """What a trial's curves show, as a word and a sentence."""
+
+    word: str
+    sentence: str
+
+
+class RankedTrial(BaseModel):
+    """A row of the ranking, as `master rank --format json` prints it."""
+
+    rank: int
+    trial: str
+    stage: str
+    state: str
+    val_acc: float | None
+    val_loss: float | None
+    epochs: float | None
+    hyperparameters: dict[str, Value | None]
+    checkpoint: str | None
+    worker: str | None
+    attempt: int
+    reason: str | None
+    metric: str
+    value: float | None
+    diagnosis: DiagnosisRow | None
+    budget_epochs: float = Field(description="Budget of its last attempt.")
+    max_epochs: float = Field(description="The longest budget that it may get.")
+    rung: int = Field(description="How often it has been promoted.")
+    drawn: str = Field(
+        description="How its configuration was drawn, as a word; /api/session says what each means."
+    )
+    parents: list[str] = Field(description="Trials that its configuration came from.")
+    repeats: dict[str, float | None] | None = Field(
+        description="Mean, deviation and number of the runs of its configuration, if repeated."
+    )
+
+
+COLUMNS = tuple(RankedTrial.model_fields)
+# Of `leaderboard.csv` and `master rank --format csv`: before the hyperparameters, and after.
+CSV_HEAD = ("rank", "trial", "stage", "state", "metric", "value", "val_acc", "val_loss", "epochs")
+CSV_TAIL = ("checkpoint", "worker", "attempt", "diagnosis", "rung", "drawn", "parents", "reason")
+# A filter compares, and a table sorts by, all columns but these.
+UNSORTED = frozenset(
+    ("hyperparameters", "checkpoint", "reason", "metric", "max_epochs", "parents", "repeats")
+)
+SORTED = tuple(name for name in COLUMNS if name not in UNSORTED)

@@ -1,0 +1,1 @@
+"""Samplers, which choose the next configuration from all results so far."""

@@ -1,0 +1,278 @@
+"""Searches whose workers are jobs of a real Slurm, from the launch to the count of what is left.
+
+The tests depend on their order: two searches go on while one thing after the other happens to their
+jobs, and in the end every trial counts once.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.broker.connection import open_broker
+from common.folder.records import SearchFolder
+from common.queue.trial_queue import TrialQueue
+from common.queue.workers import WorkerRegistry
+from common.search.trial import TrialState
+from tests.integration.commands import Place, place, wait_for
+from tests.slurm.cluster import Cluster
+
+pytestmark = pytest.mark.timeout(900)
+QUICK, TRIALS, WORKERS = 200, 40, 4
+LOST_WORDS = "its trials go on elsewhere from their saved states"
+SEARCH = """
+name = "{name}"
+task = "loop.py:train"
+metric = "val_loss"
+mode = "min"
+[space]
+x = {{ uniform = [0.0, 1.0] }}
+folder = "{folder}"
+first_to_wait = {first_to_wait}
+[stages.coarse]
+trials = {trials}
+epochs = 6
+[stragglers]
+lease_s = 6
+"""
+
+
+class Search:
+    """A search of its own folder, which is launched on the cluster."""
+
+    def __init__(self, here: Place, slurm: Cluster, name: str) -> None:
+        self.here = here
+        self.slurm = slurm
+        self.name = name
+        self.folder = SearchFolder(here.root, name)
+        self.log = ""  # of the last launch
+
+    def launch(
+        self, workers: str, *options: str, log: str = "", setup: str = ""
+    ) -> subprocess.Popen[str]:
+        """Start a launch and return its process."""
+        words = ("--config", f"{self.name}.toml", "--stage", "coarse", "--workers", workers)
+        given = [word for option in options for word in ("--slurm-option", option)]
+        given += ["--setup", setup] if setup else []
+        self.log = log or f"{self.name}.log"
+        self._launch = self.here.start(
+            *("master", "launch", "--launcher", "slurm", *words, *given),
+            log=self.log,
+            **self.slurm.environment,
+        )
+        return self._launch
+
+    def wait(self, condition: Callable[[], Any], what: str) -> Any:
+        """Wait until a condition holds, and no longer than the launch is well."""
+
+        def holds() -> Any:
+            value = condition()
+            assert value or self._launch.poll() is None, self.here.output(self.log)
+            return value
+
+        return wait_for(holds, f"{what}; the launch has said\n{self.here.output(self.log)}")
+
+    def run(self, *command: str) -> str:
+        done = self.here.run(*command, **self.slurm.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def jobs(self) -> dict[str, tuple[str, str]]:
+        return self.slurm.jobs(f"coarsefine-{self.name}")
+
+    def training(self) -> dict[str, int]:
+        """Return the jobs whose worker has trials, with its process."""
+        with open_broker(None, self.here.root) as broker:
+            found = WorkerRegistry(broker.client).list()
+        own = [info for info in found if info.search == self.name and info.state != "lost"]
+        return {info.job: info.pid for info in own if info.trials}
+
+    def wait_for_training(self, n: int, where: Callable[[str], bool] = lambda _: True) -> list[str]:
+        """Wait until ``n`` jobs train at least, and return those whose id or node is suitable."""
+
+        def suitable() -> list[str]:
+            running = self.jobs()
+            found = [job for job in self.training() if running.get(job, ("",))[0] == "RUNNING"]
+            fit = [job for job in found if where(running[job][1])]
+            return fit if len(found) >= n and fit else []
+
+        found: list[str] = self.wait(suitable, f"{n} jobs of {self.name} that train")
+        return found
+
+    def wait_for_news(self, job: str, words: str) -> None:
+        """Wait until the launch has said these words of a job. Jobs that end alike share a line."""
+        self.wait_for_word(rf"Slurm job .*\b{job}\b.* {words}")
+
+    def wait_for_word(self, pattern: str) -> str:
+        """Wait until the launch has said something, and return it."""
+
+        def said() -> str:
+            found = re.search(pattern, self.here.output(self.log))
+            return found[0] if found else ""
+
+        word: str = self.wait(said, repr(pattern))
+        return word
+
+    def count(self) -> tuple[Counter[str], Counter[str], dict[str, int]]:
+        """Return the records by trial, the endings in Redis by trial, and the counts by state."""
+        records = Counter(
+            record["trial"] for record in self.here.records(self.name) if "trial" in record
+        )
+        search = self.folder.search()
+        assert search is not None and search.id is not None
+        with open_broker(None, self.here.root) as broker:
+            queue = TrialQueue(broker.client, search.id)
+            endings = Counter(trial for _, trial, _, _ in queue.read_endings(0, 10_000))
+            counts = {state: n for state, n in queue.counts()["coarse"].items() if n}
+        return records, endings, counts
+
+
+def write_search(path: Path, name: str, trials: int, first_to_wait: int) -> None:
+    text = SEARCH.format(name=name, folder=path, trials=trials, first_to_wait=first_to_wait)
+    (path / f"{name}.toml").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A folder with a Redis server that other hosts could reach."""
+    path = tmp_path_factory.mktemp("searches")
+    with place(path) as opened:
+        shutil.copy(Path(__file__).with_name("loop.py"), path)
+        (path / "wait").touch()
+        opened.write_search(trials=QUICK)
+        (path / "search.toml").rename(path / "digits.toml")
+        write_search(path, "faults", TRIALS, TRIALS - 6)
+        write_search(path, "limit", 3, 2)
+        # A worker leaves before a limit that it knows, and this one is to reach it.
+        (path / "setup.sh").write_text("unset SLURM_JOB_END_TIME\n")
+        done = opened.run("master", "redis", "start", "--host", "127.0.0.1")
+        assert done.returncode == 0, done.stderr
+        try:
+            yield opened
+        finally:
+            opened.run("master", "redis", "stop")
+
+
+@pytest.fixture(scope="module")
+def digits(here: Place, slurm: Cluster) -> Search:
+    return Search(here, slurm, "digits")
+
+
+@pytest.fixture(scope="module")
+def faults(here: Place, slurm: Cluster) -> Search:
+    return Search(here, slurm, "faults")
+
+
+@pytest.fixture(scope="module")
+def limit(here: Place, slurm: Cluster) -> Search:
+    return Search(here, slurm, "limit")
+
+
+def test_a_search_of_200_trials_over_an_array_of_4_ends(digits: Search) -> None:
+    began = time.monotonic()
+    launch = digits.launch(str(WORKERS))
+    records = digits.folder.stage("coarse").trials
+    digits.wait(lambda: records.is_dir() and any(records.glob("*.json")), "the first record")
+    print(f"first record {time.monotonic() - began:.1f} s after `master launch`")
+    digits.wait(lambda: launch.poll() is not None, "the end of the launch")
+    assert launch.returncode == 0, digits.here.output(digits.log)
+    assert len(digits.here.records("digits")) == QUICK
+    assert set(digits.jobs()) == {f"1_{task}" for task in range(1, WORKERS + 1)}
+
+
+def test_jobs_that_a_launch_leaves_are_cancelled_with_the_stage(digits: Search) -> None:
+    left = [id for id, (state, _) in digits.jobs().items() if state == "RUNNING"]
+    said = digits.run("master", "kill", "--search", "digits", "--stage", "coarse", "--yes")
+    assert said.strip() == f"stage coarse: killed 0 trials; cancelled {len(left)} jobs"
+    wait_for(
+        lambda: not {state for state, _ in digits.jobs().values()} & {"RUNNING", "COMPLETING"},
+        "the end of the jobs",
+    )
+
+
+def test_a_launch_that_is_killed_leaves_its_jobs_and_the_next_finds_them(
+    faults: Search, limit: Search
+) -> None:
+    # It goes on beside the others: a time limit takes more than a minute. SIGURG does nothing.
+    limit.launch("1", "partition=calm", "time=1", "signal=B:URG@1", setup="setup.sh")
+    launch = faults.launch(str(WORKERS), log="killed.log")
+    before = faults.wait_for_training(WORKERS)
+    os.killpg(launch.pid, signal.SIGKILL)
+    launch.wait()
+    faults.launch(str(WORKERS))
+    faults.wait_for_word(f"{WORKERS} jobs of this search found in Slurm")
+    assert set(before) <= set(faults.jobs()) and len(faults.jobs()) == WORKERS
+
+
+def test_a_requeued_job_comes_back_under_its_number(faults: Search) -> None:
+    job = faults.wait_for_training(WORKERS)[0]
+    faults.slurm.call("scontrol", "requeue", job)
+    faults.wait_for_news(job, "was put back into the queue")
+    faults.wait(lambda: faults.jobs()[job][0] == "RUNNING", f"{job} runs again")
+
+
+def test_a_cancelled_job_gives_its_trials_back_and_is_not_replaced(faults: Search) -> None:
+    job = faults.wait_for_training(WORKERS - 1)[-1]
+    faults.slurm.call("scancel", job)
+    faults.wait_for_news(job, "was cancelled, and no other takes its place")
+
+
+def test_a_job_that_uses_too_much_memory_is_told_and_replaced(faults: Search) -> None:
+    faults.wait_for_training(WORKERS - 1)
+    (faults.here.path / "hungry").touch()
+    told = faults.wait_for_word(r"Slurm job \S+ on n\d was killed .*memory.*")
+    assert "--slurm-option mem=" in told
+    faults.wait_for_word("1 job submitted to Slurm: ")
+    lines = faults.run("master", "workers").splitlines()
+    assert any(re.match(r"job \S+ on n\d was killed .*memory", line) for line in lines)
+
+
+def test_a_job_of_higher_priority_takes_a_node_and_the_job_comes_back(faults: Search) -> None:
+    job = faults.wait_for_training(2, lambda node: node == "n1")[0]
+    faults.slurm.call(
+        *("sbatch", "--partition=urgent", "--nodelist=n1", "--exclusive", "--output=/dev/null"),
+        "--wrap=sleep 1",
+    )
+    faults.wait_for_news(job, "was put back into the queue")
+
+
+def test_jobs_of_a_node_that_goes_down_go_on_elsewhere(faults: Search) -> None:
+    (job, *_) = faults.wait_for_training(1)
+    node = faults.jobs()[job][1]
+    faults.slurm.call("scontrol", "update", f"nodename={node}", "state=down", "reason=test")
+    faults.wait(lambda: faults.jobs()[job] != ("RUNNING", node), f"{job} no longer runs there")
+    # It may have come back by itself, since its daemon answers.
+    faults.slurm.call("scontrol", "update", f"nodename={node}", "state=resume", check=False)
+
+
+def test_the_time_limit_was_reached_and_told(limit: Search) -> None:
+    ends = "(left before its end, as it was told to|reached its time limit)"
+    limit.wait_for_word(rf"Slurm job \S+ on n3 {ends}; {LOST_WORDS}")
+    limit.wait_for_training(1)  # another job has taken its place
+
+
+@pytest.mark.parametrize("name", ["digits", "faults", "limit"])
+def test_nothing_is_lost_and_nothing_counts_twice(here: Place, slurm: Cluster, name: str) -> None:
+    (here.path / "wait").unlink(missing_ok=True)
+    search = Search(here, slurm, name)
+
+    def left() -> int:
+        counts = search.count()[2]
+        return counts.get(TrialState.PENDING, 0) + counts.get(TrialState.RUNNING, 0)
+
+    wait_for(lambda: not left(), f"the end of {name}")
+    records, endings, counts = search.count()
+    n = {"digits": QUICK, "faults": TRIALS, "limit": 3}[name]
+    assert len(records) == len(endings) == n
+    assert set(records.values()) == set(endings.values()) == {1}
+    assert sum(counts.values()) == n and TrialState.FAILED not in counts

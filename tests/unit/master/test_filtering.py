@@ -1,0 +1,67 @@
+"""Filters of the dashboard's tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from master.dashboard.filtering import MOST_WORDS, FilterError, select
+
+
+def row(trial: str, **hyperparameters: object) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(
+            ("diagnosis", "reason", "worker", "checkpoint", "drawn", "val_acc", "repeats")
+        ),
+        "trial": trial,
+        "state": "completed",
+        "parents": [],
+        "hyperparameters": hyperparameters,
+    }
+
+
+ROWS = [
+    row("coarse-0000", hidden=64, optimizer="sgd", kind="wide (deep)"),
+    row("coarse-0001", hidden=128, optimizer="sgd", kind="flat"),
+    row("coarse-0002", hidden=256, optimizer="adam", kind="flat"),
+    row("fine-0000", hidden=64, optimizer="adam", kind="flat"),
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", [0, 1, 2, 3]),
+        ("hidden=64 OR hidden=128", [0, 1, 3]),
+        ("hidden=64 or hidden=128", [0, 1, 3]),
+        ("(hidden=64 OR hidden=128) optimizer=adam", [3]),
+        ("hidden=64 OR hidden=128 optimizer=adam", [0, 3]),
+        ("hidden=64 OR (hidden=256 optimizer=adam)", [0, 2, 3]),
+        ("((hidden=64))", [0, 3]),
+        ("hidden=64 AND optimizer=adam", [3]),
+        ("fine OR hidden>200", [2, 3]),
+        ('kind="wide (deep)"', [0]),
+        ('"fine-0000" OR kind!="flat"', [0, 3]),
+    ],
+)
+def test_words_alternatives_and_groups(text: str, found: list[int]) -> None:
+    assert select(ROWS, text) == [ROWS[place] for place in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("(hidden=64", "( without a )"),
+        ("hidden=64)", ") without a ("),
+        ("hidden=64 OR", "without a word"),
+        ("OR", "without a word"),
+        ("()", "without a word"),
+        ("nothing=64", "no such column"),
+        ("(" * MOST_WORDS + "x", "more than"),
+        ("(" * (MOST_WORDS - 1) + "x", "( without a )"),
+    ],
+)
+def test_what_cannot_be_read_is_told(text: str, told: str) -> None:
+    with pytest.raises(FilterError, match=r".*" + told.replace("(", r"\(").replace(")", r"\)")):
+        select(ROWS, text)

@@ -1,0 +1,66 @@
+"""How many trials train together: by their size until measured, then as measured."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+
+from worker.training.compute.width import CACHE_BYTES, CPU_DEFAULT, GPU_DEFAULT, Widths
+from worker.training.model.structure import Model
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+LONG = 10**6  # steps that make measuring worth it
+
+
+def model(n_parameters: int) -> Model:
+    return cast(
+        Model,
+        SimpleNamespace(
+            structure=n_parameters,
+            module=nn.Linear(2, 2),
+            layout=SimpleNamespace(size=n_parameters),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_parameters", "width"),
+    [(9_000, CPU_DEFAULT), (85_000, 12), (270_000, 4), (CACHE_BYTES // 4, 1), (10**9, 1)],
+)
+def test_on_a_cpu_an_array_holds_what_its_cache_does(n_parameters: int, width: int) -> None:
+    assert Widths(CPU, None).guess(model(n_parameters)) == width
+    assert Widths(CPU, 7).guess(model(n_parameters)) == 7, "what a user asks for counts"
+    assert Widths(GPU, None).guess(model(n_parameters)) == GPU_DEFAULT
+
+
+def test_a_width_is_measured_once_where_as_many_wait_as_train_together() -> None:
+    widths, own, tried = Widths(CPU, None), model(270_000), list[int]()
+
+    def measure(width: int) -> float:
+        tried.append(width)
+        return 1 / width
+
+    assert widths.choose(own, 2, LONG, measure) == 2
+    assert (
+        widths.choose(own, 4, LONG, measure) == 4
+    )  # so few as before said nothing of as many as these
+    assert tried == [1, 2, 1, 2, 4]
+    assert widths.choose(own, 4, LONG, measure) == widths.guess(own) == 4
+    assert tried == [1, 2, 1, 2, 4]
+
+
+def test_a_narrower_array_that_was_faster_stays() -> None:
+    widths, own = Widths(CPU, None), model(9_000)
+    assert widths.choose(own, 32, LONG, lambda width: abs(width - 8) + 1.0) == 8
+    assert widths.guess(own) == widths.to_claim(own) == 8
+
+
+def test_on_a_gpu_two_arrays_are_claimed_until_the_width_is_known() -> None:
+    widths, own = Widths(GPU, None), model(9_000)
+    assert (widths.to_claim(own), widths.guess(own)) == (2 * GPU_DEFAULT, GPU_DEFAULT)
+    assert widths.choose(own, 2 * GPU_DEFAULT, LONG, lambda width: 1 / width) == 2 * GPU_DEFAULT
+    assert widths.to_claim(own) == widths.guess(own) == 2 * GPU_DEFAULT

@@ -1,0 +1,1 @@
+"""The commands of the worker besides training: predict, profile, pace and test."""

@@ -1,0 +1,1 @@
+"""The life of a worker: start, claim, train, record, leave."""

@@ -1,0 +1,67 @@
+"""Decide whether an idle local worker may stay for the next command.
+
+It may as long as the command would start the same worker: the same code and the same folder.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from worker.tasks.importing import find_users_file
+
+
+class Staying:
+    """The reasons why one worker should not stay."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Initialise.
+
+        Args:
+            folder: folder of the only search that the worker works for, or None.
+        """
+        self._folder = folder
+        self._place = _place(folder)
+        self._since_s = time.time()
+        self._looked_at: set[str] = set()  # names of modules
+        self._own: list[Path] = []
+
+    def over(self) -> str | None:
+        """Return why the worker should leave now, or None if it may stay."""
+        self._place = self._place or _place(self._folder)  # the folder may not have existed before
+        if self._place is not None and _place(self._folder) != self._place:
+            return f"{self._folder} is gone"
+        changed = next(
+            (path for path in self.own_sources() if _read_mtime(path) > self._since_s), None
+        )
+        return f"{changed} has changed since" if changed is not None else None
+
+    def own_sources(self) -> list[Path]:
+        """Return the user's own source files that are imported here.
+
+        Examples are libraries of theirs that a task imports. What was shipped with the task is not
+        included, since its digest is compared instead.
+        """
+        for name in sys.modules.keys() - self._looked_at:
+            file = find_users_file(sys.modules.get(name))
+            if file is not None:
+                self._own.append(file)
+        self._looked_at = set(sys.modules)
+        return self._own
+
+
+def _place(folder: Path | None) -> tuple[int, int] | None:
+    """Return the folder's device and inode numbers, or None if there is no such folder."""
+    try:
+        found = folder.stat() if folder is not None else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found is not None else None
+
+
+def _read_mtime(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

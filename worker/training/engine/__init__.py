@@ -1,0 +1,1 @@
+"""The engine. It takes claimed trials, trains them as arrays of trials, and yields boundaries."""

@@ -1,0 +1,1 @@
+"""Curves of one trial and their interpretation: patience, stopping, diagnosis."""

@@ -1,0 +1,1 @@
+"""The arithmetic of training for stacked tensors: update rules, losses, schedules, noise."""
