@@ -82,22 +82,24 @@ def init(folder: Path) -> None:
     "--workers",
     default="auto",
     metavar="N|auto|0|MIN:MAX",
-    help="Local workers; auto starts some where none is connected. With --launcher slurm the jobs, "
-    "at most N or MAX.",
+    help="Local workers; auto starts some where none is connected. With another --launcher the "
+    "jobs, at most N or MAX.",
 )
 @click.option(
     "--launcher",
-    type=click.Choice(["local", "slurm"]),
+    type=click.Choice(["local", "slurm", "kubernetes"]),
     default="local",
     show_default=True,
-    help="Where workers are started: on this machine, or as jobs of Slurm.",
+    help="Where workers are started: on this machine, or as jobs of Slurm or Kubernetes.",
 )
 @click.option(
+    "--job-option",
     "--slurm-option",
-    "slurm_options",
+    "job_options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option of sbatch, such as time=4:00:00; may be repeated.",
+    help="An option of the jobs, such as time=4:00:00; may be repeated. For Slurm one of sbatch; "
+    "for Kubernetes image, claim, namespace, cpu, memory, gpus, time or pod.",
 )
 @click.option(
     "--setup",
@@ -105,7 +107,7 @@ def init(folder: Path) -> None:
     metavar="FILE",
     help="Lines of shell that a job runs before its worker, such as module load.",
 )
-@click.option("--dry-run", is_flag=True, help="Print the script of the jobs, and submit nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would be submitted, and submit nothing.")
 @click.option(
     "--ranges",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -141,7 +143,7 @@ def launch(
         master launch --stage all
         master launch --stage all --more 300
         master launch --stage fine --ranges checkpoints/digits/middle/ranges.toml
-        master launch --stage all --launcher slurm --workers 8 --slurm-option time=4:00:00
+        master launch --stage all --launcher slurm --workers 8 --job-option time=4:00:00
     """
     from master.launchers.forked import start_early
 

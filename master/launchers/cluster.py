@@ -52,7 +52,8 @@ class Job:
     """A job as the scheduler describes it.
 
     ``words`` go on with a sentence that begins with the job, such as "ran out of memory". They are
-    empty where there is nothing to say.
+    empty where there is nothing to say. ``moved`` does so for a job that the scheduler begins again
+    elsewhere.
     """
 
     id: str
@@ -60,6 +61,7 @@ class Job:
     words: str = ""
     ending: Ending = Ending.LEFT
     log: Path | None = None
+    moved: str = ""
 
 
 class Launcher(Protocol):
@@ -68,6 +70,13 @@ class Launcher(Protocol):
     @property
     def name(self) -> str:
         """The name of the scheduler, as people write it."""
+
+    @property
+    def logs(self) -> str:
+        """Where the logs of jobs are, as a sentence goes on after "with"."""
+
+    def preview(self, n: int) -> tuple[str, str]:
+        """Return what ``start`` would submit, and the command that would submit it."""
 
     def start(self, n: int) -> list[str]:
         """Submit ``n`` jobs, each a worker, and return their ids."""
@@ -212,8 +221,9 @@ class ClusterWorkers:
                 f"; {each}" for each in reasons
             )
         if self.live:
-            logs = next((f"; see {job.log}" for job in self.live if job.log), "")
-            return f"{_count(self.live, 'job')} running, whose workers are not connected yet{logs}"
+            running = f"{_count(self.live, 'job')} running, whose workers are not connected yet"
+            log = next((str(job.log) for job in self.live if job.log), self._launcher.logs)
+            return f"{running}; see {log}"
         return "no job is queued or running"
 
     def how_ended(self, pid: int, job: str = "") -> str:
@@ -290,7 +300,13 @@ class ClusterWorkers:
         before, self._jobs = self._jobs, found
         if changed:
             self._notes.update({job.id: _note(job) for job in changed})
+        self._tell_moved(before)
         self._tell(changed, before, blameless, first)
+
+    def _tell_moved(self, before: Mapping[str, Job]) -> None:
+        for id, job in self._jobs.items():
+            if job.moved and id in before and before[id].moved != job.moved:
+                self._say(f"{self._launcher.name} job {id} {job.moved}; it begins again")
 
     def _tell(
         self, changed: list[Job], before: Mapping[str, Job], blameless: bool, first: bool
@@ -298,7 +314,8 @@ class ClusterWorkers:
         told: dict[str, list[Job]] = {}
         for job in changed:
             was = before.get(job.id)
-            if job.phase is Phase.QUEUED and was is not None and was.phase is Phase.RUNNING:
+            requeued = job.phase is Phase.QUEUED and was is not None and was.phase is Phase.RUNNING
+            if requeued and not job.moved:
                 told.setdefault("was put back into the queue", []).append(job)
             if job.phase is Phase.ENDED:
                 self._ended[job.id] = job.words or "has ended"

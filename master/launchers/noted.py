@@ -1,11 +1,13 @@
 """The files in a search's folder that name the jobs which were submitted for it.
 
-Each submission has a file, ``logs/slurm/17.json`` for the jobs 17_1, 17_2 and so on. It is replaced
-as a whole, so several masters may write it without a lock: all write what the scheduler says.
+Each submission has a file, ``logs/slurm/17.json`` for the jobs 17_1, 17_2 and so on, or
+``logs/kubernetes/17.json`` for coarsefine-digits-17-1 and so on. It is replaced as a whole, so
+several masters may write it without a lock: all write what the scheduler says.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +21,7 @@ MAX_FILE_BYTES = 16 << 20
 ENDED = "ended"
 MOST_ENDED = 20  # submissions that have ended and are still explained
 OWNER_ONLY = 0o700
+NUMBER = re.compile(r"(\d+)(?:[_-]\d+)?$", re.ASCII)
 
 
 class Noted(BaseModel, frozen=True):
@@ -74,7 +77,7 @@ class Notes:
         self.make_folder()
         by_file: dict[Path, dict[str, Noted]] = {}
         for id, job in jobs.items():
-            by_file.setdefault(self.folder / f"{id.partition('_')[0]}.json", {})[id] = job
+            by_file.setdefault(self.folder / f"{find_number(id)}.json", {})[id] = job
         for file, own in by_file.items():
             known = _read(file) | own
             left = {id: job for id, job in known.items() if job.phase != ENDED or job.words}
@@ -88,9 +91,21 @@ class Notes:
         remove(over[:-MOST_ENDED])
 
     def _files(self) -> list[Path]:
-        """Return the files, in the order of the numbers that the scheduler gave."""
+        """Return the files, in the order of the submissions."""
         found = (file for file in self.folder.glob("*.json") if file.stem.isdecimal())
         return sorted(found, key=lambda file: int(file.stem))
+
+
+def find_number(id: str) -> int:
+    """Return the number of the submission that a job belongs to: 17 for 17_2 and for a-b-17-2.
+
+    Raises:
+        ValueError: the id has none.
+    """
+    found = NUMBER.search(id)
+    if not found:
+        raise ValueError(f"{id}: not the id of a job")
+    return int(found[1])
 
 
 def _read(file: Path) -> dict[str, Noted]:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import subprocess
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError
 from common.folder.durable import replace
+from master.launchers.calls import call, check_programs, write_private
 from master.launchers.cluster import ClusterError, Job, Phase
+from master.launchers.job_plan import SECRETS, JobPlan, parse_words, render_shell, render_variables
 from master.launchers.noted import Notes
 from master.launchers.slurm_states import describe
 
 NAME = "slurm"
-CALL_S = 60.0  # for an answer of Slurm, which may be busy
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol")
+REMEDY = (
+    "--launcher slurm needs the commands of Slurm; run this on a login node of the cluster, "
+    "perhaps after `module load slurm`"
+)
 SCRIPT = "worker.sh"
-SECRETS = "environment"  # the address of Redis, for its owner alone
-OWNER_ONLY = 0o600
-OWNER_ONLY_MASK = 0o077
 SIGNAL = "B:USR1@90"  # the worker saves its trials and leaves before the time limit
 # What the launcher itself decides.
 OWN = ("array", "output", "error", "input", "wrap", "parsable", "test-only", "wait", "uid")
@@ -44,17 +46,11 @@ def parse_options(words: Sequence[str]) -> dict[str, str]:
     Raises:
         ConfigError: it is not an option, or one that the launcher decides.
     """
-    found: dict[str, str] = {}
-    for word in words:
-        key, _, value = word.removeprefix("--").partition("=")
-        if not OPTION.fullmatch(key) or not value.isprintable():
-            raise ConfigError(
-                f"--slurm-option {word}: not an option of sbatch; write its long name and the "
-                "value, such as time=4:00:00"
-            )
-        if key in OWN:
-            raise ConfigError(f"--slurm-option {word}: master decides --{key} itself; leave it out")
-        found[key] = value
+    remedy = "sbatch; write its long name and the value, such as time=4:00:00"
+    found = parse_words(words, OPTION, "--slurm-option", remedy)
+    for key in OWN:
+        if key in found:
+            raise ConfigError(f"--slurm-option {key}: master decides --{key} itself; leave it out")
     return found
 
 
@@ -69,13 +65,9 @@ def count_gpus(options: Mapping[str, str]) -> int:
     return 0
 
 
-def choose_device(options: Mapping[str, str]) -> str:
-    """Return the device of a job's worker, as for ``worker start``.
-
-    A job that has asked for a GPU does not train on the CPU when it gets none.
-    """
-    gpus = count_gpus(options)
-    return "auto" if not gpus else "cuda:0" if gpus == 1 else "all"
+def request_gpus(n: int) -> str:
+    """Return the option with which a job has ``n`` GPUs."""
+    return f"--slurm-option gres=gpu:{n}"
 
 
 @dataclass(frozen=True)
@@ -108,15 +100,11 @@ class Script:
             f"#SBATCH --{key}{f'={_quote(value)}' if value else ''}"
             for key, value in options.items()
         ]
-        body = [
-            f"umask {self.umask:04o}",
+        place = [
             f"cd {shlex.quote(str(self.folder))} || exit",
             f'PATH={shlex.quote(str(self.programs))}:"$PATH"',
-            *(self.setup.rstrip("\n").split("\n") if self.setup.strip() else ()),
-            *([f". {shlex.quote(str(self.secrets))}"] if self.secrets else ()),
-            "# In place of this shell, so that the signals of Slurm reach it.",
-            f"exec {shlex.join(self.command)}",
         ]
+        body = render_shell(self.umask, place, self.setup, self.secrets, self.command)
         return "\n".join(["#!/bin/bash", *head, "", *body, ""])
 
 
@@ -125,11 +113,6 @@ def _quote(value: str) -> str:
     if re.fullmatch(r"[^\s#\"'\\]+", value):
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-
-
-def render_secrets(environ: Mapping[str, str]) -> str:
-    """Return a file of shell that sets these variables."""
-    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environ.items())
 
 
 def submit_command(folder: Path, n: int) -> list[str]:
@@ -196,9 +179,19 @@ class Slurm:
         assert self._script is not None
         folder = self._notes.make_folder()
         if self._script.secrets is not None:
-            _write_private(self._script.secrets, render_secrets(self._secrets))
+            write_private(self._script.secrets, render_variables(self._secrets).encode())
         replace(folder / SCRIPT, self._script.render().encode())
         return parse_submitted(_call(submit_command(folder, n), "the job"), n)
+
+    @property
+    def logs(self) -> str:
+        """Where the logs of jobs are."""
+        return f"logs in {self._notes.folder}"
+
+    def preview(self, n: int) -> tuple[str, str]:
+        """Return the script, and the command that would submit ``n`` jobs."""
+        assert self._script is not None
+        return self._script.render(), shlex.join(submit_command(self._notes.folder, n))
 
     def states(self, jobs: Collection[str]) -> dict[str, Job]:
         """Return those of the jobs that Slurm still knows, which is some minutes after their end.
@@ -235,55 +228,36 @@ class Slurm:
         return Job(id, phase, words, ending, log)
 
 
-def check_commands() -> None:
+def check(options: Mapping[str, str]) -> None:
     """Check that the commands of Slurm are there.
 
     Raises:
         ConfigError: they are not.
     """
-    for program in ("sbatch", "squeue", "scancel", "scontrol"):
-        if shutil.which(program) is None:
-            raise _missing(program)
+    check_programs(PROGRAMS, REMEDY)
 
 
-def _missing(program: str) -> ConfigError:
-    return ConfigError(
-        f"there is no {program} on the PATH: --launcher slurm needs the commands of Slurm; run "
-        "this on a login node of the cluster, perhaps after `module load slurm`"
+def make(notes: Notes, plan: JobPlan | None = None) -> Slurm:
+    """Return the launcher of a search; without a plan, one that looks at jobs and cancels them."""
+    if plan is None:
+        return Slurm(notes)
+    programs = Path(sys.executable).parent
+    program = (
+        ["worker"] if (programs / "worker").exists() else [sys.executable, "-P", "-m", "worker"]
     )
+    script = Script(
+        job_name=f"coarsefine-{plan.search}",
+        logs=notes.folder,
+        folder=plan.folder,
+        programs=programs,
+        command=[*program, *plan.words(count_gpus(plan.options))],
+        options=plan.options,
+        setup=plan.setup,
+        secrets=notes.folder / SECRETS if plan.variables else None,
+        umask=plan.umask,
+    )
+    return Slurm(notes, script, plan.variables)
 
 
 def _call(command: Sequence[str], what: str) -> str:
-    """Run a command of Slurm and return what it prints."""
-    program = command[0]
-    # Slurm copies the environment of sbatch into the job and keeps it in files of its own.
-    environ = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-    try:
-        done = subprocess.run(
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CALL_S,
-            check=False,
-            umask=OWNER_ONLY_MASK,  # of the logs, which slurmd creates
-        )
-    except FileNotFoundError:
-        raise _missing(program) from None
-    except OSError as error:
-        raise ClusterError(f"{program} cannot be run: {error.strerror}") from error
-    except subprocess.TimeoutExpired:
-        raise ClusterError(f"{program} has not answered for {CALL_S:g} s") from None
-    if done.returncode:
-        said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-        raise ClusterError(f"{program} refused {what}: {said or f'exit status {done.returncode}'}")
-    return done.stdout
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that its owner alone may read."""
-    path.unlink(missing_ok=True)
-    path.touch(OWNER_ONLY)
-    path.write_text(text)
+    return call(command, what, REMEDY)

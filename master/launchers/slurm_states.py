@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-
-from common.ending import BY_SIGNAL
 from master.launchers.cluster import Ending, Phase
+from master.launchers.job_exits import (
+    GO_ON,
+    KILLED_FOR_MEMORY,
+    NO_OTHER,
+    describe_exit,
+    more_memory,
+)
 
 QUEUED = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD"}
@@ -14,10 +18,7 @@ QUEUED = frozenset(
 RUNNING = frozenset(
     {"RUNNING", "COMPLETING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 )
-# A worker leaves when it gets one of these: from Slurm before the time limit, or by hand. If it is
-# still starting, they end it.
-TOLD = frozenset({signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGHUP})
-GO_ON = "its trials go on elsewhere from their saved states"
+MEMORY_OPTION = "--slurm-option mem=16G"
 ENDED = {
     "COMPLETED": (Ending.LEFT, ""),
     "TIMEOUT": (
@@ -30,13 +31,11 @@ ENDED = {
     "BOOT_FAIL": (Ending.LOST, "did not begin, since its node did not boot"),
     "CANCELLED": (
         Ending.CANCELLED,
-        "was cancelled, and no other takes its place; the same launch command, given again, "
-        "submits new ones",
+        f"was cancelled, and {NO_OTHER}",
     ),
     "OUT_OF_MEMORY": (
         Ending.FAILED,
-        "was killed because it used more memory than it had asked for; --slurm-option mem=16G, or "
-        "what your models need, gives the next ones more",
+        f"{KILLED_FOR_MEMORY}; {more_memory(MEMORY_OPTION)}",
     ),
 }
 # Reasons for waiting that do not pass by themselves, by how they begin.
@@ -78,30 +77,10 @@ def describe(
     if state in RUNNING:
         return Phase.RUNNING, "is suspended" if state == "SUSPENDED" else "", Ending.LEFT
     if state == "FAILED":
-        ending, words = _describe_failure(reason, exit_status, killed_by)
+        because = "" if reason in (*ORDINARY, "NonZeroExitCode") else reason
+        ending, words = describe_exit(exit_status, killed_by, MEMORY_OPTION, because)
     else:
         ending, words = ENDED.get(state, (Ending.FAILED, f"ended as {state}"))
     if words and node and ending in (Ending.LOST, Ending.FAILED):
         words = f"on {node} {words}"
     return Phase.ENDED, words, ending
-
-
-def _describe_failure(reason: str, exit_status: int, killed_by: int) -> tuple[Ending, str]:
-    if exit_status - BY_SIGNAL in TOLD or killed_by in TOLD:
-        return Ending.LOST, f"left before its end, as it was told to; {GO_ON}"
-    if killed_by == signal.SIGKILL or exit_status == BY_SIGNAL + signal.SIGKILL:
-        return Ending.FAILED, (
-            "was killed (SIGKILL), perhaps because memory ran out; --slurm-option mem=16G, or what "
-            "your models need, gives the next ones more"
-        )
-    if killed_by:
-        return Ending.FAILED, f"was ended by {_name(killed_by)}"
-    because = "" if reason in (*ORDINARY, "NonZeroExitCode") else f" ({reason})"
-    return Ending.FAILED, f"ended with exit status {exit_status}{because}"
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from common.broker.connection import PASSWORD_FILE, Broker
 from common.errors import ConfigError, SearchError
@@ -18,26 +17,60 @@ from common.safe_read import read_bytes
 from common.search.stage import NO_NEEDS, Resources
 from common.search.trial import TrialState
 from master.launchers import slurm
-from master.launchers.cluster import Bounds, ClusterWorkers, Demand, Phase
+from master.launchers.cluster import Bounds, ClusterWorkers, Demand, Launcher, Phase
+from master.launchers.job_plan import JobPlan
+from master.launchers.kubernetes import launcher as kubernetes
 from master.launchers.noted import Notes, find_notes
-from master.launchers.slurm import Script, Slurm
 
 LOCAL = "local"
 LOCK_S = 120.0  # longer than a submission takes
 MAX_SETUP_BYTES = 1 << 20
-IDLE_EXIT_S = 60.0  # the next stage begins sooner than that
-STOP_GRACE_S = 25.0  # Slurm waits 30 seconds, unless it is told otherwise (KillWait)
 # Besides the URL: files that the user's own Redis needs.
 REDIS_FILES = (PASSWORD_FILE, "REDIS_CA_FILE", "REDIS_CERT_FILE", "REDIS_KEY_FILE")
 
 
+class Scheduler(Protocol):
+    """A kind of cluster. Its module has these."""
+
+    NAME: str  # the value of --launcher
+
+    def parse_options(self, words: Sequence[str]) -> dict[str, str]:
+        """Read the values of ``--job-option``. Raises ConfigError for what is none."""
+
+    def count_gpus(self, options: Mapping[str, str]) -> int:
+        """Return how many GPUs a job has."""
+
+    def request_gpus(self, n: int) -> str:
+        """Return the option with which a job has ``n`` GPUs."""
+
+    def check(self, options: Mapping[str, str]) -> None:
+        """Check that jobs can be submitted. Raises ConfigError or ClusterError."""
+
+    def make(self, notes: Notes, plan: JobPlan | None = None) -> Launcher:
+        """Return the launcher of a search, without a plan one that only looks and cancels."""
+
+
+SCHEDULERS: dict[str, Scheduler] = {slurm.NAME: slurm, kubernetes.NAME: kubernetes}
+
+
 @dataclass(frozen=True)
 class JobOptions:
-    """The options of a launch whose workers are jobs of Slurm, checked."""
+    """The options of a launch whose workers are jobs of a cluster, checked."""
 
+    launcher: str
     bounds: Bounds
     options: Mapping[str, str]
     setup: str = ""
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The kind of cluster."""
+        return SCHEDULERS[self.launcher]
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a job has."""
+        return self.scheduler.count_gpus(self.options)
 
 
 def read_job_options(
@@ -48,7 +81,7 @@ def read_job_options(
     Args:
         launcher: The value of ``--launcher``.
         workers: The value of ``--workers``.
-        options: The values of ``--slurm-option``.
+        options: The values of ``--job-option``.
         setup: The value of ``--setup``.
         dry_run: Whether ``--dry-run`` is given.
 
@@ -56,14 +89,18 @@ def read_job_options(
         ConfigError: an option is wrong, or does not belong to the launcher.
     """
     if launcher == LOCAL:
-        given = {"--slurm-option": options, "--setup": setup, "--dry-run": dry_run}
+        given = {"--job-option": options, "--setup": setup, "--dry-run": dry_run}
+        others = " or ".join(SCHEDULERS)
         for name, value in given.items():
             if value:
-                raise ConfigError(f"{name}: belongs to --launcher slurm; add that, or leave it out")
+                raise ConfigError(
+                    f"{name}: belongs to --launcher {others}; add that, or leave it out"
+                )
         return None
     return JobOptions(
+        launcher,
         Bounds.parse(workers, launcher),
-        slurm.parse_options(options),
+        SCHEDULERS[launcher].parse_options(options),
         _read_setup(setup) if setup is not None else "",
     )
 
@@ -78,79 +115,43 @@ def _read_setup(path: Path) -> str:
         ) from error
 
 
-def write_script(
+def make_launcher(
     folder: SearchFolder,
     data: Path,
     job: JobOptions,
-    secrets: bool,
+    variables: Mapping[str, str],
     resources: Resources = NO_NEEDS,
-) -> Script:
-    """Return the script of a search's jobs.
+) -> Launcher:
+    """Return the launcher of a search's jobs.
 
     Args:
         folder: The folder of the search.
         data: The folder of built-in data sets.
         job: The options of the launch.
-        secrets: Whether the jobs read the address of Redis from a file.
+        variables: With these a worker finds Redis; none where it finds it by the checkpoint root.
         resources: What a trial needs.
     """
-    notes = Notes(folder.path.absolute(), slurm.NAME)
-    programs = Path(sys.executable).parent
-    program = (
-        ["worker"] if (programs / "worker").exists() else [sys.executable, "-P", "-m", "worker"]
+    plan = JobPlan(
+        folder.name, folder.root, data, job.options, job.setup, variables, resources.gpus
     )
-    command = [
-        *program,
-        "start",
-        "--search",
-        folder.name,
-        "--checkpoints",
-        str(folder.root.absolute()),
-        "--data-dir",
-        str(data.absolute()),
-        "--device",
-        slurm.choose_device(job.options),
-        "--idle-exit",
-        f"{IDLE_EXIT_S:g}",
-        "--stop-grace",
-        f"{STOP_GRACE_S:g}",
-    ]
-    if resources.gpus > 1 and slurm.count_gpus(job.options):
-        command += ["--gpus-per-trial", str(resources.gpus)]
-    return Script(
-        job_name=f"coarsefine-{folder.name}",
-        logs=notes.folder,
-        folder=Path.cwd(),
-        programs=programs,
-        command=command,
-        options=job.options,
-        setup=job.setup,
-        secrets=notes.folder / slurm.SECRETS if secrets else None,
-        umask=_read_umask(),
-    )
-
-
-def _read_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    return job.scheduler.make(Notes(folder.path.absolute(), job.launcher), plan)
 
 
 def dry_run(
     folder: SearchFolder,
     data: Path,
     job: JobOptions,
-    secrets: bool,
+    url: str | None,
     say: Callable[[str], None],
     resources: Resources = NO_NEEDS,
 ) -> int:
-    """Print the script that a launch would submit, and return the exit code of the command.
+    """Print the script or manifest that a launch would submit, and return its exit code.
 
     Args:
         folder: The folder of the search, which need not exist.
         data: The folder of built-in data sets.
         job: The options of the launch.
-        secrets: Whether the jobs read the address of Redis from a file.
+        url: The URL of Redis; None where workers find it by the checkpoint root.
         say: Prints what the script is not: how it would be submitted.
         resources: What a trial needs.
 
@@ -158,10 +159,10 @@ def dry_run(
         ConfigError: a job has too few GPUs for a trial.
     """
     _check_gpus(job, resources)
-    script = write_script(folder, data, job, secrets, resources)
-    command = slurm.submit_command(script.logs, job.bounds.most)
-    print(script.render(), end="", flush=True)
-    say(f"nothing is submitted; with enough trials this would be {shlex.join(command)}")
+    launcher = make_launcher(folder, data, job, _gather_secrets(url) if url else {}, resources)
+    text, command = launcher.preview(job.bounds.most)
+    print(text, end="", flush=True)
+    say(f"nothing is submitted; with enough trials this would be {command}")
     return 0
 
 
@@ -170,22 +171,23 @@ def prepare_jobs(broker: Broker, job: JobOptions, resources: Resources) -> None:
 
     Raises:
         ConfigError: they cannot.
+        ClusterError: the scheduler refuses an option.
     """
-    slurm.check_commands()
+    job.scheduler.check(job.options)
     _check_gpus(job, resources)
     if broker.embedded:
         raise ConfigError(
-            f"--launcher slurm: jobs on other hosts cannot reach {broker.where}; run `master redis "
-            "start` first, or give --redis URL"
+            f"--launcher {job.launcher}: jobs on other hosts cannot reach {broker.where}; run "
+            "`master redis start` first, or give --redis URL"
         )
 
 
 def _check_gpus(job: JobOptions, resources: Resources) -> None:
-    gpus = slurm.count_gpus(job.options)
-    if not resources.fits(gpus):
+    if not resources.fits(job.gpus):
         raise ConfigError(
-            f"[resources] gpus = {resources.gpus}: a job has {gpus or 'no'} "
-            f"{'GPU' if gpus == 1 else 'GPUs'}; add --slurm-option gres=gpu:{resources.gpus}"
+            f"[resources] gpus = {resources.gpus}: a job has {job.gpus or 'no'} "
+            f"{'GPU' if job.gpus == 1 else 'GPUs'}; add "
+            f"{job.scheduler.request_gpus(resources.gpus)}"
         )
 
 
@@ -198,7 +200,7 @@ def cluster_workers(
     say: Callable[[str], None],
     resources: Resources = NO_NEEDS,
 ) -> ClusterWorkers:
-    """Return the workers of a search that run as jobs of Slurm. None is submitted yet.
+    """Return the workers of a search that run as jobs of a cluster. None is submitted yet.
 
     Args:
         folder: The folder of the search.
@@ -209,9 +211,7 @@ def cluster_workers(
         say: Prints messages about jobs.
         resources: What a trial needs.
     """
-    notes = Notes(folder.path.absolute(), slurm.NAME)
-    secrets = {} if broker.by_root else _gather_secrets(broker.url)
-    script = write_script(folder, data, job, bool(secrets), resources)
+    variables = {} if broker.by_root else _gather_secrets(broker.url)
     registry = WorkerRegistry(broker.client)
 
     def ask() -> Demand:
@@ -225,9 +225,9 @@ def cluster_workers(
         )
 
     return ClusterWorkers(
-        Slurm(notes, script, secrets),
+        make_launcher(folder, data, job, variables, resources),
         job.bounds,
-        notes,
+        Notes(folder.path.absolute(), job.launcher),
         ask,
         lambda: queue.lock("jobs", LOCK_S),
         say,
@@ -245,19 +245,21 @@ def cancel_jobs(folder: SearchFolder) -> int:
     """Cancel the jobs of a search, and return how many there were.
 
     Raises:
-        ClusterError: Slurm refuses.
-        ConfigError: Slurm's commands are missing.
+        ClusterError: the scheduler refuses.
+        ConfigError: its commands are missing.
         CheckpointError: the notes cannot be read.
     """
-    notes = Notes(folder.path.absolute(), slurm.NAME)
-    live = [id for id, job in notes.read().items() if job.phase != Phase.ENDED.value]
-    if not live:
-        return 0
-    launcher = Slurm(notes)
-    known = launcher.states(live)
-    live = [id for id, job in known.items() if job.phase is not Phase.ENDED]
-    launcher.stop(live)
-    return len(live)
+    n = 0
+    for name, scheduler in SCHEDULERS.items():
+        notes = Notes(folder.path.absolute(), name)
+        noted = [id for id, job in notes.read().items() if job.phase != Phase.ENDED.value]
+        if noted:
+            launcher = scheduler.make(notes)
+            known = launcher.states(noted)
+            live = [id for id, job in known.items() if job.phase is not Phase.ENDED]
+            launcher.stop(live)
+            n += len(live)
+    return n
 
 
 def tell_cancelled(folder: SearchFolder) -> str:
@@ -272,30 +274,32 @@ def tell_cancelled(folder: SearchFolder) -> str:
 def describe_jobs(root: Path) -> list[str]:
     """Return lines about the jobs of all searches in a checkpoint root.
 
-    Slurm is asked how they are. If it does not answer, its last known answer is told.
+    Their schedulers are asked how they are. If one does not answer, its last known answer is told.
     """
-    lines: list[str] = []
-    for name, notes in find_notes(root.absolute(), slurm.NAME).items():
-        lines += _describe_jobs_of(name, notes)
-    return lines
+    return [
+        line
+        for scheduler in SCHEDULERS.values()
+        for name, notes in find_notes(root.absolute(), scheduler.NAME).items()
+        for line in _describe_jobs_of(name, notes, scheduler.make(notes))
+    ]
 
 
-def _describe_jobs_of(name: str, notes: Notes) -> list[str]:
+def _describe_jobs_of(name: str, notes: Notes, launcher: Launcher) -> list[str]:
     noted = notes.read()
     live = [id for id, job in noted.items() if job.phase != Phase.ENDED.value]
     told = {id: (Phase(job.phase), job.words) for id, job in noted.items()}
     trouble = []
     if live:
         try:
-            known = Slurm(notes).states(live)
+            known = launcher.states(live)
             told |= dict.fromkeys(live, (Phase.ENDED, ""))
-            told |= {id: (job.phase, job.words) for id, job in known.items()}
+            told |= {id: (job.phase, job.words or job.moved) for id, job in known.items()}
         except SearchError as error:
             trouble = [f"search {name!r}: {error}"]
     n = {phase: sum(own is phase for own, _ in told.values()) for phase in Phase}
     return [
         f"search {name!r} has {n[Phase.RUNNING]} running and {n[Phase.QUEUED]} queued jobs in "
-        f"Slurm, with logs in {notes.folder}",
+        f"{launcher.name}, with {launcher.logs}",
         *trouble,
         *(f"job {id} {words}" for id, (_, words) in told.items() if words),
     ]

@@ -79,8 +79,8 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
     n_workers, jobs = request.n_workers, request.jobs
     if jobs is not None and request.dry_run:
         folder = SearchFolder(chosen.folder.root, request.new_name or chosen.search.name)
-        resources, secrets = chosen.search.resources, bool(request.redis)
-        return dry_run(folder, request.data, jobs, secrets, _printer(console), resources)
+        resources = chosen.search.resources
+        return dry_run(folder, request.data, jobs, request.redis, _printer(console), resources)
     root = make_folder(request.checkpoints).resolve()
     say = _printer(console)
     run: Run | None = None

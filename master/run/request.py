@@ -30,7 +30,7 @@ class Request:
     skip_check: bool = False
     more: float | None = None
     launcher: str = LOCAL
-    slurm_options: tuple[str, ...] = ()
+    job_options: tuple[str, ...] = ()
     setup: Path | None = None
     dry_run: bool = False
     spawner: ForkServer | None = None  # forks the workers and the checks
@@ -52,7 +52,7 @@ class Request:
             "--data-dir": data,
             "--launcher": None if is_local else self.launcher,
             "--workers": None if is_local else self.workers,
-            "--slurm-option": self.slurm_options,
+            "--job-option": self.job_options,
             "--setup": str(self.setup) if self.setup is not None else None,
         }
 
@@ -80,7 +80,7 @@ class Request:
             ConfigError: one of them is wrong.
         """
         return read_job_options(
-            self.launcher, self.workers, self.slurm_options, self.setup, self.dry_run
+            self.launcher, self.workers, self.job_options, self.setup, self.dry_run
         )
 
     @property

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-LONGEST_ID = 60
+LONGEST_ID = 128  # a job of Kubernetes has a namespace of 63 letters and a name of 63
 # The first that is set counts. Slurm and LSF number the jobs of an array twice.
 IDS = (
+    ("COARSEFINE_JOB",),  # of a launcher whose scheduler sets none
     ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"),
     ("SLURM_JOB_ID",),
     ("PBS_JOBID",),

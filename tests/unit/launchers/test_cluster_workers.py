@@ -12,10 +12,11 @@ import pytest
 
 from common.errors import ConfigError
 from common.folder.records import SearchFolder
+from master.launchers import slurm
 from master.launchers.cluster import POLL_S, Bounds, ClusterError, ClusterWorkers, Demand
 from master.launchers.endings import MAX_QUICK_DEATHS
 from master.launchers.noted import MOST_ENDED, Noted, Notes
-from master.launchers.slurm import Script, Slurm, check_commands
+from master.launchers.slurm import Script, Slurm
 from master.run.jobs import cancel_jobs, describe_jobs
 
 # Each job is a line "ID|STATE|REASON|NODE" of a file. The files `refuse` and `away` have what
@@ -276,10 +277,10 @@ def test_slurm_may_be_away_for_a_while(fake: Fake) -> None:
 def test_missing_commands_are_named_with_the_remedy(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    check_commands()
+    slurm.check({})
     monkeypatch.setenv("PATH", str(fake.path))
     with pytest.raises(ConfigError, match=r"no sbatch on the PATH.*login node"):
-        check_commands()
+        slurm.check({})
     with pytest.raises(ConfigError, match="no sbatch on the PATH"):
         fake.workers().start()
 

@@ -9,14 +9,20 @@ import pytest
 
 from common.errors import ConfigError
 from common.folder.records import SearchFolder
-from common.search.stage import Resources
+from common.search.stage import NO_NEEDS, Resources
 from master.launchers.cluster import Bounds
-from master.run.jobs import dry_run, read_job_options, write_script
+from master.run.jobs import JobOptions, dry_run, make_launcher, read_job_options
 from master.run.request import Request
 
 
+def preview(folder: SearchFolder, job: JobOptions, resources: Resources = NO_NEEDS) -> str:
+    """The text that would be submitted."""
+    launcher = make_launcher(folder, Path("data"), job, {}, resources)
+    return launcher.preview(job.bounds.most)[0]
+
+
 def test_options_without_their_launcher_are_refused() -> None:
-    with pytest.raises(ConfigError, match="--slurm-option: belongs to --launcher slurm"):
+    with pytest.raises(ConfigError, match="--job-option: belongs to --launcher slurm or kub"):
         read_job_options("local", "2", ["time=1"], None, False)
     with pytest.raises(ConfigError, match="--dry-run: belongs to --launcher slurm"):
         read_job_options("local", "2", [], None, True)
@@ -42,8 +48,8 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(
     job = read_job_options("slurm", "4", ["gpus=1"], None, True)
     assert job is not None
     folder, told = SearchFolder(tmp_path, "digits"), list[str]()
-    assert dry_run(folder, Path("data"), job, False, told.append) == 0
-    assert capsys.readouterr().out == write_script(folder, Path("data"), job, False).render()
+    assert dry_run(folder, Path("data"), job, None, told.append) == 0
+    assert capsys.readouterr().out == preview(folder, job)
     assert f"sbatch --parsable --array=1-4 {tmp_path}/digits/logs/slurm/worker.sh" in told[0]
     assert list(tmp_path.iterdir()) == []
 
@@ -51,11 +57,10 @@ def test_a_dry_run_prints_the_script_and_writes_nothing(
 def test_the_worker_of_a_job_leaves_when_idle_and_has_absolute_paths(tmp_path: Path) -> None:
     job = read_job_options("slurm", "4", ["gpus=2"], None, False)
     assert job is not None
-    command = write_script(SearchFolder(tmp_path, "digits"), Path("data"), job, False).command
-    words = " ".join(command)
+    words = preview(SearchFolder(tmp_path, "digits"), job)
     assert f"--search digits --checkpoints {tmp_path} --data-dir {Path.cwd()}/data" in words
     assert "--device all --idle-exit 60 --stop-grace 25" in words
-    assert sys.executable in command or command[0] == "worker"
+    assert f"exec {sys.executable} -P -m worker start" in words or "exec worker start" in words
 
 
 def test_a_job_has_the_gpus_that_a_trial_needs(tmp_path: Path) -> None:
@@ -65,16 +70,16 @@ def test_a_job_has_the_gpus_that_a_trial_needs(tmp_path: Path) -> None:
     )
     assert few is not None and enough is not None
     with pytest.raises(ConfigError, match="a job has 1 GPU; add --slurm-option gres=gpu:2"):
-        dry_run(folder, Path("data"), few, False, print, two)
-    command = write_script(folder, Path("data"), enough, False, two).command
-    assert "--device all" in " ".join(command) and command[-2:] == ["--gpus-per-trial", "2"]
+        dry_run(folder, Path("data"), few, None, print, two)
+    text = preview(folder, enough, two)
+    assert "--device all" in text and text.endswith("--gpus-per-trial 2\n")
 
 
 def test_a_launcher_starts_no_local_workers_and_is_named_for_the_next_stage(tmp_path: Path) -> None:
     request = Request(
-        "coarse", None, tmp_path, workers="4", launcher="slurm", slurm_options=("time=5", "gpus=1")
+        "coarse", None, tmp_path, workers="4", launcher="slurm", job_options=("time=5", "gpus=1")
     )
     assert request.n_workers == 0
-    assert request.repeated["--slurm-option"] == ("time=5", "gpus=1")
+    assert request.repeated["--job-option"] == ("time=5", "gpus=1")
     local = Request("coarse", None, tmp_path, workers="4")
     assert local.n_workers == 4 and local.jobs is None and local.repeated["--workers"] is None

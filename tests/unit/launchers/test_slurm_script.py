@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from master.launchers.slurm import (
-    Script,
-    choose_device,
-    count_gpus,
-    parse_options,
-    render_secrets,
-)
+from master.launchers.job_plan import choose_device, render_variables
+from master.launchers.slurm import Script, count_gpus, parse_options
 
 
 def script(**values: object) -> Script:
@@ -40,7 +35,7 @@ def test_a_script_is_options_then_the_folder_then_the_worker_in_place_of_the_she
         "umask 0022\n"
         "cd '/home/me/my search' || exit\n"
         'PATH=/opt/venv/bin:"$PATH"\n'
-        "# In place of this shell, so that the signals of Slurm reach it.\n"
+        "# In place of this shell, so that the signals of the scheduler reach it.\n"
         "exec worker start --search digits\n"
     )
 
@@ -73,14 +68,14 @@ def test_the_lines_of_setup_come_after_the_path_and_before_the_address_of_redis(
         "module load cuda",
         "export A=1",
         ". /s/environment",
-        "# In place of this shell, so that the signals of Slurm reach it.",
+        "# In place of this shell, so that the signals of the scheduler reach it.",
         "exec worker start --search digits",
     ]
 
 
 def test_a_shell_runs_the_script_and_the_worker_has_its_process(tmp_path: Path) -> None:
     secrets = tmp_path / "environment"
-    secrets.write_text(render_secrets({"REDIS_URL": "redis://:a'b $c@head:6379/0"}))
+    secrets.write_text(render_variables({"REDIS_URL": "redis://:a'b $c@head:6379/0"}))
     command = ["sh", "-c", 'echo "$$ $REDIS_URL $A $(pwd) $(umask)"']
     text = script(
         folder=tmp_path, command=command, setup="A='set up'", secrets=secrets, umask=0o027
@@ -128,6 +123,4 @@ def test_the_gpus_of_a_job_are_read_from_its_options(options: dict[str, str], gp
 
 
 def test_a_job_with_gpus_has_a_worker_for_each_and_never_trains_on_the_cpu() -> None:
-    assert choose_device({}) == "auto"
-    assert choose_device({"gpus": "1"}) == "cuda:0"
-    assert choose_device({"gres": "gpu:a100:4"}) == "all"
+    assert [choose_device(gpus) for gpus in (0, 1, 4)] == ["auto", "cuda:0", "all"]
