@@ -197,9 +197,9 @@ class Kubernetes:
     def _keep_log(self, name: str, pods: list[Json]) -> Path | None:
         """Write the end of a worker's log into the folder, since its pod will be gone."""
         log, tail = self._notes.folder / f"{name}.log", find_tail(pods)
-        if tail and not log.exists():
+        if tail:
             write_private(log, tail.encode())
-        return log if log.exists() else None
+        return log if tail else None
 
     def _ask(self, namespace: str) -> tuple[dict[str, Json], dict[str, list[Json]]]:
         """Return the Jobs of the search, and their pods, by the name of the Job."""

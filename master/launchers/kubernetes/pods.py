@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.ending import BY_SIGNAL
 from master.launchers.cluster import Ending, Phase
 from master.launchers.job_exits import (
     GO_ON,
@@ -148,8 +150,10 @@ def _describe_end(pod: Json) -> tuple[Ending, str]:
     if not terminated:
         return Ending.FAILED, f"failed without having begun{f' ({reason})' if reason else ''}"
     because = "" if why in ("Error", "Completed") else why
-    status, number = int(terminated.get("exitCode") or 0), int(terminated.get("signal") or 0)
-    return describe_exit(status, number, MEMORY_OPTION, because)
+    status = int(terminated.get("exitCode") or 0)
+    # A runtime tells of a signal as a shell does.
+    killed_by = status - BY_SIGNAL if BY_SIGNAL < status <= BY_SIGNAL + signal.SIGRTMAX else 0
+    return describe_exit(status, killed_by, MEMORY_OPTION, because)
 
 
 def _describe_moves(pods: Sequence[Json]) -> str:
