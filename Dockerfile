@@ -28,7 +28,7 @@ COPY common common
 COPY master master
 COPY worker worker
 RUN pip install --no-deps .
-COPY docker/as-owner.sh docker/health.py /opt/coarsefine/
+COPY docker/as-owner.sh docker/health.py docker/redis_users.py /opt/coarsefine/
 RUN for name in master worker entrypoint; do ln -s ../as-owner.sh "/opt/coarsefine/as-owner/$name"; done
 
 WORKDIR /

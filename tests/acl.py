@@ -6,9 +6,9 @@ from pathlib import Path
 
 import redis
 
-from common.broker.acl import ROLES, SELECTOR, flat_rules, rules
+from common.broker.acl import ROLES, SELECTOR, USERS, flat_rules, rules
 
-__all__ = ["DOCKER", "ROLES", "SELECTOR", "add_user", "flat_rules", "rules"]
+__all__ = ["DOCKER", "ROLES", "SELECTOR", "USERS", "add_user", "flat_rules", "rules"]
 
 DOCKER = Path(__file__).parents[1] / "docker"
 

@@ -1,4 +1,4 @@
-"""The rights of the two Redis users, master and worker, as rules of an ACL."""
+"""The rights of the Redis users, as rules of an ACL."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Literal, get_args
 
 Role = Literal["master", "worker"]
 ROLES: tuple[Role, ...] = get_args(Role)
+# Besides the two that our programs log in as: that of KEDA, which counts waiting trials.
+USERS = (*ROLES, "scaler")
 FOLDER = Path(__file__).parent / "rights"
 WITH_SELECTORS = (7, 0)  # the first version that knows brackets, and keys that are only read
 SELECTOR = re.compile(r"\((.*?)\)")
 
 
 def rules(role: str) -> str:
-    """Return a role's rules for Redis 7 on one line."""
+    """Return a user's rules for Redis 7 on one line."""
     lines = (FOLDER / f"{role}.acl").read_text(encoding="utf-8").splitlines()
     return " ".join(line for line in lines if line and not line.startswith("#"))
 

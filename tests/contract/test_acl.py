@@ -19,10 +19,28 @@ from common.queue import scripts
 from common.queue.trial_queue import TrialQueue, searches
 from common.queue.workers import WorkerRegistry
 from common.search.trial import Result, TrialState, WorkerInfo
-from tests.acl import ROLES, SELECTOR, add_user, rules
+from tests.acl import ROLES, SELECTOR, USERS, add_user, rules
 from tests.contract.trials import DONE, SEARCH, check_consistent, heartbeat, made, until
 from tests.redis_server import VERSIONS, RedisServer, start_redis
 
+# What the scaler of KEDA has Redis do, after PING: that of version 2.17, and that of 2026.
+KEDA_SCRIPTS = (
+    """
+    local key = KEYS[1]
+    local kind = redis.call('type', key).ok
+    local lengths = {zset = 'zcard', set = 'scard', list = 'llen', hash = 'hlen', none = 'llen'}
+    return redis.call(lengths[kind], key)""",
+    """
+    local key = KEYS[1]
+    local kind = redis.call('type', key).ok
+    if kind == 'zset' then return redis.call('zcard', key) end
+    return redis.call('llen', key)""",
+)
+SCALER_REFUSED = (
+    "ZRANGE {pending} 0 -1", "ZADD {pending} 1 x", "UNLINK {pending}", "HGETALL {states}",
+    "ZCARD {leases}", "TYPE {trials}", "HGETALL {{cf}}:searches", "EXPIRE {pending} 1", "INFO",
+    "GET {pending}", "LRANGE {pending} 0 -1", "XADD {{cf}}:work * a b",
+)  # fmt: skip
 LUA = Path(scripts.__file__).parent / "lua"
 WORKERS_SCRIPTS = (
     "announce",
@@ -67,6 +85,7 @@ class House:
     admin: redis.Redis
     master: redis.Redis
     worker: redis.Redis
+    scaler: redis.Redis
 
     def queue(self, client: redis.Redis, lease_s: float = 30.0) -> TrialQueue:
         return TrialQueue(client, SEARCH, lease_s)
@@ -79,10 +98,14 @@ def server_and_users(request: pytest.FixtureRequest) -> Iterator[House]:
         start_redis(Path(folder), request.param) as server,
         server.client() as admin,
     ):
-        for role in ROLES:
-            add_user(admin, role, f"{role}'s", flat=request.param == "6.2")
-        with login(server, "master") as master, login(server, "worker") as worker:
-            yield House(admin, master, worker)
+        for user in USERS:
+            add_user(admin, user, f"{user}'s", flat=request.param == "6.2" and user in ROLES)
+        with (
+            login(server, "master") as master,
+            login(server, "worker") as worker,
+            login(server, "scaler") as scaler,
+        ):
+            yield House(admin, master, worker, scaler)
 
 
 def login(server: RedisServer, role: str) -> redis.Redis:
@@ -167,10 +190,41 @@ def test_a_worker_reaps_where_no_master_lives(house: House) -> None:
     assert taken.state is TrialState.FAILED and isinstance(taken.result, Result)
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("script", KEDA_SCRIPTS)
+def test_the_scaler_of_keda_counts_the_waiting_trials(house: House, script: str) -> None:
+    """Without any, and with a server that forgot the script, too."""
+    waiting = scripts.search_keys(SEARCH)["pending"]
+    assert house.scaler.ping()
+    assert house.scaler.eval(script, 1, waiting) == 0
+    house.queue(house.master).publish(made(5))
+    assert house.scaler.eval(script, 1, waiting) == 5
+    house.queue(house.worker).claim("w", 2, "one")
+    assert house.scaler.register_script(script)(keys=[waiting]) == 3
+
+
+def test_the_scaler_sees_and_changes_nothing_else(house: House) -> None:
+    house.queue(house.master).publish(made(1))
+    house.queue(house.worker).claim("w", 1, "one")
+    house.queue(house.master).publish(made(3))
+    before = house.queue(house.admin).counts()
+    names = scripts.search_keys(SEARCH)
+    for command in SCALER_REFUSED:
+        words = command.format(**names).split()
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            house.scaler.execute_command(*words)
+        script = "return redis.call(unpack(ARGV))"
+        with pytest.raises(
+            (redis.exceptions.NoPermissionError, redis.exceptions.ResponseError),
+            match=r"(?i)perm|can't",
+        ):
+            house.scaler.eval(script, 0, *words)
+    assert house.queue(house.admin).counts() == before
+
+
+@pytest.mark.parametrize("role", USERS)
 def test_what_no_search_needs_is_refused(house: House, role: str) -> None:
     house.queue(house.master).publish(made(1))
-    client = {"master": house.master, "worker": house.worker}[role]
+    client = {"master": house.master, "worker": house.worker, "scaler": house.scaler}[role]
     for command in REFUSED:
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*command.split())

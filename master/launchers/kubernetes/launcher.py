@@ -265,11 +265,18 @@ def _call(command: Collection[str], what: str, text: str = "") -> str:
 def _patch(pod: Json, file: str) -> Json:
     """Return a pod with what a file changes, by the rules of `kubectl patch`."""
     command = ("patch", "--local", "-f", "-", "--patch-file", file, "-o", "json")
+    answer = _call(("kubectl", *command), f"pod={file}", render_text(pod))
     try:
-        found = json.loads(_call(("kubectl", *command), f"pod={file}", render_text(pod)))
-    except ValueError as error:
-        raise ClusterError(f"kubectl made no JSON of --job-option pod={file}") from error
-    return dict(found)
+        found: Json = json.loads(answer)
+        names = [container["name"] for container in found["spec"]["containers"]]
+        if CONTAINER in names and isinstance(found["metadata"], dict):
+            return found
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise ClusterError(
+        f"--job-option pod={file}: with it there is no longer a pod with a container "
+        f"{CONTAINER!r}; write only what differs, as `metadata:` and `spec:` of a Pod"
+    )
 
 
 def _find_owner(root: Path) -> tuple[int, int]:
@@ -301,7 +308,12 @@ def check(options: Mapping[str, str]) -> None:
     if "pod" in options:
         _read(Path(options["pod"]), f"--job-option pod={options['pod']}")
         container = {"name": CONTAINER, "image": options["image"]}
-        pod = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [container]}}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {},
+            "spec": {"containers": [container]},
+        }
         _patch(pod, options["pod"])
 
 

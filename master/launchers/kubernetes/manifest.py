@@ -153,7 +153,7 @@ def render_jobs(search: str, names: Sequence[str], namespace: str, pod: Json) ->
 def _render_job(search: str, name: str, namespace: str, pod: Json) -> Json:
     own: Json = json.loads(json.dumps(pod))
     # Whatever a file has changed, the Jobs and pods are found by these.
-    own["metadata"]["labels"] = own["metadata"].get("labels", {}) | labels(search)
+    own["metadata"]["labels"] = (own["metadata"].get("labels") or {}) | labels(search)
     for container in own["spec"]["containers"]:
         if container.get("name") == CONTAINER:
             job = {"name": JOB_VARIABLE, "value": identify(namespace, name)}
