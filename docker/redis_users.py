@@ -7,9 +7,11 @@ import hashlib
 import sys
 from pathlib import Path
 
-from common.broker.acl import USERS, rules
+from common.broker.acl import ROLES, rules
 from common.broker.shared_server import read_password
 from common.errors import ConfigError
+
+SCALER = "scaler"  # of KEDA, which counts waiting trials
 
 
 def main(folder: Path) -> None:
@@ -17,9 +19,9 @@ def main(folder: Path) -> None:
     # The default user is off, so nobody can log in as it. It has all rights because Redis replays
     # its append-only file as this user, and drops what it may not do.
     lines = ["user default off resetpass ~* &* +@all"]
-    for user in USERS:
+    for user in (*ROLES, SCALER):
         file = folder / user
-        if user == "scaler" and not file.exists():
+        if user == SCALER and not file.exists():
             continue
         digest = hashlib.sha256(read_password(file).encode()).hexdigest()
         lines.append(f"user {user} on #{digest} {rules(user)}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import redis
 
-from common.broker.acl import ROLES, SELECTOR, USERS, flat_rules, rules
+from common.broker.acl import ROLES, SELECTOR, flat_rules, rules
 
 __all__ = ["DOCKER", "ROLES", "SELECTOR", "USERS", "add_user", "flat_rules", "rules"]
 
+USERS = (*ROLES, "scaler")  # the last is that of KEDA
 DOCKER = Path(__file__).parents[1] / "docker"
 
 

@@ -44,6 +44,11 @@ class Cluster:
         """Let pods run from now on, as processes of this machine."""
         (self.folder / "node").touch()
 
+    @property
+    def node(self) -> Path | None:
+        """The folder of the processes of pods; None where there is no node."""
+        return self.folder if (self.folder / "node").exists() else None
+
     @contextmanager
     def change(self) -> Iterator[Json]:
         """Read everything, and write it when the block ends."""
@@ -66,13 +71,12 @@ class Cluster:
             return [pod for pod in state["pods"].values() if _owner(pod) == _full(job)]
 
     def turn(self, job: str, **status: Any) -> None:
-        """Give the newest pod of a Job another status, on the node; then look what follows."""
+        """Give the newest pod of a Job another status, on the node. The next `get` acts on it."""
         with self.change() as state:
             pod = [pod for pod in state["pods"].values() if _owner(pod) == _full(job)][-1]
             if status.get("phase") != "Pending" or "containerStatuses" in status:
                 pod["spec"]["nodeName"] = NODE
             pod["status"] = status
-            _control(state, run=False)
 
     def refuse_pods(self, job: str, message: str) -> None:
         """Let a Job have no pod, as where a quota is used up."""
@@ -113,7 +117,7 @@ def _holds(thing: Json, kind: str) -> bool:
     return any(each["type"] == kind and each["status"] == "True" for each in conditions)
 
 
-def _control(state: Json, run: bool) -> None:
+def _control(state: Json, node: Path | None) -> None:
     """Do what the Job controller does, and on a node what the kubelet does."""
     for pod in state["pods"].values():
         _watch(pod)
@@ -124,7 +128,7 @@ def _control(state: Json, run: bool) -> None:
         last = pods[-1] if pods else None
         refused = any(each["involvedObject"]["name"] in name for each in state["events"])
         if (last is None and not refused) or (last and _is_ignored(job, last)):
-            _make_pod(state, name, job, run)
+            _make_pod(state, name, job, node)
         elif last and last["status"]["phase"] == "Succeeded":
             _finish(job, "Complete", "CompletionsReached")
         elif last and last["status"]["phase"] == "Failed":
@@ -149,7 +153,7 @@ def _finish(job: Json, kind: str, reason: str) -> None:
     job.setdefault("status", {}).setdefault("conditions", []).append(condition)
 
 
-def _make_pod(state: Json, name: str, job: Json, run: bool) -> None:
+def _make_pod(state: Json, name: str, job: Json, node: Path | None) -> None:
     template = job["spec"]["template"]
     state["made"] += 1
     own = name.partition("/")[2]
@@ -163,15 +167,15 @@ def _make_pod(state: Json, name: str, job: Json, run: bool) -> None:
     pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] = own
     pod["status"] = {"phase": "Pending"}
     state["pods"][f"{pod['metadata']['namespace']}/{pod['metadata']['name']}"] = pod
-    if run:
-        _run(pod)
+    if node is not None:
+        _run(pod, node)
 
 
-def _run(pod: Json) -> None:
+def _run(pod: Json, node: Path) -> None:
     """Start the container of a pod as a process, whose exit status goes into a file."""
     container = pod["spec"]["containers"][0]
     environ = {each["name"]: each["value"] for each in container.get("env", [])}
-    path = Path(sys.argv[1]) / pod["metadata"]["name"]
+    path = node / pod["metadata"]["name"]
     # The shell between must outlive the signal that the container gets.
     command = f"trap : TERM; {shlex.join(container['command'])} & echo $! >{path}.pid; "
     command += f"while wait $!; s=$?; kill -0 $! 2>/dev/null; do :; done; echo $s >{path}.exit"
@@ -241,7 +245,6 @@ def _fail(message: str) -> None:
 
 def _create(cluster: Cluster, state: Json, namespace: str, file: str) -> None:
     limit = cluster.folder / "quota"
-    run = (cluster.folder / "node").exists()
     for job in json.loads(Path(file).read_text())["items"]:
         metadata = job["metadata"]
         if metadata.get("namespace", namespace) != namespace:
@@ -260,11 +263,11 @@ def _create(cluster: Cluster, state: Json, namespace: str, file: str) -> None:
         metadata |= {"namespace": namespace, "creationTimestamp": _now()}
         state["jobs"][name] = job
         print(f"job.batch/{metadata['name']}")
-    _control(state, run)
+    _control(state, cluster.node)
 
 
 def _get(cluster: Cluster, state: Json, namespace: str, words: list[str]) -> None:
-    _control(state, run=(cluster.folder / "node").exists())
+    _control(state, cluster.node)
     if words[0] == "events":
         items = state["events"]
     else:

@@ -9,8 +9,6 @@ from typing import Literal, get_args
 
 Role = Literal["master", "worker"]
 ROLES: tuple[Role, ...] = get_args(Role)
-# Besides the two that our programs log in as: that of KEDA, which counts waiting trials.
-USERS = (*ROLES, "scaler")
 FOLDER = Path(__file__).parent / "rights"
 WITH_SELECTORS = (7, 0)  # the first version that knows brackets, and keys that are only read
 SELECTOR = re.compile(r"\((.*?)\)")

@@ -14,12 +14,10 @@ import redis
 
 from common.queue.scripts import search_keys
 from common.queue.trial_queue import TrialQueue
-from tests.acl import DOCKER
+from tests.acl import DOCKER, USERS
 from tests.contract.trials import SEARCH, made
 from tests.kubernetes_files import BASE, find_pods, read_resources
 from tests.redis_server import RedisServer, program, wait
-
-USERS = ("master", "worker", "scaler")
 
 
 @contextmanager

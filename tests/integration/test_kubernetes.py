@@ -33,6 +33,35 @@ OPTIONS = ("--job-option", "image=coarsefine:1", "--job-option", "claim=checkpoi
 KUBECTL = shutil.which("kubectl")
 PATH = os.environ["PATH"]
 
+# A trial says that it has begun, and trains while there is a file `wait`.
+LOOP = """
+import time
+from pathlib import Path
+
+def train(trial):
+    folder = Path(trial.hp["folder"])
+    (folder / "begun").mkdir(exist_ok=True)
+    (folder / "begun" / trial.id).touch()
+    while (folder / "wait").exists():
+        trial.beat()
+        time.sleep(0.1)
+    trial.report(1, val_loss=trial.hp["x"], state={})
+"""
+SEARCH = """
+name = "digits"
+task = "loop.py:train"
+metric = "val_loss"
+mode = "min"
+[space]
+x = {{ uniform = [0.0, 1.0] }}
+folder = "{folder}"
+[stages.coarse]
+trials = 6
+epochs = 1
+[stragglers]
+lease_s = 6
+"""
+
 
 class Site(Place):
     """A place with a Redis for several hosts, and a cluster of Kubernetes."""
@@ -89,22 +118,28 @@ def test_a_search_runs_in_jobs_from_its_launch_to_its_ranking(site: Site) -> Non
     assert site.cluster.jobs() == []
 
 
+@pytest.mark.faults
 def test_a_launch_that_is_killed_leaves_its_jobs_and_the_same_command_attaches_again(
     site: Site,
 ) -> None:
     """And a pod that is evicted meanwhile begins again, while its trials go on elsewhere."""
-    site.write_search(trials=24, epochs=40, lease_s=6)
+    (site.path / "loop.py").write_text(LOOP)
+    (site.path / "search.toml").write_text(SEARCH.format(folder=site.path))
+    (site.path / "wait").touch()
     launch = site.start(*LAUNCH, *OPTIONS, log="launch.log")
-    wait_for(lambda: len(site.records()) > 0, "the first record")
+    wait_for(lambda: len(list((site.path / "begun").glob("*"))) >= 2, "two trials that train")
     launch.kill()
     evict(site, "coarsefine-digits-1-1")
-    again = site.command(*LAUNCH, *OPTIONS)
-    assert "2 jobs of this search found in Kubernetes" in again
-    assert "coarse: 24/24 trials done" in again
-    ended = [row["id"] for row in site.rank("coarse")]
-    assert len(ended) == len(set(ended)) == 24
-    assert len(site.cluster.pods("coarsefine-digits-1-1")) == 2
-    assert site.cluster.jobs() == ["coarsefine-digits-1-1", "coarsefine-digits-1-2"]
+    again = site.start(*LAUNCH, *OPTIONS, log="again.log")
+    moved = "job coarsefine-digits-1-1 on node-1 was evicted, as when a node is drained"
+    wait_for(lambda: len(site.cluster.pods("coarsefine-digits-1-1")) == 2, "another pod")
+    wait_for(lambda: moved in site.command("master", "workers"), "the sentence")
+    (site.path / "wait").unlink()
+    assert again.wait(120) == 0
+    said = site.output("again.log")
+    assert "2 jobs of this search found in Kubernetes" in said and "submitted" not in said
+    assert "coarse: 6/6 trials done" in said
+    assert sorted(row["trial"] for row in site.rank()) == [f"coarse-000{n}" for n in range(6)]
 
 
 def evict(site: Site, job: str) -> None:
@@ -117,6 +152,7 @@ def evict(site: Site, job: str) -> None:
     site.cluster.turn(job, phase="Failed", conditions=[condition])
 
 
+@pytest.mark.faults
 def test_a_worker_that_cannot_begin_is_told_with_the_end_of_its_log(site: Site) -> None:
     site.write_search()
     (site.path / "image" / "worker").write_text("#!/bin/sh\necho no torch here >&2; exit 3\n")

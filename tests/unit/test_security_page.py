@@ -5,7 +5,7 @@ Its rules are those that are tested, and each test that it names exists.
 
 from __future__ import annotations
 
-from tests.acl import ROLES, flat_rules, rules
+from tests.acl import USERS, flat_rules, rules
 from tests.unit.named_tests import ROOT, named_in, rows, wrong_names
 
 COLUMNS = 4
@@ -27,7 +27,7 @@ def _is_shown(row: list[str]) -> bool:
 
 
 def test_its_rules_are_those_of_compose() -> None:
-    for role in ROLES:
+    for role in USERS:
         assert f'ACL SETUSER {role} reset on ">PASSWORD-OF-{role.upper()}S" {rules(role)}\n' in PAGE
     assert f'ACL SETUSER worker reset on ">PASSWORD-OF-WORKERS" {flat_rules("worker")}\n' in PAGE
 

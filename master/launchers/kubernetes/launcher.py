@@ -119,7 +119,8 @@ class Kubernetes:
             found |= self._find(namespace, [id for id in jobs if split_id(id)[0] == namespace])
         for id in self._live & set(jobs) - found.keys():
             found[id] = Job(id, Phase.ENDED, DELETED, Ending.CANCELLED)
-        self._live = {id for id, job in found.items() if job.phase is not Phase.ENDED}
+        self._live -= set(jobs)
+        self._live |= {id for id, job in found.items() if job.phase is not Phase.ENDED}
         return found
 
     def stop(self, jobs: Collection[str]) -> None:
