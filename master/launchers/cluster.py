@@ -305,7 +305,8 @@ class ClusterWorkers:
 
     def _tell_moved(self, before: Mapping[str, Job]) -> None:
         for id, job in self._jobs.items():
-            if job.moved and id in before and before[id].moved != job.moved:
+            is_new = job.moved and id in before and before[id].moved != job.moved
+            if is_new and job.phase is not Phase.ENDED:
                 self._say(f"{self._launcher.name} job {id} {job.moved}; it begins again")
 
     def _tell(

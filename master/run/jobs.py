@@ -17,7 +17,7 @@ from common.safe_read import read_bytes
 from common.search.stage import NO_NEEDS, Resources
 from common.search.trial import TrialState
 from master.launchers import slurm
-from master.launchers.cluster import Bounds, ClusterWorkers, Demand, Launcher, Phase
+from master.launchers.cluster import Bounds, ClusterWorkers, Demand, Job, Launcher, Phase
 from master.launchers.job_plan import JobPlan
 from master.launchers.kubernetes import launcher as kubernetes
 from master.launchers.noted import Notes, find_notes
@@ -293,7 +293,7 @@ def _describe_jobs_of(name: str, notes: Notes, launcher: Launcher) -> list[str]:
         try:
             known = launcher.states(live)
             told |= dict.fromkeys(live, (Phase.ENDED, ""))
-            told |= {id: (job.phase, job.words or job.moved) for id, job in known.items()}
+            told |= {id: (job.phase, _describe_job(job)) for id, job in known.items()}
         except SearchError as error:
             trouble = [f"search {name!r}: {error}"]
     n = {phase: sum(own is phase for own, _ in told.values()) for phase in Phase}
@@ -303,3 +303,8 @@ def _describe_jobs_of(name: str, notes: Notes, launcher: Launcher) -> list[str]:
         *trouble,
         *(f"job {id} {words}" for id, (_, words) in told.items() if words),
     ]
+
+
+def _describe_job(job: Job) -> str:
+    """Return what there is to say of a job: how it is, or else why it was begun again."""
+    return job.words or (f"{job.moved}, and was begun again" if job.moved else "")

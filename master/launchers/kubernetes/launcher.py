@@ -6,9 +6,11 @@ use a cluster, and knows how to log in to it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -190,9 +192,12 @@ class Kubernetes:
         found: dict[str, Job] = {}
         for id, job in own.items():
             name = split_id(id)[1]
-            phase, words, ending, moved = describe(job, pods.get(name, []), refusals.get(name, ""))
-            log = self._keep_log(name, pods.get(name, [])) if ending is Ending.FAILED else None
-            found[id] = Job(id, phase, words, ending, log, moved)
+            owned = pods.get(name, [])
+            told = describe(id, job, owned, time.time(), refusals.get(name, ""))
+            failed = told.ending is Ending.FAILED
+            found[id] = dataclasses.replace(
+                told, log=self._keep_log(name, owned) if failed else None
+            )
         return found
 
     def _keep_log(self, name: str, pods: list[Json]) -> Path | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from common.ending import BY_SIGNAL
-from master.launchers.cluster import Ending, Phase
+from master.launchers.cluster import Ending, Job, Phase
 from master.launchers.job_exits import (
     GO_ON,
     KILLED_FOR_MEMORY,
@@ -43,38 +44,65 @@ NO_IMAGE = (
 )
 COMING = ("", "ContainerCreating", "PodInitializing")
 LONGEST_MESSAGE = 300
+# After its grace period a pod is gone within seconds, unless its node does not answer.
+PATIENCE_S = 120.0
 
 
-def describe(job: Json, pods: Sequence[Json], refused: str = "") -> tuple[Phase, str, Ending, str]:
-    """Return the phase of a Job, words about it, what its end says, and why it was begun again.
+def describe(id: str, job: Json, pods: Sequence[Json], now_s: float, refused: str = "") -> Job:
+    """Describe a job by its Job and pods.
+
+    A job whose node does not answer has ended, although its Job has not: Kubernetes begins it again
+    when it has given the node up, which may take for ever.
 
     Args:
+        id: The id of the job.
         job: The Job.
         pods: Its pods, those that have ended too.
+        now_s: The time, as ``time.time``.
         refused: Why its pod cannot be created; empty where that is not known.
     """
     pods = sorted(pods, key=_age)
-    last = pods[-1] if pods else None
-    moved = _describe_moves(pods)
+    phase, words, ending = _describe(job, pods[-1] if pods else None, now_s, refused)
+    return Job(id, phase, words, ending, moved=_describe_moves(pods))
+
+
+def _describe(
+    job: Json, last: Json | None, now_s: float, refused: str
+) -> tuple[Phase, str, Ending]:
+    """Describe a Job by itself and by its newest pod."""
     if _condition(job, "Complete") or _condition(job, "SuccessCriteriaMet"):
-        return Phase.ENDED, "", Ending.LEFT, moved
+        return Phase.ENDED, "", Ending.LEFT
     failed = _condition(job, "Failed") or _condition(job, "FailureTarget")
     if failed:
         ending, words = _describe_failure(failed, last)
-        return Phase.ENDED, words, ending, moved
+        return Phase.ENDED, words, ending
     if _get(job, "metadata", "deletionTimestamp"):
-        return Phase.ENDED, DELETED, Ending.CANCELLED, moved
+        return Phase.ENDED, DELETED, Ending.CANCELLED
     if _get(job, "spec", "suspend"):
         words = "waits (it is suspended, as by Kueue until there is room)"
-        return Phase.QUEUED, words, Ending.LEFT, moved
-    phase, words = _describe_pod(last, refused)
-    return phase, words, Ending.LEFT, moved
+        return Phase.QUEUED, words, Ending.LEFT
+    if last and _is_on_lost_node(last, now_s):
+        node = _get(last, "spec", "nodeName")
+        words = f"on {node} lost its node, which does not answer; {GO_ON}"
+        return Phase.ENDED, words, Ending.LOST
+    return (*_describe_pod(last, refused), Ending.LEFT)
 
 
 def find_tail(pods: Sequence[Json]) -> str:
     """Return the end of the log of a worker that failed; empty where there is none."""
     last = max(pods, key=_age, default=None)
     return str(_terminated(last).get("message") or "") if last else ""
+
+
+def _is_on_lost_node(pod: Json, now_s: float) -> bool:
+    """Return whether a pod should have left long ago; its node cannot be told to end it."""
+    until = str(_get(pod, "metadata", "deletionTimestamp") or "")
+    if not until or _get(pod, "status", "phase") in ("Failed", "Succeeded"):
+        return False
+    try:
+        return now_s > datetime.fromisoformat(until).timestamp() + PATIENCE_S
+    except ValueError:
+        return False
 
 
 def _describe_pod(pod: Json | None, refused: str) -> tuple[Phase, str]:
@@ -87,7 +115,6 @@ def _describe_pod(pod: Json | None, refused: str) -> tuple[Phase, str]:
     if phase == "Failed":  # but its Job has not: it begins again
         return Phase.QUEUED, "waits to begin again"
     if _get(pod, "metadata", "deletionTimestamp"):
-        # On a node that is gone it stays like this until Kubernetes gives the node up.
         return Phase.RUNNING, "has been told to leave, and begins again when it has"
     return Phase.RUNNING, ""
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from master.launchers.cluster import ClusterError, Ending, Phase
+from master.launchers.kubernetes import pods as kubernetes_pods
 from master.launchers.kubernetes.launcher import parse_answer, parse_refusals
-from master.launchers.kubernetes.pods import describe, find_tail
+from master.launchers.kubernetes.pods import PATIENCE_S, find_tail
 from tests.unit.launchers.kubernetes_fake import disrupted, ended, unscheduled, waiting
 
 RUNNING = {"phase": "Running"}
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def describe(job: Any, pods: list[Any], now: datetime = NOW) -> tuple[Phase, str, Ending, str]:
+    found = kubernetes_pods.describe("a-1-1", job, pods, now.timestamp())
+    return found.phase, found.words, found.ending, found.moved
 
 
 def pod(status: dict[str, Any], node: str = "n1", second: int = 0, **metadata: Any) -> Any:
@@ -129,16 +137,21 @@ def test_the_newest_pod_counts_and_the_one_before_says_why_it_was_begun_again() 
     assert (phase, words) == (Phase.QUEUED, "waits to begin again")
 
 
-def test_a_pod_on_a_node_that_is_gone_has_been_told_to_leave() -> None:
-    """It stays like this until Kubernetes gives the node up; its trials have long gone on."""
-    lost = RUNNING | {
-        "conditions": [
-            {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
-        ]
-    }
-    phase, words, _, moved = describe(job(), [pod(lost, deletionTimestamp="2026-01-01T00:05:00Z")])
+def test_a_pod_that_does_not_leave_in_time_has_lost_its_node() -> None:
+    """Its Job waits until Kubernetes gives the node up; the launch does not."""
+    condition = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager"}
+    leaving = pod(RUNNING | {"conditions": [condition]}, deletionTimestamp="2026-01-01T00:00:30Z")
+    until = NOW + timedelta(seconds=30)
+    phase, words, _, moved = describe(job(), [leaving], until)
     assert phase is Phase.RUNNING and words.startswith("has been told to leave")
     assert moved == "on n1 had to go, since its node does not answer or is tainted"
+    phase, words, ending, _ = describe(job(), [leaving], until + timedelta(seconds=PATIENCE_S + 1))
+    assert (phase, ending) == (Phase.ENDED, Ending.LOST)
+    assert words.startswith("on n1 lost its node, which does not answer; its trials go on")
+
+
+def test_a_time_that_cannot_be_read_is_no_loss() -> None:
+    assert describe(job(), [pod(RUNNING, deletionTimestamp="soon")])[0] is Phase.RUNNING
 
 
 def test_a_long_message_is_shortened() -> None:

@@ -123,6 +123,7 @@ def test_an_evicted_pod_begins_again_and_its_job_has_not_failed(fake: Fake) -> N
     assert not workers.given_up and workers.absence == "1 job in the queue of Kubernetes"
     (line,) = describe_jobs(fake.root)[1:]
     assert line.startswith(f"job {job(1, 1)} on node-1 was preempted by a pod of higher priority")
+    assert line.endswith(", and was begun again")
 
 
 def test_a_pod_that_the_kubelet_evicts_is_told_with_its_words(fake: Fake) -> None:

@@ -19,6 +19,7 @@ NOW_S = 1_000_000.0
         ({"LSB_JOBID": "5", "LSB_JOBINDEX": "2"}, "5_2"),
         ({"LSB_JOBID": "5"}, "5"),
         ({"SLURM_JOB_ID": ""}, ""),
+        ({"COARSEFINE_JOB": "lab/coarsefine-digits-1-2"}, "lab/coarsefine-digits-1-2"),
     ],
 )
 def test_the_id_of_the_job_is_what_its_scheduler_calls_it(
