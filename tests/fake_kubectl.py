@@ -26,7 +26,11 @@ CURRENT_NAMESPACE = "default"
 
 
 class Cluster:
-    """The folder of a cluster. ``refuse`` and ``away`` are files with what kubectl then says."""
+    """The folder of a cluster.
+
+    ``refuse`` and ``away`` are files with what kubectl then says. ``quota`` has the most Jobs that
+    there may be, and an empty ``blind`` lets the next `get` see nothing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -279,6 +283,10 @@ def _get(cluster: Cluster, state: Json, namespace: str, words: list[str]) -> Non
             if item["metadata"]["namespace"] == namespace
             and wanted.items() <= item["metadata"]["labels"].items()
         ]
+    blind = cluster.folder / "blind"
+    if blind.exists() and not blind.read_text():  # the first question sees nothing
+        blind.write_text("asked")
+        items = []
     print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from master.launchers.job_plan import JobPlan
-from master.launchers.kubernetes.manifest import labels, name_jobs, render_jobs, render_pod
+from master.launchers.kubernetes.manifest import User, labels, name_jobs, render_jobs, render_pod
 from master.launchers.kubernetes.options import parse_options
 from tests.kubernetes_files import (
     BASE,
@@ -33,9 +33,11 @@ def jobs(options: list[str], secrets: Path | None = None) -> list[Json]:
     """The manifests of a launch."""
     own = parse_options(["image=coarsefine:1", "claim=checkpoints", *options])
     plan = JobPlan("My_Digits", Path("/shared/checkpoints"), Path("/data"), own, "module load cuda")
-    pod = render_pod(plan, secrets, 1000, 1000)
+    pod = render_pod(plan, secrets, User(1000, 1000, (27,)))
     names = name_jobs(plan.search, 7, 2)
-    found: list[Json] = render_jobs(plan.search, names, own.get("namespace", ""), pod)["items"]
+    found: list[Json] = render_jobs(plan.root / plan.search, names, own.get("namespace", ""), pod)[
+        "items"
+    ]
     return found
 
 

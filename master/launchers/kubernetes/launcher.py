@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import re
 import shlex
 import time
 from collections.abc import Collection, Mapping
@@ -23,6 +23,8 @@ from master.launchers.cluster import ClusterError, Ending, Job, Phase
 from master.launchers.job_plan import SECRETS, JobPlan, render_variables
 from master.launchers.kubernetes.manifest import (
     CONTAINER,
+    FOLDER,
+    User,
     identify,
     name_jobs,
     render_jobs,
@@ -63,7 +65,7 @@ class Kubernetes:
         """
         self._notes = notes
         self._plan = plan
-        self._search = notes.folder.parents[1].name
+        self._folder = notes.folder.parents[1]  # of the search
         self._pod: Json = {}  # once it is needed
         self._live: set[str] = set()  # jobs that this process has seen queued or running
 
@@ -79,7 +81,7 @@ class Kubernetes:
             ClusterError: kubectl refuses the file of the pod.
             ConfigError: there is no kubectl, which that file needs.
         """
-        names = name_jobs(self._search, self._find_next(()), n)
+        names = name_jobs(self._folder.name, self._find_next(()), n)
         return self._render(names), shlex.join(self._submit_command())
 
     def start(self, n: int) -> list[str]:
@@ -93,14 +95,14 @@ class Kubernetes:
         folder = self._notes.make_folder()
         self._write_secrets()
         jobs, _ = self._ask(self._namespace)
-        names = name_jobs(self._search, self._find_next(jobs), n)
+        names = name_jobs(self._folder.name, self._find_next(jobs), n)
         replace(folder / MANIFEST, self._render(names).encode())
         try:
             _call(self._submit_command(), "the jobs")
         except ClusterError:
             # Some may have been created before one was refused, as by a quota.
             jobs, _ = self._ask(self._namespace)
-            names = [name for name in names if name in jobs]
+            names = [name for name in names if self._is_own(jobs.get(name, {}))]
             if not names:
                 raise
         ids = [identify(self._namespace, name) for name in names]
@@ -148,15 +150,20 @@ class Kubernetes:
         file = str(self._notes.folder / MANIFEST)
         return (*_kubectl(self._namespace), "create", "-f", file, "-o", "name")
 
+    def _is_own(self, job: Json) -> bool:
+        """Return whether a Job belongs to this search, not to another one of its name."""
+        annotations = (job.get("metadata") or {}).get("annotations") or {}
+        return bool(annotations.get(FOLDER) == str(self._folder))
+
     def _find_next(self, names: Collection[str]) -> int:
         """Return the number of the next submission, after those that are noted or there."""
-        own = name_jobs(self._search, 0, 1)[0].removesuffix("-0-1")
-        there = [name for name in names if name.rsplit("-", 2)[0] == own]
+        own = name_jobs(self._folder.name, 0, 1)[0].removesuffix("-0-1")
+        there = [name for name in names if re.fullmatch(rf"{own}-\d+-\d+", name, re.ASCII)]
         return 1 + max(map(find_number, (*self._notes.read(), *there)), default=0)
 
     def _render(self, names: Collection[str]) -> str:
         return render_text(
-            render_jobs(self._search, list(names), self._namespace, self._make_pod())
+            render_jobs(self._folder, list(names), self._namespace, self._make_pod())
         )
 
     def _make_pod(self) -> Json:
@@ -164,7 +171,7 @@ class Kubernetes:
         assert self._plan is not None
         if not self._pod:
             secrets = self._notes.folder / SECRETS if self._plan.variables else None
-            pod = render_pod(self._plan, secrets, *_find_owner(self._plan.root))
+            pod = render_pod(self._plan, secrets, User.find())
             file = self._plan.options.get("pod", "")
             self._pod = _patch(pod, file) if file else pod
         return self._pod
@@ -209,7 +216,7 @@ class Kubernetes:
 
     def _ask(self, namespace: str) -> tuple[dict[str, Json], dict[str, list[Json]]]:
         """Return the Jobs of the search, and their pods, by the name of the Job."""
-        selector = select(self._search)
+        selector = select(self._folder.name)
         command = (*_kubectl(namespace), "get", "jobs,pods", "-l", selector, "-o", "json")
         return parse_answer(_call(command, "the question"))
 
@@ -283,15 +290,6 @@ def _patch(pod: Json, file: str) -> Json:
         f"--job-option pod={file}: with it there is no longer a pod with a container "
         f"{CONTAINER!r}; write only what differs, as `metadata:` and `spec:` of a Pod"
     )
-
-
-def _find_owner(root: Path) -> tuple[int, int]:
-    """Return user and group of a folder, or else of this process."""
-    try:
-        found = root.stat()
-    except OSError:
-        return os.getuid(), os.getgid()
-    return found.st_uid, found.st_gid
 
 
 def _read(path: Path, told: str) -> bytes:

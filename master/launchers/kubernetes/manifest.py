@@ -7,9 +7,11 @@ worker that fails does not end the others, and workers are added while others ru
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ KEEP_S = 86_400  # a Job that has ended is removed after a day
 HOUR_S = 3600.0
 SCRATCH = "/tmp"
 JOB_VARIABLE = "COARSEFINE_JOB"
+# Tells the Jobs of searches of the same name apart, such as those of two people.
+FOLDER = "coarsefine/folder"
 
 
 def name_search(search: str) -> str:
@@ -53,14 +57,28 @@ def name_jobs(search: str, number: int, n: int) -> list[str]:
     return [f"coarsefine-{name_search(search)}-{number}-{task}" for task in range(1, n + 1)]
 
 
-def render_pod(plan: JobPlan, secrets: Path | None, uid: int, gid: int) -> Json:
+@dataclass(frozen=True)
+class User:
+    """Who a worker runs as: who launches it, as in Slurm."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()  # others, which may give access to the checkpoint folder
+
+    @classmethod
+    def find(cls) -> User:
+        """Return the user of this process."""
+        uid, gid = os.geteuid(), os.getegid()
+        return cls(uid, gid, tuple(sorted(set(os.getgroups()) - {0, gid})))
+
+
+def render_pod(plan: JobPlan, secrets: Path | None, user: User) -> Json:
     """Return labels and specification of the pods of a search, as a Pod without a name.
 
     Args:
         plan: The jobs of the search.
         secrets: A file of shell with the address of Redis; None where the worker finds it.
-        uid: The user of the worker: who owns the checkpoint folder.
-        gid: The group of the worker.
+        user: Who the worker runs as.
     """
     spec: Json = {
         "restartPolicy": "Never",
@@ -68,9 +86,10 @@ def render_pod(plan: JobPlan, secrets: Path | None, uid: int, gid: int) -> Json:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
-            "runAsUser": uid,
-            "runAsGroup": gid,
-            "runAsNonRoot": uid != 0,
+            "runAsUser": user.uid,
+            "runAsGroup": user.gid,
+            "runAsNonRoot": user.uid != 0,
+            "supplementalGroups": list(user.groups),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_render_container(plan, secrets)],
@@ -113,7 +132,7 @@ def _render_container(plan: JobPlan, secrets: Path | None) -> Json:
         "name": CONTAINER,
         "image": options["image"],
         "command": ["/bin/sh", "-c", "\n".join(shell)],
-        # A user id of the folder's owner has no name in the image and no home.
+        # The user id has no name in the image and no home.
         "env": [
             {"name": "HOME", "value": SCRATCH},
             {"name": "USER", "value": "coarsefine"},
@@ -134,11 +153,11 @@ def _render_container(plan: JobPlan, secrets: Path | None) -> Json:
     }
 
 
-def render_jobs(search: str, names: Sequence[str], namespace: str, pod: Json) -> Json:
+def render_jobs(folder: Path, names: Sequence[str], namespace: str, pod: Json) -> Json:
     """Return a list of Jobs, each of which is a worker.
 
     Args:
-        search: The name of the search.
+        folder: The folder of the search.
         names: The names of the Jobs.
         namespace: The namespace; empty for the current one of kubectl.
         pod: The pod, as ``render_pod`` returns it.
@@ -146,19 +165,23 @@ def render_jobs(search: str, names: Sequence[str], namespace: str, pod: Json) ->
     return {
         "apiVersion": "v1",
         "kind": "List",
-        "items": [_render_job(search, name, namespace, pod) for name in names],
+        "items": [_render_job(folder, name, namespace, pod) for name in names],
     }
 
 
-def _render_job(search: str, name: str, namespace: str, pod: Json) -> Json:
+def _render_job(folder: Path, name: str, namespace: str, pod: Json) -> Json:
     own: Json = json.loads(json.dumps(pod))
     # Whatever a file has changed, the Jobs and pods are found by these.
-    own["metadata"]["labels"] = (own["metadata"].get("labels") or {}) | labels(search)
+    own["metadata"]["labels"] = (own["metadata"].get("labels") or {}) | labels(folder.name)
     for container in own["spec"]["containers"]:
         if container.get("name") == CONTAINER:
             job = {"name": JOB_VARIABLE, "value": identify(namespace, name)}
             container.setdefault("env", []).append(job)
-    metadata: Json = {"name": name, "labels": labels(search)}
+    metadata: Json = {
+        "name": name,
+        "labels": labels(folder.name),
+        "annotations": {FOLDER: str(folder)},
+    }
     if namespace:
         metadata["namespace"] = namespace
     return {

@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.folder.records import SearchFolder
 from common.search.stage import Resources
 from master.launchers.job_plan import JobPlan, render_variables
-from master.launchers.kubernetes.manifest import name_jobs, render_pod
+from master.launchers.kubernetes.manifest import User, name_jobs, render_pod
 from master.launchers.kubernetes.options import (
     count_gpus,
     parse_options,
@@ -29,7 +29,8 @@ ROOT = Path("/shared/checkpoints")
 
 def pod(*options: str, secrets: Path | None = None, uid: int = 1000, **plan: Any) -> dict[str, Any]:
     own = parse_options([*NEEDED, *options])
-    return render_pod(JobPlan("digits", ROOT, Path("/data"), own, **plan), secrets, uid, 100)
+    jobs = JobPlan("digits", ROOT, Path("/data"), own, **plan)
+    return render_pod(jobs, secrets, User(uid, 100, (27,)))
 
 
 def container(*options: str, **plan: Any) -> dict[str, Any]:

@@ -48,15 +48,12 @@ def test_a_worker_says_its_job_as_the_launcher_knows_it(fake: Fake) -> None:
     assert list(fake.notes.read()) == [id]
 
 
-def test_the_pods_run_as_the_owner_of_the_checkpoint_folder(fake: Fake) -> None:
-    fake.root.mkdir()
-    if os.geteuid() == 0:
-        os.chown(fake.root, 1234, 2345)
+def test_the_pods_run_as_who_launches_them(fake: Fake) -> None:
     fake.workers("1").start()
     (pod,) = fake.cluster.pods(job(1, 1))
-    owner = fake.root.stat()
     context = pod["spec"]["securityContext"]
-    assert (context["runAsUser"], context["runAsGroup"]) == (owner.st_uid, owner.st_gid)
+    assert (context["runAsUser"], context["runAsGroup"]) == (os.geteuid(), os.getegid())
+    assert context["runAsNonRoot"] is (os.geteuid() != 0)
 
 
 def test_a_second_launch_finds_the_jobs_of_the_first(fake: Fake) -> None:
@@ -245,6 +242,11 @@ def test_jobs_of_another_search_of_the_same_name_are_left_alone(fake: Fake) -> N
     (fake.path / "other").mkdir()
     other = Fake(fake.path / "other")
     other.cluster = fake.cluster
+    (fake.cluster.folder / "blind").touch()  # both ask before one of them has submitted
+    with pytest.raises(ClusterError, match="already exists"):
+        other.workers("1").start()
+    assert not other.notes.read()
+    (fake.cluster.folder / "blind").unlink()
     other.workers("1").start()
     assert fake.cluster.jobs() == [job(1, 1), job(2, 1)]
     assert cancel_jobs(SearchFolder(other.root, "digits")) == 1
