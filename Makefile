@@ -11,7 +11,7 @@ PROGRAM := coarsefine common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test pictures clean
+.PHONY: help setup search test fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test pictures clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,16 +21,10 @@ setup: $(VENV)/.dev  ## install everything into .venv, as pinned in constraints.
 search: setup  ## the main job: the whole built-in search on real digits
 	$(BIN)/master launch --stage all
 
-test: setup  ## unit tests, beside contract and integration tests with real servers and processes
-	@log=$$(mktemp); $(MAKE) --no-print-directory test-quick >$$log 2>&1 & quick=$$!; \
-	$(MAKE) --no-print-directory test-processes; code=$$?; \
-	wait $$quick || code=$$?; cat $$log; rm -f $$log; exit $$code
-
-test-quick: setup
-	$(BIN)/python -m pytest tests/unit --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" $(PYTEST_ARGS)
-
-test-processes: setup
-	$(BIN)/python -m pytest tests/contract tests/integration --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" $(PYTEST_ARGS)
+# As many processes as keep two cores busy, since tests also wait.
+TEST_PROCESSES ?= 3
+test: setup  ## unit, contract and integration tests, with real servers and processes
+	$(BIN)/python -m pytest --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" -n $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 fault-test: setup  ## processes are killed, stopped, cut off or fail, one way after the other (minutes)
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration -m faults $(PYTEST_ARGS)
