@@ -155,6 +155,38 @@ def test_sigterm_of_a_worker_saves_and_gives_back(here: Place) -> None:
             ]  # from where the last attempt stood
 
 
+def test_of_32_trials_in_a_process_with_a_poisoned_device_only_the_guilty_one_fails(
+    here: Place,
+) -> None:
+    shutil.copy(TASKS / "poison.py", here.path)
+    file = here.write_search(
+        task="poison.py:Task",
+        space="marker = { uniform = [0.0, 1.0] }",
+        trials=32,
+        epochs=3,
+        hidden=16,
+        high=0.05,
+    )
+    search = load_search(file)
+    guilty = configurations(search, search.stage("coarse"), first_source(search), range(32))[5]
+    launch = ("master", "launch", "--stage", "coarse", "--workers", "1")
+    marker = str(guilty.hyperparameters["marker"])
+    master = here.start(*launch, log="m.log", POISON_MARKER=marker)
+    assert master.wait(DEADLINE_S) == 0, here.output("m.log")
+    attempts = ended_once(here, 32)
+    rows = {row["trial"]: row for row in here.rank()}
+    assert [t for t, row in rows.items() if row["state"] == "failed"] == [guilty.id]
+    assert rows[guilty.id]["reason"] == "AcceleratorError: CUDA error: device-side assert triggered"
+    assert {row["state"] for t, row in rows.items() if t != guilty.id} == {"completed"}
+    assert attempts[guilty.id] == max(attempts.values()) == 2
+    told = "".join(here.logs())
+    suspects = re.findall(r"(\d+) trials will be tried again, each alone", told)
+    assert len(suspects) == 1 and int(suspects[0]) > 1, "an array was poisoned, and only once"
+    assert f"{guilty.id} fails: it was alone" in told
+    assert "raised AcceleratorError" not in told, "the device is blamed, and no stacked step"
+    assert told.count("died (exit status 71)") == 2
+
+
 def test_a_trial_that_kills_its_worker_fails_alone(here: Place) -> None:
     shutil.copy(TASKS / "trouble.py", here.path)
     file = here.write_search(

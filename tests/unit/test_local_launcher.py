@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.ending import EXIT_POISONED
 from common.errors import ConfigError
 from common.search.protocol import PROTOCOL
 from common.search.search_file import Search, parse_search
@@ -39,6 +40,11 @@ def test_quick_deaths_wait_longer_each_time_until_it_is_given_up() -> None:
         quick = then.quick_deaths
     assert waits == [1.0, 2.0, 4.0, 8.0]
     assert then.action is Action.GIVE_UP
+
+
+def test_a_worker_whose_device_serves_it_no_more_is_always_started_again() -> None:
+    then = after_end(EXIT_POISONED, lived_s=1.0, quick_deaths=4)
+    assert (then.action, then.quick_deaths, then.wait_s) == (Action.RESTART, 4, 1.0)
 
 
 def test_a_long_life_makes_up_for_quick_deaths() -> None:

@@ -405,7 +405,7 @@ class Heartbeat:
         if self._stuck and self._beat != self._stuck[0]:
             self._stuck = None
         if self._stuck and now - self._stuck[1] > STUCK_GRACE_S:
-            self._leave_hard(
+            self.leave_hard(
                 f"stuck: nothing has moved for {STUCK_GRACE_S:g} s since the master said so; "
                 "exiting to free the device",
                 EXIT_STUCK,
@@ -415,12 +415,12 @@ class Heartbeat:
             self.stop(ORDERED)
         late_s = now - self._stop_at if self._stop_at is not None else 0.0
         if late_s > LOADING_GRACE_S and self._holds_nothing_new():
-            self._leave_hard(
+            self.leave_hard(
                 "stop requested while a task is loading; nothing is left to save; exiting",
                 self._stop_code,
             )
         elif self._stop_at is not None and late_s > self._stop_grace_s:
-            self._leave_hard(
+            self.leave_hard(
                 "stop requested, but the current step does not end; exiting",
                 self._stop_code,
             )
@@ -435,8 +435,11 @@ class Heartbeat:
                 view is None for _, view in self._held.values()
             )
 
-    def _leave_hard(self, why: str, code: int) -> None:
-        """End the process although the main thread does not move. Give the leases back first."""
+    def leave_hard(self, why: str, code: int) -> None:
+        """End the process without its cleanup. Give the leases back first.
+
+        This is for where the main thread does not move, or the device serves the process no more.
+        """
         self._say(why)
         fences = self.find_unfinished()
         if self._queue is not None and fences:

@@ -27,6 +27,7 @@ from worker.run.heartbeat import Heartbeat
 from worker.run.rungs import may_go_on
 from worker.run.second_tries import Raising
 from worker.run.session import Session
+from worker.training.device_errors import refuse_poisoned
 from worker.training.engine.engine import Outcome, View
 from worker.training.history.diagnosis import diagnose_trial
 from worker.training.stacked.slot import pack
@@ -75,6 +76,7 @@ class Recorder:
         Raises:
             CheckpointError: the folder cannot be written. The leases are still held.
             QueueError: waiting for Redis does not help. The leases are still held.
+            Poisoned: the device serves this process no more. The leases are still held.
         """
         self._ended += outcomes
         self.flush()
@@ -102,6 +104,10 @@ class Recorder:
             )
             self._raising.add(claim.fence, record)
         self.flush()
+
+    def forget_ended(self) -> None:
+        """Forget what has ended and is not written: its tensors are on a device that is gone."""
+        self._ended.clear()
 
     def flush(self) -> bool:
         """Write all that is not written yet, and report all that Redis has not heard.
@@ -299,7 +305,8 @@ class Recorder:
                 raise
             # The result of one trial cannot be written. Only that trial is to fail, also where its
             # own code calls exit().
-            except (Exception, SystemExit):
+            except (Exception, SystemExit) as error:
+                refuse_poisoned(error, [outcome.claim for outcome in own])
                 for outcome in own:
                     self._write_alone(stage, outcome)
         return True
@@ -310,6 +317,7 @@ class Recorder:
         except TROUBLES:
             raise
         except (Exception, SystemExit) as error:
+            refuse_poisoned(error, [outcome.claim])
             trial, attempt = outcome.trial.id, outcome.fence.attempt
             names = self._stage(stage).checkpoints(self._session.search.mode)
             durable.remove(

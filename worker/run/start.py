@@ -22,7 +22,7 @@ from common.broker.connection import open_broker
 from common.broker.embedded_folder import boot_id
 from common.broker.eviction import eviction_warning
 from common.broker.sandbox import sandbox_warning
-from common.ending import BY_SIGNAL, END_SIGNALS, hear_end
+from common.ending import BY_SIGNAL, END_SIGNALS, EXIT_POISONED, hear_end
 from common.errors import ConfigError
 from common.folder.durable import make_folder
 from common.offspring import Offspring
@@ -47,6 +47,8 @@ from worker.training.compute.device import (
     share_devices,
     thread_share,
 )
+
+LOOK_S = 0.5  # between looks at the workers of several devices
 
 
 @dataclass(frozen=True)
@@ -228,20 +230,32 @@ def _hear_nothing() -> None:
 def _start_all(request: Request, shares: Sequence[str]) -> int:
     """Start a worker for each share of the devices, pass signals on, and wait for all.
 
+    A worker that its device serves no more is started again.
+
     Returns:
         The highest exit code.
     """
-    children = [
-        subprocess.Popen(_command(request, devices), env=_environment(request))
-        for devices in shares
-    ]
+
+    def start(devices: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(_command(request, devices), env=_environment(request))
+
+    children, codes, told = {devices: start(devices) for devices in shares}, list[int](), set[int]()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        for child in children:
+        told.add(number)
+        for child in [*children.values()]:
             child.send_signal(number)
 
     hear_end(on_signal)
-    codes = [child.wait() for child in children]
+    while children:
+        for devices, child in [*children.items()]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(LOOK_S)
+                if code == EXIT_POISONED and not told:
+                    children[devices] = start(devices)
+                else:
+                    del children[devices]
+                    codes.append(code)
     return max(128 - code if code < 0 else code for code in codes)  # a signal as in a shell
 
 

@@ -53,6 +53,14 @@ class Entry:
         return steps if isinstance(steps, int) else 0
 
 
+@dataclass(frozen=True)
+class HostCopy:
+    """What states are made of, until the array trains on or slots come or go."""
+
+    rows: Row  # (K, ...) each; those of the stack itself if it is on the CPU
+    places: dict[int, int]  # of the slots, by their id()
+
+
 class TrialArray:
     """Slots of one structure that train together. A position in ``slots`` is a row of ``stack``."""
 
@@ -83,6 +91,8 @@ class TrialArray:
             if model.structure.alone
             else network_for(model, lone=len(entries) == 1)
         )
+        self.stacked = not isinstance(self._network, LoneNetwork)  # whether more trials could join
+        self._on_host: HostCopy | None = None
         self._rates: list[float] | None = None  # learning rates of the last step
         self._backends = backends
         self.waiting_steps = 0  # steps of trials that will join, as far as known
@@ -102,14 +112,10 @@ class TrialArray:
         """The number of slots."""
         return len(self.slots)
 
-    @property
-    def stacked(self) -> bool:
-        """Whether more trials could join."""
-        return not isinstance(self._network, LoneNetwork)
-
     def admit(self, entries: Sequence[Entry]) -> None:
         """Add trials at the end."""
         slots, rows, sums = self._prepare_entries(entries)
+        self._on_host = None
         self.stack.append(rows)
         self.slots += slots
         self._monitor_new(sums)
@@ -136,7 +142,7 @@ class TrialArray:
         Raises:
             Exception: whatever the task's model raises. Every slot is then at its last whole step.
         """
-        self.paused = False
+        self.paused, self._on_host = False, None
         n_steps = min(slot.to_boundary for slot in self.slots)
         if n_steps and self._backends is not None:
             self._equip(self._backends, watch)
@@ -189,9 +195,15 @@ class TrialArray:
         return outcomes
 
     def drop(self, positions: Sequence[int]) -> None:
-        """Remove slots."""
+        """Remove slots. Without any, all tensors are freed, and nothing can be trained."""
+        if not self.slots:
+            return
         staying = [position for position in range(self.width) if position not in set(positions)]
-        if 0 < len(staying) < self.width:
+        self._on_host = None
+        if not staying:
+            # Views of earlier boundaries still refer to the array.
+            del self.stack, self.monitor, self._network
+        elif len(staying) < self.width:
             self.stack.keep(staying)
             self.monitor.keep(staying)
         self.slots = [self.slots[position] for position in staying]
@@ -224,17 +236,23 @@ class TrialArray:
             slot.epoch,
             slot.history.last_epoch_s,
             self.width,
-            lambda: pack(self._state(self.slots.index(slot))),
+            lambda: pack(self._state(self._copy().places[id(slot)])),
             slot.history.metrics,
             slot.history.value,
             slot.history.curves,
         )
 
     def _state(self, position: int) -> dict[str, Any]:
-        return {
-            **self.slots[position].state(self.stack.row(position)),
-            "monitor": self.monitor.state(position),
-        }
+        row = {name: tensor[position].clone() for name, tensor in self._copy().rows.items()}
+        return {**self.slots[position].state(row), "monitor": self.monitor.state(position)}
+
+    def _copy(self) -> HostCopy:
+        """Return the rows of all slots on the host: one transfer a tensor, however many slots."""
+        if self._on_host is None:
+            rows = {name: tensor.cpu() for name, tensor in self.stack.rows.items()}
+            places = {id(slot): position for position, slot in enumerate(self.slots)}
+            self._on_host = HostCopy(rows, places)
+        return self._on_host
 
     def _sums(self, position: int) -> Sequence[float]:
         """Return the monitor's sums since the last evaluation; nothing for an exploded trial.
@@ -418,17 +436,41 @@ class TrialArray:
         told = torch.stack(
             [losses.sum(0), correct.to(losses.dtype), rows["first"], at.to(losses.dtype), *parts]
         ).tolist()
+        windows = self._windows(history, told[3])
         for position, (slot, loss, right, first, row, *sums) in enumerate(
             zip(self.slots, *told, strict=True)
         ):
             if not slot.dead:
                 slot.note_parts(dict(zip(names, sums, strict=True)))
                 self._settle_slot(
-                    slot, len(results), loss, right, first, int(row), history[:, position]
+                    slot, len(results), loss, right, first, int(row), windows.get(position, [])
                 )
         rows["recent"].copy_(history[-rows["recent"].shape[1] :].T)
         if self._setting.options.watching:
             self.monitor.note_losses(losses)
+
+    def _windows(self, history: Tensor, at: Sequence[float]) -> dict[int, list[float]]:
+        """Return the last costs of each slot that explodes, the one above its limit last.
+
+        All of them are read at once.
+
+        Args:
+            history: (WINDOW - 1 + m, K) the costs before the last m steps, and in these.
+            at: the step at which each slot explodes, or m.
+        """
+        n_steps = len(history) - explosion.WINDOW + 1
+        found = [
+            position
+            for position, row in enumerate(at)
+            if row < n_steps and self.slots[position].may_explode
+        ]
+        if not found:
+            return {}
+        costs = history.T[found].tolist()
+        return {
+            position: own[int(at[position]) : int(at[position]) + explosion.WINDOW]
+            for position, own in zip(found, costs, strict=True)
+        }
 
     def _settle_slot(
         self,
@@ -438,20 +480,22 @@ class TrialArray:
         right: float,
         first: float,
         row: int,
-        history: Tensor,
+        window: list[float],
     ) -> None:
         slot.first_loss = first
         slot.loss_sum += loss
         slot.correct_sum += right
         slot.n_summed += n_steps
-        factor = slot.explosion_factor
-        if row == n_steps or factor is None:
+        if row == n_steps or not slot.may_explode:
             slot.steps += n_steps
             return
-        # Ends with the cost above the limit.
-        window = history[row : row + explosion.WINDOW].tolist()
         slot.exploded = explosion.explain_explosion(
-            window, first, factor, slot.steps + row, slot.per_epoch, self._small
+            window,
+            first,
+            slot.explosion_factor or math.inf,
+            slot.steps + row,
+            slot.per_epoch,
+            self._small,
         )
         slot.steps += row + 1
 

@@ -91,6 +91,11 @@ class Slot:
         return self.lost or self.exploded is not None
 
     @property
+    def may_explode(self) -> bool:
+        """Whether a cost may end it."""
+        return self.explosion_factor is not None and not self.dead
+
+    @property
     def ended(self) -> bool:
         """Whether it leaves the array at this boundary."""
         return self.dead or self.stopped is not None or self.evaluated >= self.total
