@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -49,6 +49,7 @@ from worker.training.compute.device import (
 )
 
 LOOK_S = 0.5  # between looks at the workers of several devices
+SILENT_S = 3.0  # a worker that is heard of once a second, and not for so long, may be dead
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def start_one(request: Request) -> int:
         if zygote is not None and not on_cpu:  # a loop on a GPU gets a new interpreter
             zygote.close()
             zygote = None
-        for warning in filter(None, (eviction_warning(broker), sandbox_warning(broker))):
+        warnings = (device.note, eviction_warning(broker), sandbox_warning(broker))
+        for warning in filter(None, warnings):
             say(warning)
         registry, cores = WorkerRegistry(broker.client), own_cores()
         heartbeat = Heartbeat(
@@ -143,6 +145,7 @@ def start_one(request: Request) -> int:
         host = LoopHost(offspring, zygote.start if zygote is not None else start_child)
         try:
             heartbeat.once()  # so that workers that start at the same time count this one
+            refuse_shared(registry.list, heartbeat.info)
             threads = (
                 thread_share(registry.list(), boot_id(), cores, max(1, request.local))
                 if on_cpu
@@ -206,7 +209,45 @@ def _info(device: Device, search: str | None, cores: Cores) -> WorkerInfo:
         protocol=PROTOCOL,
         job=find_job_id(os.environ),
         cores=cores.pool,
+        gpus=",".join(device.ids),
     )
+
+
+def refuse_shared(
+    list_workers: Callable[[], Sequence[WorkerInfo]],
+    own: WorkerInfo,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Check that no worker in another container of this machine holds one of the GPUs.
+
+    Containers have the same Redis, and each has locks of its own. A worker that has not been heard
+    for a while may be dead, so it is waited for.
+
+    Args:
+        list_workers: returns the workers that Redis knows.
+        own: this worker, which has announced itself.
+        sleep: waits for seconds.
+
+    Raises:
+        ConfigError: one does.
+    """
+    ids = {one for one in own.gpus.split(",") if one}
+    began = time.monotonic()
+    while holders := [
+        (info, shared)
+        for info in (list_workers() if ids else ())
+        if (info.machine, info.state != "lost") == (own.machine, True)
+        and (shared := sorted(ids & set(info.gpus.split(","))))
+        and info.host != own.host  # of the same host, the locks say more
+        and info.last_seen_s < SILENT_S
+    ]:
+        if time.monotonic() - began > SILENT_S:
+            info, shared = holders[0]
+            raise ConfigError(
+                f"--device {own.device}: worker {info.worker}, in another container of this "
+                f"machine, holds {shared[0]}; stop that one, or name another device"
+            )
+        sleep(LOOK_S)
 
 
 def _hear_signals(heartbeat: Heartbeat) -> None:

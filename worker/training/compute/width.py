@@ -130,9 +130,7 @@ class Widths:
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:
                 break
-        if best == most < min(
-            self._fixed or ladder[-1], self._ceilings.get(structure, ladder[-1])
-        ):
+        if best == most < min(self._fixed or ladder[-1], self._ceilings.get(structure, ladder[-1])):
             self._at_least[structure] = best
             return best  # the widest that so few trials allow; climb when there are more
         self._measure[structure] = best
