@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,6 +27,7 @@ from common.search.search_file import default_text
 from common.search.trial import Claim, TrialState, WorkerInfo
 from tests.contract.trials import SEARCH, made
 from worker.run import loop
+from worker.run import recorder as recorder_module
 from worker.run.heartbeat import Heartbeat
 from worker.run.loop import Loop, LoopOptions
 from worker.run.recorder import Recorder
@@ -597,3 +600,27 @@ def test_without_redis_the_leases_of_a_poisoned_process_run_out(
     assert poison(worker, monkeypatch, claims, computed=claims) == [EXIT_POISONED]
     assert worker.states()[:2] == ["running"] * 2
     assert "leases that are not given back run out by themselves" in "".join(worker.said)
+
+
+def test_states_that_take_long_to_save_are_saved_less_often(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [1000.0], list[float]()
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(recorder_module, "time", clock)
+    recorder = Recorder(worker.session, worker.heart, worker.said.append)
+    (claim,) = worker.claim(1)
+    takes_s = [0.5, 7.5, 0.5, 0.5]
+
+    def state() -> bytes:
+        saved.append(now[0])
+        now[0] += takes_s[len(saved) - 1]
+        return b"state"
+
+    views = [View(claim, 1.0, 1.0, 1, state)]
+    while len(saved) < len(takes_s):
+        now[0] += 1.0
+        recorder.save_states(views)
+    gaps = [after - before for before, after in pairwise(saved)]
+    assert gaps[1] == 7.5 + 75.0, "7.5 s of each 30 s would be a fifth of the time"
+    assert gaps[0] == gaps[2] == 30.5, "once it is fast again, it is as often as before"

@@ -23,6 +23,9 @@ from worker.training.types import View
 
 # How soon a kill is heard. One round trip carries all trials, so it costs Redis next to nothing.
 BEAT_S = 1.0
+# Curves that one beat sends at most. To encode those of a wide array at once would hold up the
+# thread that trains.
+CURVES_A_BEAT = 256
 LEASE_SHARE = 5  # at least so many renewals within a lease, so that one or two may get lost
 MAX_BACKOFF_S = 5.0  # between tries while Redis is away
 # A worker that was told that it is stuck, and does not move for so long, exits hard.
@@ -357,20 +360,23 @@ class Heartbeat:
         ]
 
     def _find_grown_curves(self) -> dict[str, tuple[str, int]]:
-        """Return the curves of each trial that has new points since the last round.
+        """Return the curves of trials that have new points since the last round.
 
-        Each comes with its number of points. Curves of single layers are not sent.
+        Those of which Redis knows least come first, and the others in the next rounds. Each comes
+        with its number of points. Curves of single layers are not sent.
         """
         with self._mutex:
             held = {
                 trial_id: view.curves
                 for trial_id, (_, view) in self._held.items()
-                if view is not None and view.curves
+                if view is not None
+                and view.curves
+                and len(next(iter(view.curves.values()))) > self._told.get(trial_id, 0)
             }
         grown = {}
-        for trial_id, curves in held.items():
+        for trial_id in sorted(held, key=lambda one: self._told.get(one, 0))[:CURVES_A_BEAT]:
             # Curves of single layers stay here.
-            shown = {name: values for name, values in curves.items() if "." not in name}
+            shown = {name: values for name, values in held[trial_id].items() if "." not in name}
             length = min(map(len, shown.values()))
             if length > self._told.get(trial_id, 0):
                 grown[trial_id] = (wire.curves_out(shown), length)

@@ -35,6 +35,8 @@ from worker.training.stacked.slot import pack
 ENDED_WELL = (TrialState.COMPLETED, TrialState.STOPPED)  # the weights may be worth keeping
 TROUBLES = (CheckpointError, QueueError, OSError)  # of Redis or the folder: not of a trial
 STATE_INTERVAL_S = 30.0  # between saved states: the most work that is lost with a worker
+# The states of a wide array take long to save. It may train for so many times as long between.
+SAVING_SHARE = 10
 # The number of trials per stage that predict although they may go on. An ensemble seldom has more.
 BEST_AT_RUNG = 10
 
@@ -56,7 +58,7 @@ class Recorder:
         self._with_state: set[str] = set()  # trials of which this worker wrote a resume state
         # Attempts whose last state is in the folder, since the trial may go on.
         self._carried: set[Fence] = set()
-        self._saved_at = time.monotonic()
+        self._saved_at, self._interval_s = time.monotonic(), STATE_INTERVAL_S
         self._told_unsure = False
 
     @property
@@ -137,6 +139,8 @@ class Recorder:
     def save_states(self, views: Sequence[View], now: bool = False) -> bool:
         """Save the states of unfinished trials, every 30 s at most unless ``now``.
 
+        Where that takes seconds, it is done less often, so that it takes a tenth of the time.
+
         Returns:
             Whether all states were saved.
 
@@ -145,10 +149,11 @@ class Recorder:
         """
         if (
             not views
-            or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S)
+            or (not now and time.monotonic() - self._saved_at < self._interval_s)
             or not self._is_ours()
         ):
             return False
+        began = time.monotonic()
         ours = [view for view in views if self._heartbeat.holds(view.fence)]
         states = [
             (view.claim, content) for view in ours if (content := self._state(view)) is not None
@@ -157,6 +162,8 @@ class Recorder:
         self._with_state |= {claim.trial.id for claim, _ in states}
         if not now:
             self._saved_at = time.monotonic()
+            took_s = self._saved_at - began
+            self._interval_s = max(STATE_INTERVAL_S, SAVING_SHARE * took_s)
         return len(states) == len(ours)
 
     def _state(self, view: View) -> bytes | None:

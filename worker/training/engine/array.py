@@ -25,7 +25,7 @@ from worker.training.outcome.validation import Validation
 from worker.training.stacked import explosion
 from worker.training.stacked.agreement import differences
 from worker.training.stacked.monitor import Monitor, is_watched
-from worker.training.stacked.rows import Row, fresh_row
+from worker.training.stacked.rows import Row, fresh_row, moving
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -186,10 +186,10 @@ class TrialArray:
     def leave(self) -> list[Outcome]:
         """Remove the slots that ended or lost their lease. Return outcomes of those that ended."""
         going = [position for position, slot in enumerate(self.slots) if slot.ended]
+        kept = [position for position in going if not self.slots[position].lost]
         outcomes = [
-            kept_weights.outcome(self.slots[p], self.stack.row(p), self._setting, self._sums(p))
-            for p in going
-            if not self.slots[p].lost
+            kept_weights.outcome(self.slots[p], row, self._setting, self._sums(p))
+            for p, row in zip(kept, self._rows(kept), strict=True)
         ]
         self.drop(going)
         return outcomes
@@ -245,6 +245,22 @@ class TrialArray:
     def _state(self, position: int) -> dict[str, Any]:
         row = {name: tensor[position].clone() for name, tensor in self._copy().rows.items()}
         return {**self.slots[position].state(row), "monitor": self.monitor.state(position)}
+
+    def _rows(self, positions: Sequence[int]) -> list[Row]:
+        """Return copies of the tensors of slots on the host: one transfer a tensor."""
+        if self._setting.device.type == "cpu":
+            return [self.stack.row(position) for position in positions]
+        if not positions:
+            return []
+        index = torch.tensor(positions, device=self._setting.device)
+        # Slots that leave come back to the device only for predictions, if they are kept.
+        rows = {
+            name: tensor.index_select(0, index).cpu() for name, tensor in self.stack.rows.items()
+        }
+        return [
+            {name: tensor[place].clone() for name, tensor in rows.items()}
+            for place in range(len(positions))
+        ]
 
     def _copy(self) -> HostCopy:
         """Return the rows of all slots on the host: one transfer a tensor, however many slots."""
@@ -314,6 +330,7 @@ class TrialArray:
         first = self.slots[0].steps
         unsettled: list[StepResult] = []
         number, shared, started = 0, self._shared, time.perf_counter()
+        read_at, waits = started, self._setting.device.type != "cpu"
         try:
             for number in range(n_steps):
                 self.mark_lost(watch)
@@ -335,10 +352,13 @@ class TrialArray:
                     )
                 unsettled.append(result._replace(looked=None))
                 watch.beat()
-                if len(unsettled) == explosion.LOOK_EVERY:
+                now = time.perf_counter()
+                if len(unsettled) >= explosion.LOOK_EVERY and (
+                    not waits or now - read_at >= explosion.LOOK_S
+                ):
                     self._settle(unsettled)
-                    unsettled = []
-                if time.perf_counter() - started >= PAUSE_S:
+                    unsettled, read_at = [], now
+                if now - started >= PAUSE_S:
                     break
             else:
                 if self._backends is not None:
@@ -417,7 +437,8 @@ class TrialArray:
     def _settle(self, results: Sequence[StepResult]) -> None:
         """Read the results of the last steps and update the slots.
 
-        Inside an epoch, the host waits for the device only here.
+        Inside an epoch, the host waits for the device only here: once, and once a second if the
+        epoch takes longer.
         """
         rows = self.stack.rows
         losses = torch.stack([r.loss for r in results])  # (m, K)
@@ -517,8 +538,7 @@ class TrialArray:
         better = [p for p in due if self.slots[p].note_evaluation(self._point(p), metrics[p])]
         if better:
             self.stack.keep_best(better)
-        for position in due:
-            self._snapshot(position)
+        self._take_snapshots(due)
 
     def _point(self, position: int) -> dict[str, float | None]:
         """Return the values that training adds to the curves of one slot."""
@@ -526,18 +546,19 @@ class TrialArray:
         point = slot.train_point(self.batches.batch_size) | {"learning_rate": self._rate(position)}
         return point | (self.monitor.points(position) if self._setting.options.watching else {})
 
-    def _snapshot(self, position: int) -> None:
-        slot = self.slots[position]
-        if slot.snapshot_due and slot.stopped is None and slot.history.value is not None:
-            names = ("flat", "ema", "state.", "buffer.")
-            row = {
-                name: tensor.cpu()
-                for name, tensor in self.stack.row(position).items()
-                if name.startswith(names)
-            }
+    def _take_snapshots(self, due: Sequence[int]) -> None:
+        wanted = [
+            position
+            for position in due
+            if self.slots[position].snapshot_due
+            and self.slots[position].stopped is None
+            and self.slots[position].history.value is not None
+        ]
+        for position, row in zip(wanted, self._rows(wanted), strict=True):
+            slot = self.slots[position]
             metric = slot.history.curves[slot.history.metric][-1]
             slot.moments.append(
-                Moment(slot.epoch, metric if metric is not None else float("nan"), row)
+                Moment(slot.epoch, metric if metric is not None else float("nan"), moving(row))
             )
 
     def _rate(self, position: int) -> float | None:
