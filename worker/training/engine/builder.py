@@ -38,7 +38,15 @@ from worker.training.math.recipe import Recorded, read_recipe
 from worker.training.model.attributes import Path
 from worker.training.model.groups import read_groups
 from worker.training.model.lazy import give_sizes, lazy_layers
-from worker.training.model.look import Look, called_rates, look, reads, takes_tensors
+from worker.training.model.look import (
+    Look,
+    called_rates,
+    embedding_rows,
+    find_ids,
+    look,
+    reads,
+    takes_tensors,
+)
 from worker.training.model.network import find_activation_kind
 from worker.training.model.python_state import untouched
 from worker.training.model.structure import Model, Structure, prepare
@@ -68,6 +76,7 @@ class Builder:
         self._looks: dict[Structure, Look | None] = {}
         self._blind: dict[Structure, str] = {}  # why a structure could not be looked at
         self._said: set[Hashable] = set()
+        self._checked: set[Hashable] = set()  # models whose embeddings have rows for all inputs
         self._read: set[str] = set()  # hyperparameters that the task has read for any trial
 
     def setting(self) -> Setting:
@@ -132,6 +141,7 @@ class Builder:
         entry = Entry(claim, model, claim.resume)
         if lacking := explain_missing(model.recipe.kind("precision"), self.options.device):
             self.once(lacking)
+        self._check_ids(model)
         self._settle(model)
         look = self.look(model)
         if look is not None:
@@ -268,6 +278,31 @@ class Builder:
         found = self._looks.get(replace(model.structure, alone=False))
         shapes = found.shapes if found is not None and model.dropouts else []
         return [*shapes, *(call.shape for call in model.calls)]
+
+    def _check_ids(self, model: Model) -> None:
+        """Check the numbers that embeddings take, in all parts that are in memory.
+
+        A GPU would take no further work of this process, and would not say which number it was.
+
+        Raises:
+            TaskError: an embedding has no row for one of them.
+        """
+        rows = type(model.module), embedding_rows(model.module)
+        if not rows[1] or rows in self._checked:
+            return
+        try:
+            with no_exit(USED):
+                found = find_ids(model, self._sample(model))
+        except TaskError:
+            raise
+        except Exception:
+            return  # whatever the forward raises is met again where it is looked at
+        data = self.setting().data
+        for ids in found:
+            for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
+                if part is not None:
+                    ids.check(name, part.inputs)
+        self._checked.add(rows)
 
     def _look_for_metric(self, look: Look) -> None:
         """Check that the search's metric is measured, if it may be a part of the task's own loss.
