@@ -205,7 +205,7 @@ def _columns_of(leaf: Tensor, given: Tensor) -> tuple[int, ...]:
     if not given.numel() or offset < 0 or furthest >= leaf.numel():
         return ()
     positions = torch.arange(leaf.numel()).as_strided(given.shape, given.stride(), offset)
-    return tuple((positions % (leaf.numel() // len(leaf))).unique().tolist())
+    return tuple(sorted(set((positions % (leaf.numel() // len(leaf))).flatten().tolist())))
 
 
 @contextmanager
