@@ -238,7 +238,7 @@ def refuse_shared(
         for info in (list_workers() if ids else ())
         if (info.machine, info.state != "lost") == (own.machine, True)
         and (shared := sorted(ids & set(info.gpus.split(","))))
-        and info.host != own.host  # of the same host, the locks say more
+        and info.worker != own.worker
         and info.last_seen_s < SILENT_S
     ]:
         if time.monotonic() - began > SILENT_S:

@@ -382,7 +382,6 @@ def test_a_worker_in_another_container_that_holds_the_gpu_is_named() -> None:
     slept = list[float]()
     for others in (
         [own],
-        [own, held("w", "here", "GPU-1")],
         [own, held("w", "there", "GPU-3")],
         [own, held("w", "there", "")],
         [own, held("w", "there", "GPU-1", state="lost")],
