@@ -43,7 +43,7 @@ stuck_s = {stuck_s}
 MARKER = "marker = { uniform = [0.0, 1.0] }"
 FREE_BYTES = 2 << 30  # that another process leaves
 WIDE = 4096
-GUILTY = 5
+GUILTY = 1  # place of the trial that makes trouble
 DEADLINE_S = 150.0
 LOOK_S = 0.1
 
@@ -131,7 +131,7 @@ class Busy(threading.Thread):
 
 def launch(setup: Setup) -> Iterator[Row]:
     """Run a whole search of short trials."""
-    n = setup.size(2000, 24)
+    n = setup.size(2000, 8)
     search, busy = Search(setup, setup.folder / "launch"), Busy()
     search.write(trials=n, epochs=setup.size(2, 1), space="dropout = { uniform = [0.0, 0.5] }")
     began = time.monotonic()
@@ -170,7 +170,7 @@ def _run_out_of_memory(setup: Setup) -> Row:
 
 
 def _trouble(setup: Setup, kind: str, **values: float) -> Iterator[Row]:
-    n = setup.size(64, 8)
+    n = setup.size(64, 4)
     search = Search(setup, setup.folder / kind)
     file = search.write("troubled.py:Task", MARKER, trials=n, **values)
     shutil.copy(Path(__file__).with_name("troubled.py"), search.folder)
@@ -197,9 +197,9 @@ def _trouble(setup: Setup, kind: str, **values: float) -> Iterator[Row]:
 
 
 def _kill(setup: Setup) -> Iterator[Row]:
-    n = setup.size(64, 8)
+    n = setup.size(64, 4)
     search = Search(setup, setup.folder / "kill")
-    search.write(trials=n, epochs=setup.size(30, 20))
+    search.write(trials=n, epochs=setup.size(30, 5))
     running = search.start()
     began = time.monotonic()
     victim = None
