@@ -73,7 +73,7 @@ def configurations() -> Iterator[dict[str, Scalar]]:
         yield {**CONVNET, **more}
 
 
-def parity(setup: Setup) -> Iterator[Row]:
+def compare_arrays(setup: Setup) -> Iterator[Row]:
     """Compare arrays on the device with arrays on the CPU, and with the same trials alone."""
     chosen = list(configurations())[:: setup.size(1, 24)]
     width, epochs = setup.size(8, 3), setup.size(STEPS, 8) / PER_EPOCH
@@ -101,7 +101,7 @@ def parity(setup: Setup) -> Iterator[Row]:
         yield at_most(f"{kind}, worst with {hp}", apart, limit)
 
 
-def noise(setup: Setup) -> Iterator[Row]:
+def compare_noise(setup: Setup) -> Iterator[Row]:
     """Compare the noise of dropout, bit by bit."""
     seeds, steps = torch.arange(5) * 7919 + 3, torch.tensor([[0], [1], [123456]]).expand(3, 5)
     shapes = [(setup.size(256, 16), 65), (setup.size(256, 16), 3, 9)]
@@ -162,7 +162,7 @@ class OwnNoise(Loaded):
         return Noisy()
 
 
-def resume(setup: Setup) -> Iterator[Row]:
+def compare_resumed(setup: Setup) -> Iterator[Row]:
     """Go on from states of another device, and repeat a lone model's own noise."""
     claims = jobs(setup.size(8, 3), 3, dropout=0.2)
     double = {"dtype": torch.float64, "width": len(claims)}
@@ -216,7 +216,7 @@ class Deep(Loaded):
         return Net()
 
 
-def checkpoints(setup: Setup) -> Iterator[Row]:
+def compare_checkpoints(setup: Setup) -> Iterator[Row]:
     """Compare models that checkpoint activations with the same models that do not."""
     claims = jobs(setup.size(8, 2), setup.size(3, 1))
 
@@ -230,4 +230,9 @@ def checkpoints(setup: Setup) -> Iterator[Row]:
         yield at_most(f"checkpointed, use_reentrant={reentrant}", apart, EXACT)
 
 
-RUNS = {"parity": parity, "noise": noise, "resume": resume, "checkpoints": checkpoints}
+RUNS = {
+    "parity": compare_arrays,
+    "noise": compare_noise,
+    "resume": compare_resumed,
+    "checkpoints": compare_checkpoints,
+}

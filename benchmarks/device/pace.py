@@ -45,7 +45,7 @@ EPOCHS = 5
 ROUNDS = 3
 
 
-def device(setup: Setup) -> Iterator[Row]:
+def measure_device(setup: Setup) -> Iterator[Row]:
     """Name versions, measure copies and products, and own the device twice."""
     versions = f"torch {torch.__version__}, CUDA {torch.version.cuda}, Python"
     yield Row("versions", f"{versions} {platform.python_version()}", "any", bool(versions))
@@ -95,7 +95,7 @@ class Reads(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def waits(setup: Setup) -> Iterator[Row]:
+def count_waits(setup: Setup) -> Iterator[Row]:
     """Count how often the host waits for the device in an epoch: on a GPU, torch's own warnings."""
     on_gpu = setup.device.type == "cuda"
     claims = jobs(setup.size(256, 8), 5, dropout=0.2)
@@ -116,7 +116,7 @@ def waits(setup: Setup) -> Iterator[Row]:
     yield at_least("waits in an epoch, at least the losses", min(found), 1)
 
 
-def speed(setup: Setup) -> Iterator[Row]:
+def measure_speed(setup: Setup) -> Iterator[Row]:
     """Compare arrays with plain PyTorch, one trial at a time and in several processes."""
     kinds: dict[str, tuple[dict[str, Any], Sequence[int]]] = {
         "perceptron": ({}, setup.size((1, 64, 256, 1024, 4096), (1, 3))),
@@ -209,4 +209,4 @@ def _serve_plain(given: tuple[str, int, int, dict[str, Any]]) -> float:
     return train_plain(jobs(n, epochs, **hp), Loaded(), torch.device(name))
 
 
-RUNS = {"device": device, "waits": waits, "speed": speed}
+RUNS = {"device": measure_device, "waits": count_waits, "speed": measure_speed}

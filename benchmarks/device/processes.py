@@ -129,7 +129,7 @@ class Busy(threading.Thread):
         return f"{mean(self.shares):.0f} %" if self.shares else "not told"
 
 
-def launch(setup: Setup) -> Iterator[Row]:
+def launch_search(setup: Setup) -> Iterator[Row]:
     """Run a whole search of short trials."""
     n = setup.size(2000, 8)
     search, busy = Search(setup, setup.folder / "launch"), Busy()
@@ -143,7 +143,7 @@ def launch(setup: Setup) -> Iterator[Row]:
     yield at_least(f"trials a second, device busy {share}", n / took_s, 0.1)
 
 
-def faults(setup: Setup) -> Iterator[Row]:
+def cause_faults(setup: Setup) -> Iterator[Row]:
     """Do to the device and its process what may happen to them."""
     if setup.device.type == "cuda":
         yield _run_out_of_memory(setup)
@@ -226,4 +226,4 @@ def _find_trainer(pid: int, log: Callable[[], str]) -> psutil.Process | None:
     return None
 
 
-RUNS = {"launch": launch, "faults": faults}
+RUNS = {"launch": launch_search, "faults": cause_faults}

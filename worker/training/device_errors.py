@@ -55,9 +55,9 @@ def is_poisoned(error: BaseException) -> bool:
     the types of the error and of its causes tell.
     """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        return not _serves()
+        return not _is_serving()
     return not is_out_of_memory(error) and any(
-        isinstance(one, torch.AcceleratorError) for one in _chain(error)
+        isinstance(one, torch.AcceleratorError) for one in _list_causes(error)
     )
 
 
@@ -75,7 +75,7 @@ def refuse_poisoned(error: BaseException, claims: Sequence[Claim] = ()) -> None:
         raise Poisoned(error, claims) from None
 
 
-def _serves() -> bool:
+def _is_serving() -> bool:
     try:
         torch.cuda.synchronize()
     except RuntimeError as error:
@@ -83,7 +83,7 @@ def _serves() -> bool:
     return True
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _list_causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it came from."""
     one: BaseException | None = error
     seen = set[int]()

@@ -100,7 +100,7 @@ def test_trials_that_leave_together_and_their_snapshots_take_one_transfer_a_tens
 
 def test_trials_that_explode_together_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read = list[int]()
-    windows = TrialArray._windows
+    windows = TrialArray._read_windows
 
     def reading(self: TrialArray, history: torch.Tensor, at: Any) -> Any:
         with Pretended() as mode:
@@ -108,7 +108,7 @@ def test_trials_that_explode_together_are_read_at_once(monkeypatch: pytest.Monke
         read.append(mode.waits)
         return dict.fromkeys(found, [1.0] * 9 + [99.0])
 
-    monkeypatch.setattr(TrialArray, "_windows", reading)
+    monkeypatch.setattr(TrialArray, "_read_windows", reading)
     jobs = [job(number, 2, learning_rate=1e4) for number in range(8)]
     ended = [one for b in engine().train(jobs, lambda n: [], FreeWatch()) for one in b.ended]
     assert [str(one.state) for one in ended] == ["exploded"] * 8

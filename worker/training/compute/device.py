@@ -150,12 +150,12 @@ def _explain_cpu() -> str:
     if not gpus:
         return ""
     raise ConfigError(
-        f"--device auto: there is a GPU ({gpus[0]}), and torch cannot use it: {_why_not()}; mend "
-        "that, or train on the CPU with --device cpu"
+        f"--device auto: there is a GPU ({gpus[0]}), and torch cannot use it: {_explain_start()}; "
+        "mend that, or train on the CPU with --device cpu"
     )
 
 
-def _why_not() -> str:
+def _explain_start() -> str:
     """Return the first line of what torch says when it is to use a GPU."""
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]

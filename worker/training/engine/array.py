@@ -189,7 +189,7 @@ class TrialArray:
         kept = [position for position in going if not self.slots[position].lost]
         outcomes = [
             kept_weights.outcome(self.slots[p], row, self._setting, self._sums(p))
-            for p, row in zip(kept, self._rows(kept), strict=True)
+            for p, row in zip(kept, self._copy_rows(kept), strict=True)
         ]
         self.drop(going)
         return outcomes
@@ -246,7 +246,7 @@ class TrialArray:
         row = {name: tensor[position].clone() for name, tensor in self._copy().rows.items()}
         return {**self.slots[position].state(row), "monitor": self.monitor.state(position)}
 
-    def _rows(self, positions: Sequence[int]) -> list[Row]:
+    def _copy_rows(self, positions: Sequence[int]) -> list[Row]:
         """Return copies of the tensors of slots on the host: one transfer a tensor."""
         if self._setting.device.type == "cpu":
             return [self.stack.row(position) for position in positions]
@@ -457,7 +457,7 @@ class TrialArray:
         told = torch.stack(
             [losses.sum(0), correct.to(losses.dtype), rows["first"], at.to(losses.dtype), *parts]
         ).tolist()
-        windows = self._windows(history, told[3])
+        windows = self._read_windows(history, told[3])
         for position, (slot, loss, right, first, row, *sums) in enumerate(
             zip(self.slots, *told, strict=True)
         ):
@@ -470,7 +470,7 @@ class TrialArray:
         if self._setting.options.watching:
             self.monitor.note_losses(losses)
 
-    def _windows(self, history: Tensor, at: Sequence[float]) -> dict[int, list[float]]:
+    def _read_windows(self, history: Tensor, at: Sequence[float]) -> dict[int, list[float]]:
         """Return the last costs of each slot that explodes, the one above its limit last.
 
         All of them are read at once.
@@ -554,7 +554,7 @@ class TrialArray:
             and self.slots[position].stopped is None
             and self.slots[position].history.value is not None
         ]
-        for position, row in zip(wanted, self._rows(wanted), strict=True):
+        for position, row in zip(wanted, self._copy_rows(wanted), strict=True):
             slot = self.slots[position]
             metric = slot.history.curves[slot.history.metric][-1]
             slot.moments.append(

@@ -41,8 +41,8 @@ from worker.training.model.lazy import give_sizes, lazy_layers
 from worker.training.model.look import (
     Look,
     called_rates,
-    embedding_rows,
     find_ids,
+    list_embeddings,
     look,
     reads,
     takes_tensors,
@@ -287,7 +287,7 @@ class Builder:
         Raises:
             TaskError: an embedding has no row for one of them.
         """
-        rows = type(model.module), embedding_rows(model.module)
+        rows = type(model.module), list_embeddings(model.module)
         if not rows[1] or rows in self._checked:
             return
         try:

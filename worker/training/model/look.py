@@ -136,7 +136,7 @@ def look(
     )
 
 
-def embedding_rows(module: nn.Module) -> tuple[tuple[str, int], ...]:
+def list_embeddings(module: nn.Module) -> tuple[tuple[str, int], ...]:
     """Return the name and the number of rows of each embedding layer."""
     return tuple(
         (name or "itself", layer.num_embeddings)
@@ -169,7 +169,7 @@ def find_ids(model: Model, inputs: Tree) -> tuple[Ids, ...]:
                 f"they must lie in 0 to {n_rows - 1}; give it more, or mend data()"
             )
         for place, leaf in enumerate(leaves):
-            columns = _columns_of(leaf, given)
+            columns = _find_columns(leaf, given)
             if columns:
                 found[Ids(name, n_rows, place, columns)] = None
 
@@ -179,7 +179,7 @@ def find_ids(model: Model, inputs: Tree) -> tuple[Ids, ...]:
                 note(name, n_rows, given[0]) if given else None
             )
         )
-        for name, n_rows in embedding_rows(model.module)
+        for name, n_rows in list_embeddings(model.module)
     ]
     try:
         with untouched(model.module), noting(model.module):
@@ -190,7 +190,7 @@ def find_ids(model: Model, inputs: Tree) -> tuple[Ids, ...]:
     return tuple(found)
 
 
-def _columns_of(leaf: Tensor, given: Tensor) -> tuple[int, ...]:
+def _find_columns(leaf: Tensor, given: Tensor) -> tuple[int, ...]:
     """Return which numbers of a flattened example a tensor is a view of; none if it is no view."""
     if (
         not leaf.is_contiguous()
