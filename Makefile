@@ -11,7 +11,7 @@ PROGRAM := coarsefine common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-quick test-processes fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test pictures clean
+.PHONY: help setup search test test-processes test-training test-unit fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test pictures clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,16 +21,19 @@ setup: $(VENV)/.dev  ## install everything into .venv, as pinned in constraints.
 search: setup  ## the main job: the whole built-in search on real digits
 	$(BIN)/master launch --stage all
 
-test: setup  ## unit tests, beside contract and integration tests with real servers and processes
-	@log=$$(mktemp); $(MAKE) --no-print-directory test-quick >$$log 2>&1 & quick=$$!; \
-	$(MAKE) --no-print-directory test-processes; code=$$?; \
-	wait $$quick || code=$$?; cat $$log; rm -f $$log; exit $$code
-
-test-quick: setup
-	$(BIN)/python -m pytest tests/unit --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" $(PYTEST_ARGS)
+QUICK := $(BIN)/python -m pytest --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow"
+# Three at a time keep two cores busy, since tests also wait.
+test: setup  ## unit, contract and integration tests, with real servers and processes
+	@$(MAKE) --no-print-directory --jobs 3 --keep-going --output-sync=target test-processes test-training test-unit
 
 test-processes: setup
-	$(BIN)/python -m pytest tests/contract tests/integration --ignore-glob '*/test_fuzz_*.py' -m "not faults and not slow" $(PYTEST_ARGS)
+	$(QUICK) tests/contract tests/integration $(PYTEST_ARGS)
+
+test-training: setup
+	$(QUICK) tests/unit/training $(PYTEST_ARGS)
+
+test-unit: setup
+	$(QUICK) tests/unit --ignore tests/unit/training $(PYTEST_ARGS)
 
 fault-test: setup  ## processes are killed, stopped, cut off or fail, one way after the other (minutes)
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration -m faults $(PYTEST_ARGS)

@@ -168,10 +168,10 @@ def test_of_a_trial_that_must_be_alone_nothing_is_given(
     )
 
 
-def test_a_trial_is_given_once(
+def test_a_trial_that_comes_back_stays_for_a_while_and_is_given_again(
     client: redis.Redis, queue: TrialQueue, looks_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is idle may be gone, or not allowed to have it; it then comes back, and stays."""
+    """Who is idle may be gone, busy for a moment, or not allowed to have it."""
     monkeypatch.setattr(sharing, "PAUSE_S", 0.0)
     queue.publish(trials(epochs=3.0))
     claims = queue.claim("w1", N, "request")
@@ -183,6 +183,9 @@ def test_a_trial_is_given_once(
     assert len(first) == len(second) == 2
     share.note(view.trial.id for view in second)
     assert share.surplus(queue, views(list(claims))) == []
+    monkeypatch.setattr(sharing, "AGAIN_S", 0.0)
+    share.note(view.trial.id for view in second)
+    assert len(share.surplus(queue, views(list(claims)))) == 2
 
 
 def test_leases_that_redis_did_not_take_back_are_held_and_trained_on(

@@ -101,7 +101,7 @@ def test_a_slow_machine_hands_its_trials_to_one_that_has_nothing_to_do(
         and "KILLED" not in said
     )
     assert "gave 1 of 1 trials to workers with nothing to do" in here.output("slow.log")
-    assert max(attempts.values()) == 2, "it went on elsewhere"
+    assert max(attempts.values()) >= 2, "it went on elsewhere"
     assert {r["state"] for r in here.rank()} == {"completed"} and len(
         {r["worker"] for r in here.rank()}
     ) == 1

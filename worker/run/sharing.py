@@ -16,6 +16,7 @@ from worker.training.types import View
 # A trial with less training left is not given away: to hand it over takes some tenths of a second.
 LEAST_S = 1.5
 PAUSE_S = 1.0  # between two looks; also the time in which only others claim the given trials
+AGAIN_S = 30.0  # after which a trial that came back may be given away again
 CROWD = 20  # per so many workers the pause is one PAUSE_S longer: all look at the end of a rung
 
 
@@ -36,8 +37,9 @@ class Sharing:
         self._registry = registry
         self._own = own
         self._look_at = self._refill_at = 0.0
-        # Each trial is given away once only, as the idle worker may not be allowed to claim it.
-        self._given: set[str] = set()
+        # When each trial may be given away again. It may come back, because the idle worker is not
+        # allowed to claim it, or because all others were busy for a moment.
+        self._again_at: dict[str, float] = {}
 
     @property
     def refills(self) -> bool:
@@ -87,13 +89,13 @@ class Sharing:
 
         For one second this worker claims no trials, so that the others can claim these.
         """
-        self._given |= set(given)
+        self._again_at |= dict.fromkeys(given, time.monotonic() + AGAIN_S)
         self._refill_at = time.monotonic() + PAUSE_S
         # By then the workers that have claimed one are no longer listed as idle.
         self._look_at = max(self._look_at, self._refill_at + PAUSE_S)
 
     def _stays(self, view: View) -> bool:
-        return view.claim.alone or view.trial.id in self._given
+        return view.claim.alone or time.monotonic() < self._again_at.get(view.trial.id, 0.0)
 
 
 def _compute_left_s(view: View) -> float:
