@@ -73,6 +73,23 @@ def test_a_long_epoch_is_read_once_a_second(monkeypatch: pytest.MonkeyPatch) -> 
     assert train(one).waits == usual + 80 // explosion.LOOK_EVERY - 1
 
 
+def test_steps_are_timed_once_the_device_has_done_them() -> None:
+    one, _ = array(2)
+    waits = list[int]()
+
+    class Timing:
+        def equip(self, *_: object) -> None:
+            """Prepare nothing."""
+
+        def note(self, *_: object) -> None:
+            waits.append(mode.waits)
+
+    one._backends = Timing()  # type: ignore[assignment]
+    with Pretended() as mode:
+        one.advance(FreeWatch())
+    assert len(waits) == 1 and waits[0] >= 1
+
+
 def test_all_states_of_an_array_take_one_transfer_a_tensor() -> None:
     found = []
     for width in (2, 12):

@@ -361,6 +361,9 @@ class TrialArray:
                 if now - started >= PAUSE_S:
                     break
             else:
+                if unsettled:  # so that the time is that of the device
+                    self._settle(unsettled)
+                    unsettled = []
                 if self._backends is not None:
                     self._backends.note(
                         self.stack, shared, n_steps * self.width, time.perf_counter() - started
