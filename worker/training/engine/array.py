@@ -23,9 +23,9 @@ from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.outcome import kept_weights
 from worker.training.outcome.validation import Validation
 from worker.training.stacked import explosion
-from worker.training.stacked.agreement import differences
+from worker.training.stacked.agreement import Sampling, differences
 from worker.training.stacked.monitor import Monitor, is_watched
-from worker.training.stacked.rows import Row, fresh_row
+from worker.training.stacked.rows import Row, fresh_rows
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -87,6 +87,7 @@ class TrialArray:
         self._backends = backends
         self.waiting_steps = 0  # steps of trials that will join, as far as known
         self.paused = False  # whether all slots are inside an epoch
+        self._sampling = Sampling()
         self.slots, rows, sums = self._prepare_entries(entries)
         self.stack = Stack(
             model, self._network, self._objective, rows, shapes, setting.frame(model)
@@ -124,7 +125,17 @@ class TrialArray:
         )
 
     def strangers(self, positions: Sequence[int]) -> dict[int, str]:
-        """Return the slots whose outputs differ from those of their own modules, with reasons."""
+        """Return the slots whose outputs differ from those of their own modules, with reasons.
+
+        A sample of the slots is compared. If one of them differs, all are.
+        """
+        chosen = self._sampling.choose(
+            {p: self.slots[p].claim.trial.hyperparameters for p in positions}
+        )
+        found = self._compare(chosen)
+        return found | self._compare(sorted({*positions} - {*chosen})) if found else found
+
+    def _compare(self, positions: Sequence[int]) -> dict[int, str]:
         inputs, targets = self._setting.sample(self._model)
         return differences(self.stack, {p: self.slots[p].model for p in positions}, inputs, targets)
 
@@ -180,17 +191,23 @@ class TrialArray:
     def leave(self) -> list[Outcome]:
         """Remove the slots that ended or lost their lease. Return outcomes of those that ended."""
         going = [position for position, slot in enumerate(self.slots) if slot.ended]
+        told = [position for position in going if not self.slots[position].lost]
+        if not told:
+            self.drop(going)
+            return []
+        # If all leave, no step changes the stack any more.
+        rows = self.stack.take(told) if len(told) < self.width else self.stack.rows
         outcomes = [
-            kept_weights.outcome(self.slots[p], self.stack.row(p), self._setting, self._sums(p))
-            for p in going
-            if not self.slots[p].lost
+            kept_weights.outcome(self.slots[p], rows, place, self._setting, self._sums(p))
+            for place, p in enumerate(told)
         ]
         self.drop(going)
         return outcomes
 
     def drop(self, positions: Sequence[int]) -> None:
         """Remove slots."""
-        staying = [position for position in range(self.width) if position not in set(positions)]
+        leaving = set(positions)
+        staying = [position for position in range(self.width) if position not in leaving]
         if 0 < len(staying) < self.width:
             self.stack.keep(staying)
             self.monitor.keep(staying)
@@ -246,29 +263,37 @@ class TrialArray:
 
     def _prepare_entries(
         self, entries: Sequence[Entry]
-    ) -> tuple[list[Slot], list[Row], list[Sequence[float]]]:
-        slots, rows, sums = [], [], []
-        for entry in entries:
-            slot, row = self._fresh(entry)
+    ) -> tuple[list[Slot], Row, list[Sequence[float]]]:
+        slots, rows = [self._fresh(entry) for entry in entries], self._fresh_rows(entries)
+        sums: list[Sequence[float]] = []
+        for place, entry in enumerate(entries):
             if entry.state is not None:
+                row = {name: tensor[place] for name, tensor in rows.items()}
                 try:
-                    slot.resume(row, entry.state)
+                    slots[place].resume(row, entry.state)
                 except (KeyError, ValueError, TypeError, RuntimeError) as error:
                     self._setting.log(
                         f"{entry.claim.id}: its saved state does not fit ({error}); it starts anew"
                     )
-                    slot, row = self._fresh(entry)
-            slots.append(slot)
-            rows.append(row)
-            sums.append(
-                entry.state.get("monitor", ()) if entry.state is not None and slot.steps else ()
-            )
+                    slots[place] = self._fresh(entry)
+                    for name, tensor in self._fresh_rows([entry]).items():
+                        row[name].copy_(tensor[0])
+            resumed = entry.state is not None and slots[place].steps
+            sums.append(entry.state.get("monitor", ()) if entry.state and resumed else ())
         return slots, rows, sums
 
-    def _fresh(self, entry: Entry) -> tuple[Slot, Row]:
+    def _fresh_rows(self, entries: Sequence[Entry]) -> Row:
+        return fresh_rows(
+            [entry.model for entry in entries],
+            [entry.claim.trial.seed for entry in entries],
+            self._setting.device,
+            self._setting.dtype,
+        )
+
+    def _fresh(self, entry: Entry) -> Slot:
         trial, options, model = entry.claim.trial, self._setting.options, entry.model
         stage = options.stages.get(trial.stage)
-        slot = Slot(
+        return Slot(
             entry.claim,
             model,
             self.batches.per_epoch,
@@ -281,7 +306,6 @@ class TrialArray:
             self.batches.budget(trial.horizon),
             explosion_factor(stage, options.explosion, options.explosion_factor),
         )
-        return slot, fresh_row(model, trial.seed, self._setting.device, self._setting.dtype)
 
     def _monitor_new(self, sums: Sequence[Sequence[float]]) -> None:
         """Add slots at the end of the monitor and restore the sums that they bring."""
@@ -487,7 +511,7 @@ class TrialArray:
         if slot.snapshot_due and slot.stopped is None and slot.history.value is not None:
             names = ("flat", "ema", "state.", "buffer.")
             row = {
-                name: tensor.cpu()
+                name: tensor.to("cpu", copy=True)
                 for name, tensor in self.stack.row(position).items()
                 if name.startswith(names)
             }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from worker.tasks.models import Layers, Start
 from worker.training.math.noise import BERNOULLI, SlotDropout, level
 from worker.training.math.recipe import Recipe
 from worker.training.model.attributes import Attributes, Path, attributes_of
@@ -72,6 +73,9 @@ class Model:
     stateful: str | None = None
     checkpoints: bool = False  # whether it computes parts of its forward again in the backward
     changing: tuple[tuple[str, str], ...] = ()  # the attributes that its forward changes
+    layers: Layers | None = None  # of a built-in model, with which other trials start
+    # What the trial begins with, where the module is another trial's. None: it is its own.
+    start: Start | None = None
 
     @property
     def levels(self) -> list[tuple[int, float]]:

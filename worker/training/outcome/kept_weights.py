@@ -24,15 +24,22 @@ FORMAT = 2  # of a weights file
 EXAMPLES_AT_ONCE = 1024
 
 
-def outcome(slot: Slot, row: Row, setting: Setting, sums: Sequence[float] = ()) -> Outcome:
+def outcome(
+    slot: Slot, rows: Row, place: int, setting: Setting, sums: Sequence[float] = ()
+) -> Outcome:
     """Return the outcome of a trial that ended.
 
     Args:
         slot: the trial.
-        row: a copy of its tensors that does not change any more.
+        rows: the tensors of some slots, (n, ...) each, which do not change any more.
+        place: of the trial's own.
         setting: what all arrays share.
         sums: of the monitor, to resume with if the trial's budget grows.
     """
+
+    def row() -> Row:
+        return {name: tensor[place] for name, tensor in rows.items()}
+
     epoch, classes = slot.history.best_epoch, setting.n_classes is not None
     found = epoch is not None
     state = _state(slot)
@@ -43,13 +50,15 @@ def outcome(slot: Slot, row: Row, setting: Setting, sums: Sequence[float] = ()) 
         **slot.collect_measurements(),
         guess_acc=setting.largest_share,
         batches=setting.told_batches,
-        checkpoint=(lambda: _checkpoint(slot, best(row), epoch, setting))
+        checkpoint=(lambda: _checkpoint(slot, best(row()), epoch, setting))
         if epoch is not None
         else None,
-        predictions=(lambda: _predictions(slot, best(row), setting)) if found and classes else None,
-        portrait=(lambda: _portrait(slot, best(row), setting)) if found else None,
-        picture=(lambda: _picture(slot, best(row), setting)) if found else None,
-        resume=(lambda: {**slot.state(row), "monitor": list(sums)})
+        predictions=(lambda: _predictions(slot, best(row()), setting))
+        if found and classes
+        else None,
+        portrait=(lambda: _portrait(slot, best(row()), setting)) if found else None,
+        picture=(lambda: _picture(slot, best(row()), setting)) if found else None,
+        resume=(lambda: {**slot.state(row()), "monitor": list(sums)})
         if state is TrialState.COMPLETED
         else None,
         snapshots=tuple(_snapshot(slot, moment, setting) for moment in slot.moments),
