@@ -442,14 +442,16 @@ class TrialArray:
         told = torch.stack(
             [losses.sum(0), correct.to(losses.dtype), rows["first"], at.to(losses.dtype), *parts]
         ).tolist()
+        # If any slot has exploded, the costs of all are read at once.
+        costs_of = history.T.tolist() if any(row < len(results) for row in told[3]) else []
         for position, (slot, loss, right, first, row, *sums) in enumerate(
             zip(self.slots, *told, strict=True)
         ):
             if not slot.dead:
-                slot.note_parts(dict(zip(names, sums, strict=True)))
-                self._settle_slot(
-                    slot, len(results), loss, right, first, int(row), history[:, position]
-                )
+                if names:
+                    slot.note_parts(dict(zip(names, sums, strict=True)))
+                costs_of_slot = costs_of[position] if costs_of else []
+                self._settle_slot(slot, len(results), loss, right, first, int(row), costs_of_slot)
         rows["recent"].copy_(history[-rows["recent"].shape[1] :].T)
         if self._setting.options.watching:
             self.monitor.note_losses(losses)
@@ -462,7 +464,7 @@ class TrialArray:
         right: float,
         first: float,
         row: int,
-        history: Tensor,
+        costs: Sequence[float],
     ) -> None:
         slot.first_loss = first
         slot.loss_sum += loss
@@ -473,7 +475,7 @@ class TrialArray:
             slot.steps += n_steps
             return
         # Ends with the cost above the limit.
-        window = history[row : row + explosion.WINDOW].tolist()
+        window = list(costs[row : row + explosion.WINDOW])
         slot.exploded = explosion.explain_explosion(
             window, first, factor, slot.steps + row, slot.per_epoch, self._small
         )
@@ -503,8 +505,11 @@ class TrialArray:
     def _point(self, position: int) -> dict[str, float | None]:
         """Return the values that training adds to the curves of one slot."""
         slot = self.slots[position]
-        point = slot.train_point(self.batches.batch_size) | {"learning_rate": self._rate(position)}
-        return point | (self.monitor.points(position) if self._setting.options.watching else {})
+        point = slot.train_point(self.batches.batch_size)
+        point["learning_rate"] = self._rate(position)
+        if self._setting.options.watching:
+            point.update(self.monitor.points(position))
+        return point
 
     def _snapshot(self, position: int) -> None:
         slot = self.slots[position]
