@@ -23,7 +23,7 @@ from worker.training.model.networks import network_for
 from worker.training.model.python_state import attributes_kept, save_attributes, seed_python
 from worker.training.model.structure import Model
 from worker.training.model.vmap_networks import LoneNetwork
-from worker.training.stacked.rows import Row, fresh_rows, name_tensors
+from worker.training.stacked.rows import Row, fresh_rows, name_tensors, take_row
 from worker.training.stacked.slot import pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -65,7 +65,7 @@ class Subject:
         self.objective = self._setting.objective(self.model.recipe)
         options = engine.builder.options
         found = fresh_rows([self.model], [claim.trial.seed], options.device, options.dtype)
-        self._row = {name: tensor[0] for name, tensor in found.items()}
+        self._row = take_row(found, 0)
         self._noise_seed: int | None = None  # of a module that draws its own noise
         self.stack = self._stack(self.model.structure.alone, [self._row])
 

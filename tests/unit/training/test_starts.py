@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from common.errors import TaskError
 from common.search.trial import Claim
-from tests.unit.training.helpers import SmallDigits, engine, job, outcomes
+from tests.unit.training.helpers import SmallDigits, boundaries, engine, job, outcomes, state
 from worker.tasks.spiral import Spiral
+from worker.training.engine import array
 from worker.training.engine.builder import Builder
 from worker.training.model.structure import Model
 from worker.training.stacked.rows import fresh_rows
@@ -149,3 +150,19 @@ def test_what_an_ended_trial_leaves_holds_its_own_numbers_alone() -> None:
         state = ended.resume()
         for tensor in state["row"].values():
             assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_the_states_of_an_array_cost_one_transfer_a_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: dict[int, int] = {}
+    own = array._fetch
+
+    def counted(rows: Any) -> Any:
+        fetched[len(rows["flat"])] = fetched.get(len(rows["flat"]), 0) + 1
+        return own(rows)
+
+    monkeypatch.setattr(array, "_fetch", counted)
+    for width in (2, 6):
+        boundary = next(iter(boundaries([job(i, 2) for i in range(width)])))
+        states = [state(view) for view in boundary.running]
+        assert [one["trial"] for one in states] == [view.trial.id for view in boundary.running]
+    assert fetched == {2: 1, 6: 1}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from worker.training.outcome.validation import Validation
 from worker.training.stacked import explosion
 from worker.training.stacked.agreement import Sampling, differences
 from worker.training.stacked.monitor import Monitor, is_watched
-from worker.training.stacked.rows import Row, fresh_rows
+from worker.training.stacked.rows import Row, fresh_rows, take_row
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -197,8 +198,9 @@ class TrialArray:
             return []
         # If all leave, no step changes the stack any more.
         rows = self.stack.take(told) if len(told) < self.width else self.stack.rows
+        on_host = cache(partial(_fetch, rows))
         outcomes = [
-            kept_weights.outcome(self.slots[p], rows, place, self._setting, self._sums(p))
+            kept_weights.outcome(self.slots[p], rows, on_host, place, self._setting, self._sums(p))
             for place, p in enumerate(told)
         ]
         self.drop(going)
@@ -215,11 +217,16 @@ class TrialArray:
 
     def carry(self, positions: Sequence[int]) -> list[Entry]:
         """Return entries with the full state of these slots, to go on elsewhere."""
-        return [Entry(self.slots[p].claim, self.slots[p].model, self._state(p)) for p in positions]
+        rows = _fetch(self.stack.rows)
+        return [
+            Entry(self.slots[p].claim, self.slots[p].model, self._state(p, rows)) for p in positions
+        ]
 
     def views(self) -> list[View]:
-        """Return views of the running trials."""
-        return [self._view(slot) for slot in self.slots]
+        """Return views of the running trials. Their states share one copy of the stack."""
+        # Views live until the next boundary, and must not keep the tensors of slots that leave.
+        on_host = cache(lambda: _fetch(self.stack.rows))
+        return [self._view(position, on_host) for position in range(self.width)]
 
     def fail(self, reason: str, traceback: str) -> list[Outcome]:
         """Return an outcome of state FAILED for every slot, after the trials' own model raised."""
@@ -235,21 +242,22 @@ class TrialArray:
             for slot in self.slots
         ]
 
-    def _view(self, slot: Slot) -> View:
+    def _view(self, position: int, on_host: Callable[[], Row]) -> View:
+        slot = self.slots[position]
         return View(
             slot.claim,
             slot.epoch,
             slot.history.last_epoch_s,
             self.width,
-            lambda: pack(self._state(self.slots.index(slot))),
+            lambda: pack(self._state(position, on_host())),
             slot.history.metrics,
             slot.history.value,
             slot.history.curves,
         )
 
-    def _state(self, position: int) -> dict[str, Any]:
+    def _state(self, position: int, rows: Row) -> dict[str, Any]:
         return {
-            **self.slots[position].state(self.stack.row(position)),
+            **self.slots[position].state(take_row(rows, position)),
             "monitor": self.monitor.state(position),
         }
 
@@ -268,7 +276,7 @@ class TrialArray:
         sums: list[Sequence[float]] = []
         for place, entry in enumerate(entries):
             if entry.state is not None:
-                row = {name: tensor[place] for name, tensor in rows.items()}
+                row = take_row(rows, place)
                 try:
                     slots[place].resume(row, entry.state)
                 except (KeyError, ValueError, TypeError, RuntimeError) as error:
@@ -528,3 +536,8 @@ class TrialArray:
     def _rate(self, position: int) -> float | None:
         """Return the learning rate of the last step."""
         return None if self._rates is None else self._rates[position]
+
+
+def _fetch(rows: Row) -> Row:
+    """Return the tensors on the CPU. Those that are there already are not copied."""
+    return {name: tensor.cpu() for name, tensor in rows.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from worker.tasks.base import Part
 from worker.training.math.precision import multiplying
 from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.outcome import histograms
-from worker.training.stacked.rows import Row, best, name_tensors
+from worker.training.stacked.rows import Row, best, name_tensors, take_row
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.training_data import Setting
 from worker.training.types import Outcome, Snapshot
@@ -25,20 +25,26 @@ EXAMPLES_AT_ONCE = 1024
 
 
 def outcome(
-    slot: Slot, rows: Row, place: int, setting: Setting, sums: Sequence[float] = ()
+    slot: Slot,
+    rows: Row,
+    on_host: Callable[[], Row],
+    place: int,
+    setting: Setting,
+    sums: Sequence[float] = (),
 ) -> Outcome:
     """Return the outcome of a trial that ended.
 
     Args:
         slot: the trial.
         rows: the tensors of some slots, (n, ...) each, which do not change any more.
+        on_host: returns the same on the CPU, for all states at once.
         place: of the trial's own.
         setting: what all arrays share.
         sums: of the monitor, to resume with if the trial's budget grows.
     """
 
     def row() -> Row:
-        return {name: tensor[place] for name, tensor in rows.items()}
+        return take_row(rows, place)
 
     epoch, classes = slot.history.best_epoch, setting.n_classes is not None
     found = epoch is not None
@@ -58,7 +64,7 @@ def outcome(
         else None,
         portrait=(lambda: _portrait(slot, best(row()), setting)) if found else None,
         picture=(lambda: _picture(slot, best(row()), setting)) if found else None,
-        resume=(lambda: {**slot.state(row()), "monitor": list(sums)})
+        resume=(lambda: {**slot.state(take_row(on_host(), place)), "monitor": list(sums)})
         if state is TrialState.COMPLETED
         else None,
         snapshots=tuple(_snapshot(slot, moment, setting) for moment in slot.moments),

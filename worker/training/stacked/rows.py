@@ -164,6 +164,11 @@ def _initial_buffers(models: Sequence[Model], device: torch.device, dtype: torch
     return columns
 
 
+def take_row(rows: Row, slot: int) -> Row:
+    """Return one slot's tensors of rows (K, ...). They share memory with the rows."""
+    return {name: tensor[slot] for name, tensor in rows.items()}
+
+
 def model_buffers(model: Model) -> dict[str, Tensor]:
     """Return the module's buffers and fixed parameters, without the masks that each step fills."""
     masks = {f"{name}.mask" for name in model.dropouts}

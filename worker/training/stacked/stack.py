@@ -24,7 +24,7 @@ from worker.training.model.python_state import seed_python
 from worker.training.model.structure import LIFTED, Model
 from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.stacked.monitor import norms
-from worker.training.stacked.rows import BEST, Row
+from worker.training.stacked.rows import BEST, Row, take_row
 from worker.training.stacked.step import (
     Batch,
     Frame,
@@ -90,7 +90,7 @@ class Stack:
 
     def row(self, slot: int) -> Row:
         """Return one slot's tensors, which the next step changes."""
-        return {name: tensor[slot] for name, tensor in self.rows.items()}
+        return take_row(self.rows, slot)
 
     def take(self, slots: Sequence[int]) -> Row:
         """Return copies of the tensors of some slots, (n, ...) each."""
