@@ -193,7 +193,7 @@ class Builder:
 
     def _settle(self, model: Model) -> None:
         """Decide which models this one may share an array with, as far as can be seen."""
-        variant = self._variants.find(model.frame, model.attributes)
+        variant = self._variants.of(model.structure.signature)
         if variant is None:
             with no_exit(USED):
                 variant = self._variants.settle(
