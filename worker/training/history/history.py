@@ -56,7 +56,7 @@ class History:
         for name, values in self.curves.items():
             values.append(point.get(name))
         for name in [name for name in point if name not in self.curves]:
-            self.curves[name] = [None] * n_before + [point[name]]
+            self.curves[name] = [*([None] * n_before), point[name]]
 
     def note_metrics(self, epoch: float, metrics: Mapping[str, float]) -> bool:
         """Compare an epoch with the best one. If it is better, keep it and return True."""
