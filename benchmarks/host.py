@@ -65,6 +65,7 @@ PARTS = (  # where each part begins; what is called within another part is not c
     ("worker.training.stacked.stack", "Stack", "step", STEPS),
     ("worker.training.engine.array", "TrialArray", "_pick", STEPS),
     ("worker.training.stacked.monitor", "Monitor", "after_step", STEPS),
+    ("worker.training.stacked.stack", "Stack", "keep_best", EVALUATION),
     ("worker.training.outcome.validation", "Validation", "__call__", EVALUATION),
 )
 SEARCH = """
@@ -179,9 +180,12 @@ class Worker:
         self._engine = Engine(Digits(), options)
         self._width, self._indices = width, itertools.count()
 
-    def work(self) -> int:
-        """Train and record the trials of one claim. Return their number."""
-        claims = [claim(next(self._indices)) for _ in range(self._width)]
+    def claim(self) -> list[Claim]:
+        """Return the trials of the next claim."""
+        return [claim(next(self._indices)) for _ in range(self._width)]
+
+    def work(self, claims: list[Claim]) -> None:
+        """Train and record the trials of one claim."""
         held: Any = Held()
         recorder = Recorder(self._session, held, print)
         self._engine.width(claims[0].trial.hyperparameters)
@@ -189,7 +193,6 @@ class Worker:
             if any(one.state is not TrialState.COMPLETED for one in boundary.ended):
                 raise SystemExit("a trial of the benchmark did not complete")
             recorder.record(boundary.ended)
-        return len(claims)
 
 
 def claim(index: int) -> Claim:
@@ -232,11 +235,14 @@ def serve() -> None:
             width = int(line)
             if width not in workers:
                 workers[width] = Worker(Path(root), width)
-                workers[width].work()
+                workers[width].work(workers[width].claim())
+            claims = [workers[width].claim() for _ in range(max(1, LEAST_TRIALS // width))]
             clock.note()
             clock.spent.clear()
-            n = sum(workers[width].work() for _ in range(max(1, LEAST_TRIALS // width)))
+            for own in claims:
+                workers[width].work(own)
             clock.note()
+            n = width * len(claims)
             print(json.dumps({name: 1e3 * spent / n for name, spent in clock.spent.items()}))
             sys.stdout.flush()
 
@@ -300,9 +306,9 @@ def profile(width: int) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="host-") as root:
         worker = Worker(Path(root), width)
-        worker.work()
+        worker.work(worker.claim())
         profiler = cProfile.Profile()
-        profiler.runcall(worker.work)
+        profiler.runcall(worker.work, worker.claim())
     statistics = pstats.Stats(profiler)
     statistics.sort_stats("tottime").print_stats(45)
     statistics.sort_stats("cumtime").print_stats(70)

@@ -39,7 +39,8 @@ def test_its_parts_are_functions_of_this_program() -> None:
 
 
 def test_each_trial_of_a_claim_is_trained_and_recorded(tmp_path: Path) -> None:
-    assert host.Worker(tmp_path, 3).work() == 3
+    worker = host.Worker(tmp_path, 3)
+    worker.work(worker.claim())
     records = SearchFolder(tmp_path, "host3").stage(host.STAGE).records(print)
     assert [one.state for one in records] == [TrialState.COMPLETED] * 3
     assert {one.epochs for one in records} == {host.EPOCHS}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.search.trial import TrialState
 from tests.unit.training.helpers import SmallDigits, job, outcomes
 from worker.training.engine import array
-from worker.training.stacked.agreement import COMPARED, Sampling
+from worker.training.stacked.agreement import COMPARED, SHARING, Sampling
 
 WIDTH = 24
 
@@ -75,14 +75,22 @@ def test_a_hidden_value_is_found_beyond_the_sample(own: list[float]) -> None:
     assert any("differs from its own module's" in line for line in said)
 
 
-def test_only_the_sample_is_compared_where_all_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    compared: list[int] = []
+class Own(SmallDigits):
+    def model(self, hp: Any) -> nn.Module:
+        return super().model(hp)
+
+
+@pytest.mark.parametrize(("task", "n"), [(Own, COMPARED), (SmallDigits, 1 + SHARING)])
+def test_only_a_sample_is_compared_where_all_agree(
+    monkeypatch: pytest.MonkeyPatch, task: type, n: int
+) -> None:
+    compared: list[tuple[int, int]] = []
     own = array.differences
 
     def counted(stack: Any, models: Any, *more: Any) -> dict[int, str]:
-        compared.append(len(models))
+        compared.append((stack.width, len(models)))
         return own(stack, models, *more)
 
     monkeypatch.setattr(array, "differences", counted)
-    outcomes([job(i, 1, learning_rate=0.01 + i / 1000) for i in range(WIDTH)])
-    assert compared == [COMPARED]
+    outcomes([job(i, 1, learning_rate=0.01 + i / 1000) for i in range(WIDTH)], task=task())
+    assert compared == [(n, n)]

@@ -18,6 +18,7 @@ from worker.tasks import trees
 from worker.tasks.trees import Tree
 from worker.training.compute.backends import Backends, Sample
 from worker.training.history.history import History
+from worker.training.model.network import Network
 from worker.training.model.networks import network_for
 from worker.training.model.structure import Model
 from worker.training.model.vmap_networks import LoneNetwork
@@ -90,9 +91,8 @@ class TrialArray:
         self.paused = False  # whether all slots are inside an epoch
         self._sampling = Sampling()
         self.slots, rows, sums = self._prepare_entries(entries)
-        self.stack = Stack(
-            model, self._network, self._objective, rows, shapes, setting.frame(model)
-        )
+        self._shapes = shapes
+        self.stack = self._stack(self._network, rows)
         self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
         self.validation = Validation(
             setting, model, self.parts.val, self._objective, self.batches.batch_size
@@ -130,15 +130,28 @@ class TrialArray:
 
         A sample of the slots is compared. If one of them differs, all are.
         """
+        slots = {position: self.slots[position] for position in positions}
         chosen = self._sampling.choose(
-            {p: self.slots[p].claim.trial.hyperparameters for p in positions}
+            {position: slot.claim.trial.hyperparameters for position, slot in slots.items()},
+            [position for position, slot in slots.items() if slot.model.start is not None],
         )
         found = self._compare(chosen)
-        return found | self._compare(sorted({*positions} - {*chosen})) if found else found
+        return found | self._compare(sorted(slots.keys() - {*chosen})) if found else found
 
     def _compare(self, positions: Sequence[int]) -> dict[int, str]:
+        """Compare some slots, in a stack of their own: the others would only take time."""
+        if not positions:
+            return {}
         inputs, targets = self._setting.sample(self._model)
-        return differences(self.stack, {p: self.slots[p].model for p in positions}, inputs, targets)
+        network = network_for(self._model, lone=False)
+        stack = self._stack(network, self.stack.take(positions))
+        models = {place: self.slots[p].model for place, p in enumerate(positions)}
+        found = differences(stack, models, inputs, targets)
+        return {positions[place]: why for place, why in found.items()}
+
+    def _stack(self, network: Network, rows: Row) -> Stack:
+        frame = self._setting.frame(self._model)
+        return Stack(self._model, network, self._objective, rows, self._shapes, frame)
 
     def advance(self, watch: Watch) -> None:
         """Train to the next boundary of any slot, and evaluate the slots that are due.

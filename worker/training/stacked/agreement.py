@@ -38,7 +38,8 @@ LOOSE_TOLERANCE = 2e-3
 # times that distance apart: from 0.2 % of the largest output in a perceptron to 4 % after nine
 # convolutions. No fixed number fits both.
 ROUNDING = 4.0
-COMPARED = 8  # slots of an array, at least
+COMPARED = 8  # slots of an array with modules of their own, at least
+SHARING = 2  # slots of an array that share a module, which hides nothing from one of them alone
 
 
 class Sampling:
@@ -51,21 +52,31 @@ class Sampling:
 
     def __init__(self) -> None:
         self._n_slots = 0
-        self._n_left = COMPARED
+        self._n_left, self._n_sharing_left = COMPARED, SHARING
         self._values: defaultdict[str, set[Hashable]] = defaultdict(set)
         self._compared: set[tuple[str, Hashable]] = set()
 
-    def choose(self, configurations: Mapping[int, Mapping[str, Any]]) -> list[int]:
-        """Return which of the new slots to compare, given their configurations."""
+    def choose(
+        self, configurations: Mapping[int, Mapping[str, Any]], sharing: Sequence[int] = ()
+    ) -> list[int]:
+        """Return which of the new slots to compare.
+
+        Args:
+            configurations: of the slots.
+            sharing: the slots among them that share a module.
+        """
+        chosen = [*sharing][: self._n_sharing_left]
+        alike = set(sharing)
+        self._n_sharing_left -= len(chosen)
         own = {
             slot: {(name, hashable(value)) for name, value in values.items()}
             for slot, values in configurations.items()
+            if slot not in alike
         }
         self._n_slots += len(own)
         for name, value in set().union(*own.values()):
             self._values[name].add(value)
         many = {name for name, values in self._values.items() if 2 * len(values) > self._n_slots}
-        chosen = []
         for slot, pairs in own.items():
             if self._n_left > 0 or any(pair[0] not in many for pair in pairs - self._compared):
                 chosen.append(slot)

@@ -127,21 +127,30 @@ def _initial_weights(models: Sequence[Model], device: torch.device, dtype: torch
     flat = torch.stack([own[id(model.module)] for model in models])
     sizes = {name: math.prod(shape) for name, shape in models[0].layout.shapes.items()}
     places = {name: place for place, name in enumerate(sizes)}
-    unused, generator = flat.new_empty(0), torch.Generator()
+    unused, generator = torch.empty(0, dtype=torch.int64), torch.Generator()
     for model, row in zip(models, flat, strict=True):
         if model.start is None:
             continue
         views = row.split(list(sizes.values()))
         generator.manual_seed(model.start.seed)
         for name, n_before, deviation in model.start.drawn:
-            if len(unused) < n_before:
-                unused = flat.new_empty(n_before)
-            unused[:n_before].uniform_(generator=generator)
+            unused = _draw(n_before, unused, generator)
             views[places[name]].normal_(0.0, deviation, generator=generator)
         for name, value in model.start.filled.items():
             if name in places:
                 views[places[name]].fill_(value)
     return flat.to(device, dtype)
+
+
+def _draw(n: int, unused: Tensor, generator: torch.Generator) -> Tensor:
+    """Let a generator draw ``n`` numbers of 32 bits, into memory that is returned for the next."""
+    pairs = -(-n // 2)
+    if len(unused) < pairs:
+        unused = unused.new_empty(pairs)
+    unused[: n // 2].random_(generator=generator)  # 64 bits each, which takes half the time
+    if n % 2:
+        unused[:1].view(torch.int32)[:1].random_(generator=generator)
+    return unused
 
 
 def _initial_buffers(models: Sequence[Model], device: torch.device, dtype: torch.dtype) -> Row:
