@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import cProfile
+import gc
 import importlib
 import itertools
 import json
@@ -50,7 +51,8 @@ SEARCH_SEED, STAGE, EPOCHS = 231, "coarse", 5
 LEAST_TRIALS = 256  # of a round, so that narrow arrays are measured several times
 MOST_MS = 0.3  # of the host for a trial
 ROOT = Path(__file__).resolve().parent.parent
-STEPS, EVALUATION = "steps", "evaluation"  # the parts that are not counted
+# The parts that are not counted. The last is paid for each model that is kept.
+OTHERS = STEPS, EVALUATION, KEPT = "steps", "evaluation", "files of kept models"
 REST = "the rest of the session"
 PARTS = (  # where each part begins; what is called within another part is not counted there
     ("worker.training.engine.engine", "Engine", "width", "models"),
@@ -67,6 +69,8 @@ PARTS = (  # where each part begins; what is called within another part is not c
     ("worker.training.stacked.monitor", "Monitor", "after_step", STEPS),
     ("worker.training.stacked.stack", "Stack", "keep_best", EVALUATION),
     ("worker.training.outcome.validation", "Validation", "__call__", EVALUATION),
+    ("worker.run", "recorder", "keep", KEPT),
+    ("worker.run", "recorder", "with_weights", KEPT),
 )
 SEARCH = """
 name = "host"
@@ -237,6 +241,8 @@ def serve() -> None:
                 workers[width] = Worker(Path(root), width)
                 workers[width].work(workers[width].claim())
             claims = [workers[width].claim() for _ in range(max(1, LEAST_TRIALS // width))]
+            gc.collect()
+            gc.freeze()  # as the server that workers are forked from
             clock.note()
             clock.spent.clear()
             for own in claims:
@@ -289,14 +295,14 @@ def compare(trees: Mapping[str, Tree], width: int, rounds: int) -> float:
         for name in sorted(trees, reverse=bool(number % 2)):
             found[name].append(trees[name].measure(width))
     parts = [*dict.fromkeys(part for *_, part in PARTS), REST]
-    of_host = [part for part in parts if part not in (STEPS, EVALUATION)]
+    of_host = [part for part in parts if part not in OTHERS]
     rows = {
         name: {part: median(one.get(part, 0.0) for one in ones) for part in parts}
         | {"the host": median(sum(one.get(part, 0.0) for part in of_host) for one in ones)}
         for name, ones in found.items()
     }
     print(f"\n{f'width {width}, ms a trial':28}" + "".join(f"{name:>14}" for name in trees))
-    for part in [*of_host, "the host", STEPS, EVALUATION]:
+    for part in [*of_host, "the host", *OTHERS]:
         print(f"{part:28}" + "".join(f"{rows[name][part]:14.3f}" for name in trees), flush=True)
     return rows["this tree"]["the host"]
 

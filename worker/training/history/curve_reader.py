@@ -37,10 +37,14 @@ class Evidence:
     # Whether a loop or program of the task's own has reported the curves. Its first loss is then
     # that of its first report, and of a model that knows something.
     is_reported: bool = False
+    # Curves that were read already: each is asked for by several rules.
+    _read: dict[str, list[float]] = field(default_factory=dict, init=False, compare=False)
 
     def curve(self, name: str) -> list[float]:
         """Return the finite values of a curve, in order; empty if there is no such curve."""
-        return _finite(self.curves.get(name, ()))
+        if name not in self._read:
+            self._read[name] = _finite(self.curves.get(name, ()))
+        return self._read[name]
 
     def last(self, name: str) -> float | None:
         """Return the last finite value of a curve."""
