@@ -373,15 +373,16 @@ class Recorder:
         ]
 
     def _note_answer(self, fence: Fence, result: Result, verdict: Verdict) -> None:
-        folder = stage_of(self._session.folder, fence.trial_id)
         self._heartbeat.drop([fence.trial_id])
         if verdict is Verdict.OK:
             self._heartbeat.trials_done += 1
             if fence.attempt > 1 or fence.trial_id in self._with_state:
+                folder = stage_of(self._session.folder, fence.trial_id)
                 overtaken = range(1, fence.attempt + (fence not in self._carried))
                 durable.remove(folder.resume_path(fence.trial_id, attempt) for attempt in overtaken)
             self._carried.discard(fence)
             return
+        folder = stage_of(self._session.folder, fence.trial_id)
         name = CheckpointName.parse(result.checkpoint) if result.checkpoint else None
         # If Redis knows no later attempt, it has lost its data, and the files stay.
         if name and self._session.queue.attempt(fence.trial_id) > fence.attempt:
@@ -418,8 +419,10 @@ def judge(outcome: Outcome, metric: str, constraints: Sequence[Constraint] = ())
             outcome, state=TrialState.FAILED, reason=reason, checkpoint=None, snapshots=()
         )
     violated = find_violation(constraints, outcome.metrics) if outcome.state in ENDED_WELL else None
-    told = "; ".join(part for part in (outcome.reason, violated) if part)
-    return replace(outcome, value=value, reason=told or None)
+    told = "; ".join(part for part in (outcome.reason, violated) if part) or None
+    if (value, told) == (outcome.value, outcome.reason):
+        return outcome
+    return replace(outcome, value=value, reason=told)
 
 
 def lighten(outcome: Outcome, predicts: bool) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -160,6 +161,7 @@ def start_one(request: Request) -> int:
             means = Means(
                 device.torch_device, width, threads, request.data, offspring, host, device.gpus
             )
+            gc.freeze()  # what is loaded stays, and no collection has to look at it again
             with contextlib.redirect_stdout(sys.stderr):  # a task's prints go to the log
                 _loop(request, broker.client, root, means, heartbeat).run()
         finally:

@@ -12,7 +12,7 @@ from torch import nn
 from worker.tasks import trees
 from worker.training.model.networks import network_for
 from worker.training.model.structure import Model, Structure, chain_of
-from worker.training.stacked.rows import fresh_row
+from worker.training.stacked.rows import fresh_rows
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace
 from worker.training.stacked.training_data import Setting
@@ -188,17 +188,16 @@ def slot_step_s(
     model: Model, shapes: Sequence[tuple[int, ...]], width: int, setting: Setting
 ) -> float:
     """Measure the seconds per step and slot, with ``width`` slots and scratch weights."""
-    row, network = (
-        fresh_row(model, 0, setting.device, setting.dtype),
-        network_for(model, lone=width == 1),
-    )
+    row = fresh_rows([model], [0], setting.device, setting.dtype)
+    rows = {name: tensor.repeat_interleave(width, 0) for name, tensor in row.items()}
+    network = network_for(model, lone=width == 1)
     batches, train = setting.batches(model.recipe.batch_size), setting.parts(model.recipe).train
     stack = Stack(
-        model, network, setting.objective(model.recipe), [row] * width, shapes, setting.frame(model)
+        model, network, setting.objective(model.recipe), rows, shapes, setting.frame(model)
     )
-    rows = batches.rows(0, 1)
-    plan = stack.plan(rows.expand(TIMED_STEPS + WARM_STEPS, -1), True, Pace.start(width))
-    inputs, targets = trees.pick(train.inputs, rows[0]), trees.pick(train.targets, rows[0])
+    batch = batches.rows(0, 1)
+    plan = stack.plan(batch.expand(TIMED_STEPS + WARM_STEPS, -1), True, Pace.start(width))
+    inputs, targets = trees.pick(train.inputs, batch[0]), trees.pick(train.targets, batch[0])
     passed = []
     for number in range(TIMED_STEPS + WARM_STEPS):
         started = time.perf_counter()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ from worker.tasks import trees
 from worker.tasks.trees import Tree
 from worker.training.compute.backends import Backends, Sample
 from worker.training.history.history import History
+from worker.training.model.network import Network
 from worker.training.model.networks import network_for
 from worker.training.model.structure import Model
 from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.outcome import kept_weights
 from worker.training.outcome.validation import Validation
 from worker.training.stacked import explosion
-from worker.training.stacked.agreement import differences
+from worker.training.stacked.agreement import Sampling, differences
 from worker.training.stacked.monitor import Monitor, is_watched
-from worker.training.stacked.rows import Row, fresh_row, moving
+from worker.training.stacked.rows import Row, fresh_rows, moving, take_row
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -51,14 +53,6 @@ class Entry:
         """The steps of its state. ``Slot.resume`` checks later that it fits."""
         steps = self.state.get("steps") if self.state is not None else 0
         return steps if isinstance(steps, int) else 0
-
-
-@dataclass(frozen=True)
-class HostCopy:
-    """What states are made of, until the array trains on or slots come or go."""
-
-    rows: Row  # (K, ...) each; those of the stack itself if it is on the CPU
-    places: dict[int, int]  # of the slots, by their id()
 
 
 class TrialArray:
@@ -92,15 +86,14 @@ class TrialArray:
             else network_for(model, lone=len(entries) == 1)
         )
         self.stacked = not isinstance(self._network, LoneNetwork)  # whether more trials could join
-        self._on_host: HostCopy | None = None
         self._rates: list[float] | None = None  # learning rates of the last step
         self._backends = backends
         self.waiting_steps = 0  # steps of trials that will join, as far as known
         self.paused = False  # whether all slots are inside an epoch
+        self._sampling = Sampling()
         self.slots, rows, sums = self._prepare_entries(entries)
-        self.stack = Stack(
-            model, self._network, self._objective, rows, shapes, setting.frame(model)
-        )
+        self._shapes = shapes
+        self.stack = self._stack(self._network, rows)
         self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
         self.validation = Validation(
             setting, model, self.parts.val, self._objective, self.batches.batch_size
@@ -115,7 +108,6 @@ class TrialArray:
     def admit(self, entries: Sequence[Entry]) -> None:
         """Add trials at the end."""
         slots, rows, sums = self._prepare_entries(entries)
-        self._on_host = None
         self.stack.append(rows)
         self.slots += slots
         self._monitor_new(sums)
@@ -130,9 +122,32 @@ class TrialArray:
         )
 
     def strangers(self, positions: Sequence[int]) -> dict[int, str]:
-        """Return the slots whose outputs differ from those of their own modules, with reasons."""
+        """Return the slots whose outputs differ from those of their own modules, with reasons.
+
+        A sample of the slots is compared. If one of them differs, all are.
+        """
+        slots = {position: self.slots[position] for position in positions}
+        chosen = self._sampling.choose(
+            {position: slot.claim.trial.hyperparameters for position, slot in slots.items()},
+            [position for position, slot in slots.items() if slot.model.start is not None],
+        )
+        found = self._compare(chosen)
+        return found | self._compare(sorted(slots.keys() - {*chosen})) if found else found
+
+    def _compare(self, positions: Sequence[int]) -> dict[int, str]:
+        """Compare some slots, in a stack of their own: the others would only take time."""
+        if not positions:
+            return {}
         inputs, targets = self._setting.sample(self._model)
-        return differences(self.stack, {p: self.slots[p].model for p in positions}, inputs, targets)
+        network = network_for(self._model, lone=False)
+        stack = self._stack(network, self.stack.take(positions))
+        models = {place: self.slots[p].model for place, p in enumerate(positions)}
+        found = differences(stack, models, inputs, targets)
+        return {positions[place]: why for place, why in found.items()}
+
+    def _stack(self, network: Network, rows: Row) -> Stack:
+        frame = self._setting.frame(self._model)
+        return Stack(self._model, network, self._objective, rows, self._shapes, frame)
 
     def advance(self, watch: Watch) -> None:
         """Train to the next boundary of any slot, and evaluate the slots that are due.
@@ -142,7 +157,7 @@ class TrialArray:
         Raises:
             Exception: whatever the task's model raises. Every slot is then at its last whole step.
         """
-        self.paused, self._on_host = False, None
+        self.paused = False
         n_steps = min(slot.to_boundary for slot in self.slots)
         if n_steps and self._backends is not None:
             self._equip(self._backends, watch)
@@ -186,10 +201,16 @@ class TrialArray:
     def leave(self) -> list[Outcome]:
         """Remove the slots that ended or lost their lease. Return outcomes of those that ended."""
         going = [position for position, slot in enumerate(self.slots) if slot.ended]
-        kept = [position for position in going if not self.slots[position].lost]
+        told = [position for position in going if not self.slots[position].lost]
+        if not told:
+            self.drop(going)
+            return []
+        # If all leave, no step changes the stack any more.
+        rows = self.stack.take(told) if len(told) < self.width else self.stack.rows
+        on_host = cache(partial(_fetch, rows))
         outcomes = [
-            kept_weights.outcome(self.slots[p], row, self._setting, self._sums(p))
-            for p, row in zip(kept, self._copy_rows(kept), strict=True)
+            kept_weights.outcome(self.slots[p], rows, on_host, place, self._setting, self._sums(p))
+            for place, p in enumerate(told)
         ]
         self.drop(going)
         return outcomes
@@ -198,8 +219,8 @@ class TrialArray:
         """Remove slots. Without any, all tensors are freed, and nothing can be trained."""
         if not self.slots:
             return
-        staying = [position for position in range(self.width) if position not in set(positions)]
-        self._on_host = None
+        leaving = set(positions)
+        staying = [position for position in range(self.width) if position not in leaving]
         if not staying:
             # Views of earlier boundaries still refer to the array.
             del self.stack, self.monitor, self._network
@@ -210,11 +231,16 @@ class TrialArray:
 
     def carry(self, positions: Sequence[int]) -> list[Entry]:
         """Return entries with the full state of these slots, to go on elsewhere."""
-        return [Entry(self.slots[p].claim, self.slots[p].model, self._state(p)) for p in positions]
+        rows = _fetch(self.stack.rows)
+        return [
+            Entry(self.slots[p].claim, self.slots[p].model, self._state(p, rows)) for p in positions
+        ]
 
     def views(self) -> list[View]:
-        """Return views of the running trials."""
-        return [self._view(slot) for slot in self.slots]
+        """Return views of the running trials. Their states share one copy of the stack."""
+        # Views live until the next boundary, and must not keep the tensors of slots that leave.
+        on_host = cache(lambda: _fetch(self.stack.rows))
+        return [self._view(position, on_host) for position in range(self.width)]
 
     def fail(self, reason: str, traceback: str) -> list[Outcome]:
         """Return an outcome of state FAILED for every slot, after the trials' own model raised."""
@@ -230,45 +256,24 @@ class TrialArray:
             for slot in self.slots
         ]
 
-    def _view(self, slot: Slot) -> View:
+    def _view(self, position: int, on_host: Callable[[], Row]) -> View:
+        slot = self.slots[position]
         return View(
             slot.claim,
             slot.epoch,
             slot.history.last_epoch_s,
             self.width,
-            lambda: pack(self._state(self._copy().places[id(slot)])),
+            lambda: pack(self._state(position, on_host())),
             slot.history.metrics,
             slot.history.value,
             slot.history.curves,
         )
 
-    def _state(self, position: int) -> dict[str, Any]:
-        row = {name: tensor[position].clone() for name, tensor in self._copy().rows.items()}
-        return {**self.slots[position].state(row), "monitor": self.monitor.state(position)}
-
-    def _copy_rows(self, positions: Sequence[int]) -> list[Row]:
-        """Return copies of the tensors of slots on the host: one transfer a tensor."""
-        if self._setting.device.type == "cpu":
-            return [self.stack.row(position) for position in positions]
-        if not positions:
-            return []
-        index = torch.tensor(positions, device=self._setting.device)
-        # Slots that leave come back to the device only for predictions, if they are kept.
-        rows = {
-            name: tensor.index_select(0, index).cpu() for name, tensor in self.stack.rows.items()
+    def _state(self, position: int, rows: Row) -> dict[str, Any]:
+        return {
+            **self.slots[position].state(take_row(rows, position)),
+            "monitor": self.monitor.state(position),
         }
-        return [
-            {name: tensor[place].clone() for name, tensor in rows.items()}
-            for place in range(len(positions))
-        ]
-
-    def _copy(self) -> HostCopy:
-        """Return the rows of all slots on the host: one transfer a tensor, however many slots."""
-        if self._on_host is None:
-            rows = {name: tensor.cpu() for name, tensor in self.stack.rows.items()}
-            places = {id(slot): position for position, slot in enumerate(self.slots)}
-            self._on_host = HostCopy(rows, places)
-        return self._on_host
 
     def _sums(self, position: int) -> Sequence[float]:
         """Return the monitor's sums since the last evaluation; nothing for an exploded trial.
@@ -280,29 +285,37 @@ class TrialArray:
 
     def _prepare_entries(
         self, entries: Sequence[Entry]
-    ) -> tuple[list[Slot], list[Row], list[Sequence[float]]]:
-        slots, rows, sums = [], [], []
-        for entry in entries:
-            slot, row = self._fresh(entry)
+    ) -> tuple[list[Slot], Row, list[Sequence[float]]]:
+        slots, rows = [self._fresh(entry) for entry in entries], self._fresh_rows(entries)
+        sums: list[Sequence[float]] = []
+        for place, entry in enumerate(entries):
             if entry.state is not None:
+                row = take_row(rows, place)
                 try:
-                    slot.resume(row, entry.state)
+                    slots[place].resume(row, entry.state)
                 except (KeyError, ValueError, TypeError, RuntimeError) as error:
                     self._setting.log(
                         f"{entry.claim.id}: its saved state does not fit ({error}); it starts anew"
                     )
-                    slot, row = self._fresh(entry)
-            slots.append(slot)
-            rows.append(row)
-            sums.append(
-                entry.state.get("monitor", ()) if entry.state is not None and slot.steps else ()
-            )
+                    slots[place] = self._fresh(entry)
+                    for name, tensor in self._fresh_rows([entry]).items():
+                        row[name].copy_(tensor[0])
+            resumed = entry.state is not None and slots[place].steps
+            sums.append(entry.state.get("monitor", ()) if entry.state and resumed else ())
         return slots, rows, sums
 
-    def _fresh(self, entry: Entry) -> tuple[Slot, Row]:
+    def _fresh_rows(self, entries: Sequence[Entry]) -> Row:
+        return fresh_rows(
+            [entry.model for entry in entries],
+            [entry.claim.trial.seed for entry in entries],
+            self._setting.device,
+            self._setting.dtype,
+        )
+
+    def _fresh(self, entry: Entry) -> Slot:
         trial, options, model = entry.claim.trial, self._setting.options, entry.model
         stage = options.stages.get(trial.stage)
-        slot = Slot(
+        return Slot(
             entry.claim,
             model,
             self.batches.per_epoch,
@@ -315,7 +328,6 @@ class TrialArray:
             self.batches.budget(trial.horizon),
             explosion_factor(stage, options.explosion, options.explosion_factor),
         )
-        return slot, fresh_row(model, trial.seed, self._setting.device, self._setting.dtype)
 
     def _monitor_new(self, sums: Sequence[Sequence[float]]) -> None:
         """Add slots at the end of the monitor and restore the sums that they bring."""
@@ -460,41 +472,23 @@ class TrialArray:
         told = torch.stack(
             [losses.sum(0), correct.to(losses.dtype), rows["first"], at.to(losses.dtype), *parts]
         ).tolist()
-        windows = self._read_windows(history, told[3])
+        # If any slot has exploded, the costs of all are read at once.
+        exploding = any(
+            row < len(results) and slot.may_explode
+            for slot, row in zip(self.slots, told[3], strict=True)
+        )
+        costs_of = history.T.tolist() if exploding else []
         for position, (slot, loss, right, first, row, *sums) in enumerate(
             zip(self.slots, *told, strict=True)
         ):
             if not slot.dead:
-                slot.note_parts(dict(zip(names, sums, strict=True)))
-                self._settle_slot(
-                    slot, len(results), loss, right, first, int(row), windows.get(position, [])
-                )
+                if names:
+                    slot.note_parts(dict(zip(names, sums, strict=True)))
+                costs_of_slot = costs_of[position] if costs_of else []
+                self._settle_slot(slot, len(results), loss, right, first, int(row), costs_of_slot)
         rows["recent"].copy_(history[-rows["recent"].shape[1] :].T)
         if self._setting.options.watching:
             self.monitor.note_losses(losses)
-
-    def _read_windows(self, history: Tensor, at: Sequence[float]) -> dict[int, list[float]]:
-        """Return the last costs of each slot that explodes, the one above its limit last.
-
-        All of them are read at once.
-
-        Args:
-            history: (WINDOW - 1 + m, K) the costs before the last m steps, and in these.
-            at: the step at which each slot explodes, or m.
-        """
-        n_steps = len(history) - explosion.WINDOW + 1
-        found = [
-            position
-            for position, row in enumerate(at)
-            if row < n_steps and self.slots[position].may_explode
-        ]
-        if not found:
-            return {}
-        costs = history.T[found].tolist()
-        return {
-            position: own[int(at[position]) : int(at[position]) + explosion.WINDOW]
-            for position, own in zip(found, costs, strict=True)
-        }
 
     def _settle_slot(
         self,
@@ -504,7 +498,7 @@ class TrialArray:
         right: float,
         first: float,
         row: int,
-        window: list[float],
+        costs: Sequence[float],
     ) -> None:
         slot.first_loss = first
         slot.loss_sum += loss
@@ -513,6 +507,8 @@ class TrialArray:
         if row == n_steps or not slot.may_explode:
             slot.steps += n_steps
             return
+        # Ends with the cost above the limit.
+        window = list(costs[row : row + explosion.WINDOW])
         slot.exploded = explosion.explain_explosion(
             window,
             first,
@@ -546,8 +542,11 @@ class TrialArray:
     def _point(self, position: int) -> dict[str, float | None]:
         """Return the values that training adds to the curves of one slot."""
         slot = self.slots[position]
-        point = slot.train_point(self.batches.batch_size) | {"learning_rate": self._rate(position)}
-        return point | (self.monitor.points(position) if self._setting.options.watching else {})
+        point = slot.train_point(self.batches.batch_size)
+        point["learning_rate"] = self._rate(position)
+        if self._setting.options.watching:
+            point.update(self.monitor.points(position))
+        return point
 
     def _take_snapshots(self, due: Sequence[int]) -> None:
         wanted = [
@@ -557,13 +556,20 @@ class TrialArray:
             and self.slots[position].stopped is None
             and self.slots[position].history.value is not None
         ]
-        for position, row in zip(wanted, self._copy_rows(wanted), strict=True):
+        rows = _fetch(self.stack.take(wanted)) if wanted else {}
+        for place, position in enumerate(wanted):
             slot = self.slots[position]
+            row = {name: one.clone() for name, one in moving(take_row(rows, place)).items()}
             metric = slot.history.curves[slot.history.metric][-1]
             slot.moments.append(
-                Moment(slot.epoch, metric if metric is not None else float("nan"), moving(row))
+                Moment(slot.epoch, metric if metric is not None else float("nan"), row)
             )
 
     def _rate(self, position: int) -> float | None:
         """Return the learning rate of the last step."""
         return None if self._rates is None else self._rates[position]
+
+
+def _fetch(rows: Row) -> Row:
+    """Return the tensors on the CPU. Those that are there already are not copied."""
+    return {name: tensor.cpu() for name, tensor in rows.items()}

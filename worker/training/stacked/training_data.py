@@ -96,8 +96,8 @@ class Setting:
         self.metrics: dict[str, Metric] = stacking(own_metrics(task))
         self._batches: dict[int, Batches] = {}
         self._parts: dict[tuple[str, str | None], Parts] = {}
+        self._tests: dict[str, Part] = {}
         self._taught: dict[str, Tensor] = {}
-        self._test: dict[str, Part] = {}  # by preprocessing
         # Examples times slots in one pass of an evaluation. It shrinks where memory runs out.
         self.evaluated_at_once = EVALUATED_AT_ONCE["cpu" if self.device.type == "cpu" else "gpu"]
 
@@ -253,18 +253,14 @@ class Setting:
     def test(self, recipe: Recipe) -> Part | None:
         """Return the test part with the recipe's preprocessing, or None if the task has none.
 
-        It is used for the stored predictions of kept models, and never to choose a model. It is on
-        the device from the first of them on.
+        It is used for the stored predictions of kept models, and never to choose a model. It is
+        moved once.
         """
-        kind = recipe.kind("preprocess")
-        if self.data.test is not None and kind not in self._test:
-            self._test[kind] = self.move(
-                Part(
-                    self.parts(recipe).preprocessing.apply(self.data.test.inputs),
-                    self.data.test.targets,
-                )
-            )
-        return self._test.get(kind)
+        kind, test = recipe.kind("preprocess"), self.data.test
+        if test is not None and kind not in self._tests:
+            inputs = self.parts(recipe).preprocessing.apply(test.inputs)
+            self._tests[kind] = self.move(Part(inputs, test.targets))
+        return self._tests.get(kind)
 
     def move(self, part: Part) -> Part:
         """Return the part on the device. Floating-point tensors get the dtype of the training."""
