@@ -23,6 +23,8 @@ END_SIGNALS = (
 )
 # A shell reports a process that a signal ended with this plus the signal's number as exit code.
 BY_SIGNAL = 128
+# Of a worker, or of the process of a loop, that its device serves no more. A new one may be served.
+EXIT_POISONED = 71
 
 
 def end_process(code: int) -> NoReturn:

@@ -56,7 +56,8 @@ def cli() -> None:
     "--device",
     default="auto",
     metavar="auto|cpu|cuda:N|cuda:N,...|all",
-    help="auto: the first free CUDA device, else the CPU. all, or a list: one worker for each.",
+    help="auto: the first free CUDA device; the CPU where there is none. all, or a list: one "
+    "worker for each.",
 )
 @click.option(
     "--gpus-per-trial",
@@ -203,7 +204,7 @@ def test(context: click.Context, checkpoint: Path, weights: str) -> None:
     "--device",
     default="auto",
     metavar="auto|cpu|cuda:N",
-    help="auto: the first free CUDA device, else the CPU.",
+    help="auto: the first free CUDA device; the CPU where there is none.",
 )
 @weights_option
 @click.pass_context

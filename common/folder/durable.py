@@ -198,8 +198,13 @@ def _sync_all(files: Iterable[tuple[Path, bytes, int]]) -> None:
     if len(batch) == 1:
         _write_synced(*batch[0])
         return
+
+    def write(first: int) -> None:
+        for item in batch[first::SYNC_THREADS]:
+            _write_synced(*item)
+
     with ThreadPoolExecutor(SYNC_THREADS) as pool:
-        for _ in pool.map(lambda item: _write_synced(*item), batch):
+        for _ in pool.map(write, range(min(SYNC_THREADS, len(batch)))):
             pass
 
 

@@ -14,6 +14,8 @@ from common.errors import CheckpointError
 from common.folder.durable import explain_os_error
 
 RETRY_S = 0.02  # between two tries for a lock that another process holds
+FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC
+CREATE = os.O_CREAT | FLAGS
 
 
 class FileLock:
@@ -22,15 +24,21 @@ class FileLock:
     It belongs to this object, and child processes do not inherit it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, everyones: bool = False) -> None:
         """Open the file.
+
+        Args:
+            path: of the file.
+            everyones: whether processes of all users share the lock.
 
         Raises:
             CheckpointError: it cannot be created or opened.
         """
         self.path = path
         try:
-            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            self.fd = (
+                _open_everyones(path) if everyones else os.open(path, os.O_RDWR | CREATE, 0o600)
+            )
         except OSError as error:
             raise explain_os_error(error, path) from error
 
@@ -89,3 +97,22 @@ class FileLock:
                 "start a Redis server and give --redis URL"
             )
         return explain_os_error(error, self.path)
+
+
+def _open_everyones(path: Path) -> int:
+    """Open a file that another user may have created.
+
+    Where everybody may create files, as in /tmp, Linux lets nobody open another user's file with
+    O_CREAT, and no lock needs the right to write.
+    """
+    while True:
+        try:
+            return os.open(path, os.O_RDONLY | FLAGS)
+        except FileNotFoundError:
+            pass
+        try:
+            made = os.open(path, os.O_RDONLY | os.O_EXCL | CREATE, 0o644)
+        except FileExistsError:  # another process was faster
+            continue
+        os.fchmod(made, 0o644)  # whatever the umask
+        return made

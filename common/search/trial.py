@@ -246,6 +246,7 @@ class WorkerInfo:
     protocol: int = FIRST  # the protocol that it speaks
     job: str = ""  # id of the scheduler's job that it runs in
     cores: str = ""  # which cores it uses: workers with equal ones share them
+    gpus: str = ""  # the ids of its GPUs, joined by commas: "GPU-8f6a,MIG-5c6d"
 
     @property
     def n_gpus(self) -> int:

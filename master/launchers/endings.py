@@ -6,6 +6,8 @@ import signal
 from dataclasses import dataclass
 from enum import Enum
 
+from common.ending import EXIT_POISONED
+
 # A worker that ends sooner has not begun to work. Importing torch takes a few seconds.
 QUICK_S = 10.0
 MAX_QUICK_DEATHS = 5
@@ -42,6 +44,8 @@ def after_end(exit_code: int, lived_s: float, quick_deaths: int, held: bool = Fa
     """
     if exit_code == 0 and not held:
         return Next(Action.LEAVE)
+    if exit_code == EXIT_POISONED:  # each such end blames a trial, or makes some suspects
+        return Next(Action.RESTART, quick_deaths, FIRST_WAIT_S)
     if lived_s >= QUICK_S:
         return Next(Action.RESTART, 0, FIRST_WAIT_S)
     quick_deaths += 1

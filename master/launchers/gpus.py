@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from common.errors import ConfigError
@@ -16,6 +19,7 @@ from common.search.trial import WorkerInfo
 
 CPU_WORKERS = 2  # with `--workers auto` and no GPU
 GPU_FOLDER = Path("/proc/driver/nvidia/gpus")
+AMD_FOLDER = Path("/sys/class/kfd/kfd/topology/nodes")  # a folder for each processor and GPU
 GPU_LIST_S = 20.0  # nvidia-smi wakes sleeping devices
 
 
@@ -25,7 +29,7 @@ def visible_gpus(installed: int, visible: str | None) -> int:
     Args:
         installed: The number of GPUs in the machine.
         visible: The value of ``CUDA_VISIBLE_DEVICES``, None if not set. CUDA reads it up to the
-            first entry that is not a device.
+            first entry that is not a device. Of slices (``MIG-...``) a process sees only one.
     """
     if visible is None:
         return installed
@@ -35,6 +39,8 @@ def visible_gpus(installed: int, visible: str | None) -> int:
         if not installed or not (named or (entry.strip().isdecimal() and int(entry) < installed)):
             break
         count += 1
+        if entry.strip().startswith("MIG-"):
+            break
     return count
 
 
@@ -92,9 +98,18 @@ def check_gpus(
         ConfigError: it has too few.
     """
     resources = search.resources
-    if asked == 0 or (resources.gpus == 1 and resources.fits(0)):
+    plain = resources.gpus == 1 and resources.fits(0)
+    if asked == 0 or (plain and asked in (None, 1)):
         return
     gpus = count_usable_gpus()
+    if plain:
+        if asked is not None and 0 < gpus < asked:
+            raise ConfigError(
+                f"--workers {asked}: each local worker takes a GPU, and this machine has {gpus}; "
+                f"use --workers {gpus}, or hide the GPUs with CUDA_VISIBLE_DEVICES= to train on "
+                "the CPU"
+            )
+        return
     n_workers = gpus // resources.gpus
     place = f"[resources] gpus = {resources.gpus}"
     if n_workers and asked is not None and asked > n_workers:
@@ -115,11 +130,19 @@ def check_gpus(
 
 def count_usable_gpus() -> int:
     """Return how many GPUs of this machine a process sees."""
-    return visible_gpus(_count_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    seen = _count_gpus()
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        seen = visible_gpus(seen, os.environ.get(name))
+    return seen
 
 
 def _count_gpus() -> int:
-    """Count the GPUs without torch, which would take seconds to import."""
+    """Count the GPUs that torch can use, without importing it, which would take seconds."""
+    built = _find_torch()
+    if "+rocm" in built:
+        return _count_amd()
+    if "+cpu" in built:
+        return 0
     program = shutil.which("nvidia-smi")
     if program:
         try:
@@ -130,3 +153,23 @@ def _count_gpus() -> int:
         except (OSError, subprocess.TimeoutExpired):
             return 0  # the driver does not answer, so CUDA would not either
     return len(list(GPU_FOLDER.iterdir())) if GPU_FOLDER.is_dir() else 0
+
+
+def _find_torch() -> str:
+    """Return torch's version, whose end says what it is built for: ``2.13.0+cpu``."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return ""
+
+
+def _count_amd() -> int:
+    """Count the nodes of AMD's driver that compute as a GPU does: processors have no SIMD units."""
+    count = 0
+    for node in AMD_FOLDER.iterdir() if AMD_FOLDER.is_dir() else ():
+        with contextlib.suppress(OSError):
+            units = re.search(
+                r"^simd_count (\d+)$", (node / "properties").read_text(), re.MULTILINE
+            )
+            count += units is not None and int(units[1]) > 0
+    return count

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import redis
 import torch
 
+from common.ending import EXIT_POISONED
 from common.errors import CheckpointError, DamagedReplyError, NotAllowedError, QueueError
 from common.folder import records
 from common.folder.record import Record
@@ -24,10 +27,12 @@ from common.search.search_file import default_text
 from common.search.trial import Claim, TrialState, WorkerInfo
 from tests.contract.trials import SEARCH, made
 from worker.run import loop
+from worker.run import recorder as recorder_module
 from worker.run.heartbeat import Heartbeat
 from worker.run.loop import Loop, LoopOptions
 from worker.run.recorder import Recorder
 from worker.run.session import Means, Session, Sessions
+from worker.training.device_errors import Poisoned
 from worker.training.types import Boundary, Outcome, Snapshot, View
 
 OTHER = "fedcba9876543210"
@@ -512,3 +517,110 @@ def test_where_it_is_known_why_a_search_is_not_here_no_other_volume_is_guessed(
     assert len(said) == 1 and cause in said[0] and "another volume" not in said[0]
     (tmp_path / "digits/search.toml").write_text(f'id = "{SEARCH}"\nprotocol = 2\n{default_text()}')
     assert sessions.find(SEARCH, "digits") is not None
+
+
+ASSERTION = torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+
+def poison(
+    worker: Worker,
+    monkeypatch: pytest.MonkeyPatch,
+    claims: list[Claim],
+    *before: Boundary,
+    computed: list[Claim],
+) -> list[int]:
+    """Train the claims on a device that serves no more after some boundaries; the exit codes."""
+
+    def train(*_: object) -> Iterator[Boundary]:
+        yield from before
+        raise Poisoned(ASSERTION, computed)
+
+    exits = list[int]()
+    engine = SimpleNamespace(backend="", width=lambda _hp: 4, train=train)
+    monkeypatch.setattr(worker.session, "engine", lambda *_: engine)
+    monkeypatch.setattr(worker.heart, "_exit_hard", exits.append)
+    worker.loop._work(worker.session, claims)
+    return exits
+
+
+def test_a_poisoned_array_becomes_suspects_and_what_waited_goes_back(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = worker.claim(4)
+    assert poison(worker, monkeypatch, claims, computed=claims[:2]) == [EXIT_POISONED]
+    assert worker.records() == {} and worker.states() == ["pending"] * 4
+    others = worker.queue.claim("w2", 4, "next")
+    assert [(one.id, one.alone) for one in others] == [(claim.id, False) for claim in claims[2:]], (
+        "they were not computed"
+    )
+    alone = [*worker.queue.claim("w2", 4, "a"), *worker.queue.claim("w2", 4, "b")]
+    assert [(one.id, one.alone) for one in alone] == [(claim.id, True) for claim in claims[:2]]
+
+
+def test_of_a_poisoned_trial_that_was_alone_the_reason_is_in_its_record(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claims = worker.claim(1)
+    lone = [replace(claims[0], alone=True)]
+    assert poison(worker, monkeypatch, claims, computed=lone) == [EXIT_POISONED]
+    record = worker.records()[claims[0].id]
+    assert record.state == TrialState.FAILED
+    assert record.reason == "AcceleratorError: CUDA error: device-side assert triggered"
+    assert worker.states()[0] == "failed" and f"{claims[0].id} fails" in "".join(worker.said)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "predictions", "portrait", "resume"])
+def test_where_the_device_goes_while_weights_are_written_their_trial_is_a_suspect(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    def fail() -> Any:
+        raise ASSERTION
+
+    claims = worker.claim(1)
+    files: dict[str, Any] = {"checkpoint": lambda: b"weights", what: fail}
+    ended = replace(completed(claims[0]), best_epoch=1.0, **files)
+    monkeypatch.setattr(worker.session.waiting, "choose", lambda outcomes, *_: outcomes)
+    assert poison(worker, monkeypatch, claims, Boundary([ended], [], []), computed=[]) == [
+        EXIT_POISONED
+    ]
+    assert worker.records() == {}
+    others = worker.queue.claim("w2", 4, "next")  # suspects come last
+    (again,) = worker.queue.claim("w2", 4, "last")
+    assert len(others) == 3 and again.alone and again.id == claims[0].id
+
+
+def test_without_redis_the_leases_of_a_poisoned_process_run_out(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise QueueError("Redis is away")
+
+    claims = worker.claim(2)
+    monkeypatch.setattr(worker.session.queue, "take", away)
+    assert poison(worker, monkeypatch, claims, computed=claims) == [EXIT_POISONED]
+    assert worker.states()[:2] == ["running"] * 2
+    assert "leases that are not given back run out by themselves" in "".join(worker.said)
+
+
+def test_states_that_take_long_to_save_are_saved_less_often(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [1000.0], list[float]()
+    clock = SimpleNamespace(monotonic=lambda: now[0], time=time.time)
+    monkeypatch.setattr(recorder_module, "time", clock)
+    recorder = Recorder(worker.session, worker.heart, worker.said.append)
+    (claim,) = worker.claim(1)
+    takes_s = [0.5, 7.5, 0.5, 0.5]
+
+    def state() -> bytes:
+        saved.append(now[0])
+        now[0] += takes_s[len(saved) - 1]
+        return b"state"
+
+    views = [View(claim, 1.0, 1.0, 1, state)]
+    while len(saved) < len(takes_s):
+        now[0] += 1.0
+        recorder.save_states(views)
+    gaps = [after - before for before, after in pairwise(saved)]
+    assert gaps[1] == 7.5 + 75.0, "7.5 s of each 30 s would be a fifth of the time"
+    assert gaps[0] == gaps[2] == 30.5, "once it is fast again, it is as often as before"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from common.ending import EXIT_POISONED
 from common.errors import QueueError
 from common.folder.records import SearchFolder
 from common.queue.trial_queue import TrialQueue
@@ -153,6 +154,43 @@ def test_sigterm_of_a_worker_saves_and_gives_back(here: Place) -> None:
             assert records[trial]["curves"]["epoch"] == [
                 float(e) for e in range(1, 101)
             ]  # from where the last attempt stood
+
+
+def test_of_32_trials_in_a_process_with_a_poisoned_device_only_the_guilty_one_fails(
+    here: Place,
+) -> None:
+    shutil.copy(TASKS / "poison.py", here.path)
+    file = here.write_search(
+        task="poison.py:Task",
+        space="marker = { uniform = [0.0, 1.0] }",
+        trials=32,
+        epochs=3,
+        hidden=16,
+        high=0.05,
+    )
+    search = load_search(file)
+    guilty = configurations(search, search.stage("coarse"), first_source(search), range(32))[5]
+    marker = str(guilty.hyperparameters["marker"])
+    launch = ("master", "launch", "--stage", "coarse", "--workers", "0")
+    master = here.start(*launch, log="m.log", POISON_MARKER=marker)
+    wait_for(lambda: "32 trials of 3 epochs" in here.output("m.log"), "the launch")
+    start = ("worker", "start", "--device", "cpu", "--array-width", "32", "--idle-exit", "3")
+    codes = []
+    while master.poll() is None:  # as a supervisor does
+        log = f"w{len(codes)}.log"
+        codes.append(here.start(*start, log=log, POISON_MARKER=marker).wait(DEADLINE_S))
+    assert master.returncode == 0, here.output("m.log")
+    attempts = ended_once(here, 32)
+    rows = {row["trial"]: row for row in here.rank()}
+    assert [t for t, row in rows.items() if row["state"] == "failed"] == [guilty.id]
+    assert rows[guilty.id]["reason"] == "AcceleratorError: CUDA error: device-side assert triggered"
+    assert {row["state"] for t, row in rows.items() if t != guilty.id} == {"completed"}
+    assert set(attempts.values()) == {2}, "in the array, and then alone"
+    assert [code for code in codes if code] == [EXIT_POISONED, EXIT_POISONED]
+    told = "".join(here.logs())
+    assert told.count("32 trials will be tried again, each alone") == 1
+    assert f"{guilty.id} fails: it was alone" in told
+    assert "raised AcceleratorError" not in told, "the device is blamed, and no stacked step"
 
 
 def test_a_trial_that_kills_its_worker_fails_alone(here: Place) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.ending import EXIT_POISONED
 from common.errors import ConfigError
 from common.search.protocol import PROTOCOL
 from common.search.search_file import Search, parse_search
@@ -15,7 +16,13 @@ from common.search.trial import WorkerInfo
 from master.launchers import gpus
 from master.launchers.commands import worker_command, worker_environment
 from master.launchers.endings import Action, after_end, ending, how_ended
-from master.launchers.gpus import auto_count, check_gpus, local_device, visible_gpus
+from master.launchers.gpus import (
+    auto_count,
+    check_gpus,
+    count_usable_gpus,
+    local_device,
+    visible_gpus,
+)
 
 
 def test_one_that_left_by_itself_is_not_started_again() -> None:
@@ -39,6 +46,11 @@ def test_quick_deaths_wait_longer_each_time_until_it_is_given_up() -> None:
         quick = then.quick_deaths
     assert waits == [1.0, 2.0, 4.0, 8.0]
     assert then.action is Action.GIVE_UP
+
+
+def test_a_worker_whose_device_serves_it_no_more_is_always_started_again() -> None:
+    then = after_end(EXIT_POISONED, lived_s=1.0, quick_deaths=4)
+    assert (then.action, then.quick_deaths, then.wait_s) == (Action.RESTART, 4, 1.0)
 
 
 def test_a_long_life_makes_up_for_quick_deaths() -> None:
@@ -94,6 +106,7 @@ def test_workers_of_an_embedded_server_are_told_of_no_other() -> None:
         (2, "0,1,2,3", 2),
         (2, "GPU-8f6a,GPU-1b2c", 2),
         (1, "MIG-5c6d", 1),
+        (2, "MIG-5c6d,MIG-7e8f", 1),
         (0, "GPU-8f6a", 0),
         (0, "0", 0),
         (0, None, 0),
@@ -128,6 +141,7 @@ def test_auto_is_one_a_gpu_else_two_where_there_are_two_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, cores: int, count: int
 ) -> None:
     nvidia_smi(tmp_path, script)
+    monkeypatch.setattr(gpus, "_find_torch", lambda: "2.13.0")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
@@ -142,7 +156,30 @@ def test_gpus_are_counted_without_nvidia_smi(
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpus, "GPU_FOLDER", tmp_path)
+    monkeypatch.setattr(gpus, "_find_torch", lambda: "2.13.0+cu130")
     assert auto_count(Resources()) == 3
+    monkeypatch.setattr(gpus, "_find_torch", lambda: "2.13.0+cpu")
+    assert count_usable_gpus() == 0, "this torch uses none of them"
+
+
+def test_amds_gpus_are_counted_where_torch_is_built_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for number, units in enumerate((0, 304, 304)):  # a processor and two GPUs
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "properties").write_text(
+            f"cpu_cores_count {0 if units else 64}\nsimd_count {units}\nmem_banks_count 1\n"
+        )
+    (tmp_path / "3").mkdir()  # another user's, which cannot be read
+    monkeypatch.setattr(gpus, "AMD_FOLDER", tmp_path)
+    monkeypatch.setattr(gpus, "_find_torch", lambda: "2.13.0+rocm7.0")
+    assert auto_count(Resources()) == count_usable_gpus() == 2
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
+    assert count_usable_gpus() == 1
+    monkeypatch.setattr(gpus, "AMD_FOLDER", tmp_path / "none")
+    assert count_usable_gpus() == 0
 
 
 def install(monkeypatch: pytest.MonkeyPatch, count: int, cores: int = 8) -> None:
@@ -183,7 +220,7 @@ def test_local_workers_have_gpus_of_their_own_or_the_cpu_stands_in(
 
 def test_only_the_gpus_that_are_visible_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, 8)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6a,GPU-1b2c,MIG-5c6d,7")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6a,GPU-1b2c,7,2,-1,5")
     assert auto_count(TWO) == 2
 
 
@@ -206,6 +243,7 @@ def connected(device: str) -> list[WorkerInfo]:
         (1, "gpus = 2", 1, "cuda:0,cuda:1", "start `worker start --device all --gpus-per-trial 2`"),
         (3, "gpus = 2", 4, "cpu", "--workers 3: with [resources] gpus = 2 they need 6 GPUs, and"),
         (3, "gpus = 2\non_cpu = true", 4, "cpu", "this machine has 4; use --workers 2"),
+        (3, "gpus = 1", 1, "cpu", "--workers 3: each local worker takes a GPU, and this machine"),
         (None, "on_cpu = false", 0, "cpu", "[resources] gpus = 1: this machine has no GPUs"),
     ],
 )
@@ -231,7 +269,9 @@ def test_a_launch_on_a_machine_with_too_few_gpus_is_refused_in_one_line(
         (None, "gpus = 2", 2, "cpu"),
         (2, "gpus = 2", 4, "cpu"),
         (9, "gpus = 2\non_cpu = true", 0, "cpu"),
-        (9, "gpus = 1", 2, "cpu"),
+        (9, "gpus = 1", 0, "cpu"),
+        (None, "gpus = 1", 2, "cpu"),
+        (2, "gpus = 1", 2, "cpu"),
     ],
 )
 def test_a_launch_goes_on_where_somebody_can_train(

@@ -23,7 +23,7 @@ from worker.training.model.networks import network_for
 from worker.training.model.python_state import attributes_kept, save_attributes, seed_python
 from worker.training.model.structure import Model
 from worker.training.model.vmap_networks import LoneNetwork
-from worker.training.stacked.rows import Row, fresh_row, name_tensors
+from worker.training.stacked.rows import Row, fresh_rows, name_tensors, take_row
 from worker.training.stacked.slot import pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -63,12 +63,9 @@ class Subject:
         self.model.take_calls(())
         self._shapes = engine.builder.shapes(self.model)
         self.objective = self._setting.objective(self.model.recipe)
-        self._row = fresh_row(
-            self.model,
-            claim.trial.seed,
-            engine.builder.options.device,
-            engine.builder.options.dtype,
-        )
+        options = engine.builder.options
+        found = fresh_rows([self.model], [claim.trial.seed], options.device, options.dtype)
+        self._row = take_row(found, 0)
         self._noise_seed: int | None = None  # of a module that draws its own noise
         self.stack = self._stack(self.model.structure.alone, [self._row])
 
@@ -244,9 +241,9 @@ class Subject:
 
     def _stack(self, lone: bool, rows: Sequence[Row]) -> Stack:
         network: Network = LoneNetwork(self.model) if lone else network_for(self.model, lone=False)
-        return Stack(
-            self.model, network, self.objective, rows, self._shapes, self._setting.frame(self.model)
-        )
+        columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        frame = self._setting.frame(self.model)
+        return Stack(self.model, network, self.objective, columns, self._shapes, frame)
 
     def _loss(self, outputs: Tree, targets: Tree) -> Tensor:
         own, numbers = own_loss(self._setting.task), self.model.recipe.values

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 import torch
 from threadpoolctl import threadpool_limits
 
-from common.ending import end_process
+from common.ending import EXIT_POISONED, end_process
 from common.errors import TaskError
 from common.forking import die_with
 from worker.own.messages import (
@@ -47,6 +47,7 @@ from worker.own.trial import OwnTrial, TrialEnded
 from worker.tasks.base import Loop
 from worker.tasks.importing import Place
 from worker.tasks.loader import load_place
+from worker.training.device_errors import is_poisoned
 
 BEAT_S = 0.1  # between two signs of life that are passed on; a loop may give thousands a second
 LIBC = ctypes.CDLL(None)
@@ -119,6 +120,11 @@ class Child:
         # SystemExit, too: the process serves the next trial.
         except BaseException as error:
             self._in_loop = False
+            if is_poisoned(error):
+                # The next trial needs another process. The worker reads why from the output.
+                traceback.print_exc()
+                flush_output()
+                os._exit(EXIT_POISONED)
             return Raised(explain(error), traceback.format_exc())
         finally:
             self._in_loop = False

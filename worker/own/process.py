@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from common.ending import EXIT_POISONED
 from common.errors import TaskError
 from common.folder.records import SearchFolder
 from common.offspring import Offspring
@@ -371,6 +372,8 @@ def explain_end(code: int | None) -> str:
     """Describe how the process of a loop has ended in the middle of its work."""
     if code is None:
         return "its process closed the pipe to the worker"
+    if code == EXIT_POISONED:
+        return "the device served its process no more"
     return f"its process {how_ended(code)}" + (f", as os._exit({code}) does" if code >= 0 else "")
 
 

@@ -16,6 +16,7 @@ from common.folder import durable, predictions
 from common.folder.checkpoint_name import MOST_NAMED, CheckpointName, epoch_number
 from common.folder.records import StageFolder
 from common.search.trial import TrialState
+from worker.training.device_errors import refuse_poisoned
 from worker.training.types import Outcome
 
 
@@ -76,6 +77,7 @@ def with_weights(outcome: Outcome) -> Outcome:
         content = outcome.checkpoint()
     # A user's module may do anything where its state is asked for, even exit.
     except (Exception, SystemExit) as error:
+        refuse_poisoned(error, [outcome.claim])
         reason = f"its checkpoint cannot be put together: {type(error).__name__}: {error}"
         return Outcome(
             outcome.claim, TrialState.FAILED, reason, "".join(traceback.format_exception(error))
@@ -133,6 +135,7 @@ def _pack(
         return predictions.pack(arrays) if arrays else None  # a task without classes has none
     # A user's model may raise anything on the test part. The weights are kept all the same.
     except (Exception, SystemExit) as error:
+        refuse_poisoned(error)
         say(
             f"{name}: has no predictions beside it, so it takes part in no ensemble "
             f"({type(error).__name__}: {error})"
@@ -152,5 +155,6 @@ def _try(
     try:
         return make()
     except (Exception, SystemExit) as error:
+        refuse_poisoned(error)
         say(f"{name}: has no {what} ({type(error).__name__}: {error})")
         return None

@@ -23,6 +23,9 @@ from worker.training.types import View
 
 # How soon a kill is heard. One round trip carries all trials, so it costs Redis next to nothing.
 BEAT_S = 1.0
+# Curves that one beat sends at most. To encode those of a wide array at once would hold up the
+# thread that trains.
+CURVES_A_BEAT = 256
 LEASE_SHARE = 5  # at least so many renewals within a lease, so that one or two may get lost
 MAX_BACKOFF_S = 5.0  # between tries while Redis is away
 # A worker that was told that it is stuck, and does not move for so long, exits hard.
@@ -357,20 +360,23 @@ class Heartbeat:
         ]
 
     def _find_grown_curves(self) -> dict[str, tuple[str, int]]:
-        """Return the curves of each trial that has new points since the last round.
+        """Return the curves of trials that have new points since the last round.
 
-        Each comes with its number of points. Curves of single layers are not sent.
+        Those of which Redis knows least come first, and the others in the next rounds. Each comes
+        with its number of points. Curves of single layers are not sent.
         """
         with self._mutex:
             held = {
                 trial_id: view.curves
                 for trial_id, (_, view) in self._held.items()
-                if view is not None and view.curves
+                if view is not None
+                and view.curves
+                and len(next(iter(view.curves.values()))) > self._told.get(trial_id, 0)
             }
         grown = {}
-        for trial_id, curves in held.items():
+        for trial_id in sorted(held, key=lambda one: self._told.get(one, 0))[:CURVES_A_BEAT]:
             # Curves of single layers stay here.
-            shown = {name: values for name, values in curves.items() if "." not in name}
+            shown = {name: values for name, values in held[trial_id].items() if "." not in name}
             length = min(map(len, shown.values()))
             if length > self._told.get(trial_id, 0):
                 grown[trial_id] = (wire.curves_out(shown), length)
@@ -405,7 +411,7 @@ class Heartbeat:
         if self._stuck and self._beat != self._stuck[0]:
             self._stuck = None
         if self._stuck and now - self._stuck[1] > STUCK_GRACE_S:
-            self._leave_hard(
+            self.leave_hard(
                 f"stuck: nothing has moved for {STUCK_GRACE_S:g} s since the master said so; "
                 "exiting to free the device",
                 EXIT_STUCK,
@@ -415,12 +421,12 @@ class Heartbeat:
             self.stop(ORDERED)
         late_s = now - self._stop_at if self._stop_at is not None else 0.0
         if late_s > LOADING_GRACE_S and self._holds_nothing_new():
-            self._leave_hard(
+            self.leave_hard(
                 "stop requested while a task is loading; nothing is left to save; exiting",
                 self._stop_code,
             )
         elif self._stop_at is not None and late_s > self._stop_grace_s:
-            self._leave_hard(
+            self.leave_hard(
                 "stop requested, but the current step does not end; exiting",
                 self._stop_code,
             )
@@ -435,8 +441,11 @@ class Heartbeat:
                 view is None for _, view in self._held.values()
             )
 
-    def _leave_hard(self, why: str, code: int) -> None:
-        """End the process although the main thread does not move. Give the leases back first."""
+    def leave_hard(self, why: str, code: int) -> None:
+        """End the process without its cleanup. Give the leases back first.
+
+        This is for where the main thread does not move, or the device serves the process no more.
+        """
         self._say(why)
         fences = self.find_unfinished()
         if self._queue is not None and fences:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import redis
 
+from common.ending import EXIT_POISONED
 from common.error_text import legible
 from common.errors import HOPELESS, CheckpointError, PutAside, QueueError, SearchError, TaskError
 from common.queue.bells import WORK, Bell
@@ -26,6 +27,7 @@ from worker.run.recorder import Recorder
 from worker.run.session import Session, Sessions, Trainer
 from worker.run.sharing import Sharing
 from worker.run.staying import Staying
+from worker.training.device_errors import Poisoned
 from worker.training.engine.engine import Boundary
 
 # Number of trials to claim before the array width is known. The queue grants a fair share at most.
@@ -202,8 +204,11 @@ class Loop:
         self._heartbeat.hold(claims)
         recorder = Recorder(session, self._heartbeat, self._say)
         try:
-            self._train(session, claims, recorder)
-            self._settle(recorder)
+            try:
+                self._train(session, claims, recorder)
+                self._settle(recorder)
+            except Poisoned as poisoned:
+                self._leave_poisoned(session, recorder, poisoned)
         except (CheckpointError, TaskError, *HOPELESS) as error:
             self._release(session, recorder, error)
             raise
@@ -236,6 +241,39 @@ class Loop:
         if self._heartbeat.stopping():
             recorder.save_states(last.running, now=True)
             self._release(session, recorder)
+
+    def _leave_poisoned(self, session: Session, recorder: Recorder, poisoned: Poisoned) -> None:
+        """End the process, since its device serves it no more.
+
+        What ended here and is not written is lost with the device. The trials that were computed
+        become suspects, each to be trained alone in another process. One that was alone already is
+        to blame. All others are given back.
+        """
+        recorder.forget_ended()
+        claims, told = poisoned.claims, "its leases run out by themselves"
+        try:
+            if len(claims) == 1 and claims[0].alone:
+                told = f"{claims[0].id} fails: it was alone"
+                recorder.record_failure(claims, poisoned.reason, poisoned.traceback)
+                self._settle(recorder)
+            else:
+                fences = self._heartbeat.find_unfinished()
+                computed = {claim.trial.id for claim in claims} or {
+                    fence.trial_id for fence in fences
+                }
+                suspects = [fence for fence in fences if fence.trial_id in computed]
+                told = f"{len(suspects)} trials will be tried again, each alone"
+                self._heartbeat.drop(fence.trial_id for fence in suspects)
+                for fence in suspects:
+                    session.queue.take(fence)
+        except (QueueError, CheckpointError) as error:
+            told = f"leases that are not given back run out by themselves: {error}"
+        finally:
+            self._heartbeat.leave_hard(
+                f"the device serves this process no more: {poisoned.reason}\n{told}; start the "
+                "worker again, unless a supervisor does",
+                EXIT_POISONED,
+            )
 
     def _only(self, session: Session, claims: list[Claim], engine: Trainer) -> list[Claim]:
         """Keep the trials that fit into one array, and give the other claims back.

@@ -27,6 +27,7 @@ from worker.run.heartbeat import Heartbeat
 from worker.run.rungs import may_go_on
 from worker.run.second_tries import Raising
 from worker.run.session import Session
+from worker.training.device_errors import refuse_poisoned
 from worker.training.engine.engine import Outcome, View
 from worker.training.history.diagnosis import diagnose_trial
 from worker.training.stacked.slot import pack
@@ -34,6 +35,8 @@ from worker.training.stacked.slot import pack
 ENDED_WELL = (TrialState.COMPLETED, TrialState.STOPPED)  # the weights may be worth keeping
 TROUBLES = (CheckpointError, QueueError, OSError)  # of Redis or the folder: not of a trial
 STATE_INTERVAL_S = 30.0  # between saved states: the most work that is lost with a worker
+# The states of a wide array take long to save. It may train for so many times as long between.
+SAVING_SHARE = 10
 # The number of trials per stage that predict although they may go on. An ensemble seldom has more.
 BEST_AT_RUNG = 10
 
@@ -55,7 +58,7 @@ class Recorder:
         self._with_state: set[str] = set()  # trials of which this worker wrote a resume state
         # Attempts whose last state is in the folder, since the trial may go on.
         self._carried: set[Fence] = set()
-        self._saved_at = time.monotonic()
+        self._saved_at, self._interval_s = time.monotonic(), STATE_INTERVAL_S
         self._told_unsure = False
 
     @property
@@ -75,6 +78,7 @@ class Recorder:
         Raises:
             CheckpointError: the folder cannot be written. The leases are still held.
             QueueError: waiting for Redis does not help. The leases are still held.
+            Poisoned: the device serves this process no more. The leases are still held.
         """
         self._ended += outcomes
         self.flush()
@@ -102,6 +106,10 @@ class Recorder:
             )
             self._raising.add(claim.fence, record)
         self.flush()
+
+    def forget_ended(self) -> None:
+        """Forget what has ended and is not written: its tensors are on a device that is gone."""
+        self._ended.clear()
 
     def flush(self) -> bool:
         """Write all that is not written yet, and report all that Redis has not heard.
@@ -131,6 +139,8 @@ class Recorder:
     def save_states(self, views: Sequence[View], now: bool = False) -> bool:
         """Save the states of unfinished trials, every 30 s at most unless ``now``.
 
+        Where that takes seconds, it is done less often, so that it takes a tenth of the time.
+
         Returns:
             Whether all states were saved.
 
@@ -139,10 +149,11 @@ class Recorder:
         """
         if (
             not views
-            or (not now and time.monotonic() - self._saved_at < STATE_INTERVAL_S)
+            or (not now and time.monotonic() - self._saved_at < self._interval_s)
             or not self._is_ours()
         ):
             return False
+        began = time.monotonic()
         ours = [view for view in views if self._heartbeat.holds(view.fence)]
         states = [
             (view.claim, content) for view in ours if (content := self._state(view)) is not None
@@ -151,6 +162,8 @@ class Recorder:
         self._with_state |= {claim.trial.id for claim, _ in states}
         if not now:
             self._saved_at = time.monotonic()
+            took_s = self._saved_at - began
+            self._interval_s = max(STATE_INTERVAL_S, SAVING_SHARE * took_s)
         return len(states) == len(ours)
 
     def _state(self, view: View) -> bytes | None:
@@ -299,7 +312,8 @@ class Recorder:
                 raise
             # The result of one trial cannot be written. Only that trial is to fail, also where its
             # own code calls exit().
-            except (Exception, SystemExit):
+            except (Exception, SystemExit) as error:
+                refuse_poisoned(error, [outcome.claim for outcome in own])
                 for outcome in own:
                     self._write_alone(stage, outcome)
         return True
@@ -310,6 +324,7 @@ class Recorder:
         except TROUBLES:
             raise
         except (Exception, SystemExit) as error:
+            refuse_poisoned(error, [outcome.claim])
             trial, attempt = outcome.trial.id, outcome.fence.attempt
             names = self._stage(stage).checkpoints(self._session.search.mode)
             durable.remove(
@@ -358,15 +373,16 @@ class Recorder:
         ]
 
     def _note_answer(self, fence: Fence, result: Result, verdict: Verdict) -> None:
-        folder = stage_of(self._session.folder, fence.trial_id)
         self._heartbeat.drop([fence.trial_id])
         if verdict is Verdict.OK:
             self._heartbeat.trials_done += 1
             if fence.attempt > 1 or fence.trial_id in self._with_state:
+                folder = stage_of(self._session.folder, fence.trial_id)
                 overtaken = range(1, fence.attempt + (fence not in self._carried))
                 durable.remove(folder.resume_path(fence.trial_id, attempt) for attempt in overtaken)
             self._carried.discard(fence)
             return
+        folder = stage_of(self._session.folder, fence.trial_id)
         name = CheckpointName.parse(result.checkpoint) if result.checkpoint else None
         # If Redis knows no later attempt, it has lost its data, and the files stay.
         if name and self._session.queue.attempt(fence.trial_id) > fence.attempt:
@@ -403,8 +419,10 @@ def judge(outcome: Outcome, metric: str, constraints: Sequence[Constraint] = ())
             outcome, state=TrialState.FAILED, reason=reason, checkpoint=None, snapshots=()
         )
     violated = find_violation(constraints, outcome.metrics) if outcome.state in ENDED_WELL else None
-    told = "; ".join(part for part in (outcome.reason, violated) if part)
-    return replace(outcome, value=value, reason=told or None)
+    told = "; ".join(part for part in (outcome.reason, violated) if part) or None
+    if (value, told) == (outcome.value, outcome.reason):
+        return outcome
+    return replace(outcome, value=value, reason=told)
 
 
 def lighten(outcome: Outcome, predicts: bool) -> Outcome:

@@ -35,6 +35,7 @@ class Waiting:
         self._most_bytes = most_bytes
         # By trial id: attempt, state and its size in bytes. The newest is last.
         self._held: dict[str, tuple[int, dict[str, Any], int]] = {}
+        self._n_bytes = 0
         # By stage and epochs: all trials that ended there.
         self._standing: dict[tuple[str, float], dict[str, Standing]] = {}
 
@@ -79,18 +80,25 @@ class Waiting:
 
         The oldest states are dropped if there is no room.
         """
-        self._held.pop(trial_id, None)
+        self._drop(trial_id)
         self._held[trial_id] = (attempt, state, size_of(state))
-        while self._held and sum(size for _, _, size in self._held.values()) > self._most_bytes:
-            del self._held[next(iter(self._held))]
+        self._n_bytes += self._held[trial_id][2]
+        while self._n_bytes > self._most_bytes:
+            self._drop(next(iter(self._held)))
 
     def take(self, trial_id: str, attempt: int) -> dict[str, Any] | None:
         """Remove and return the state that the previous attempt ended with.
 
         Return None if that attempt ended elsewhere, or if its state was dropped.
         """
-        ended, state, _ = self._held.pop(trial_id, (0, None, 0))
+        ended, state = self._drop(trial_id)
         return state if ended == attempt - 1 else None
+
+    def _drop(self, trial_id: str) -> tuple[int, dict[str, Any] | None]:
+        """Forget a trial's state. Return the attempt that it is of, and the state."""
+        ended, state, size = self._held.pop(trial_id, (0, None, 0))
+        self._n_bytes -= size
+        return ended, state
 
 
 def may_go_on(trial: Trial) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import secrets
 import signal
@@ -10,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -22,7 +23,7 @@ from common.broker.connection import open_broker
 from common.broker.embedded_folder import boot_id
 from common.broker.eviction import eviction_warning
 from common.broker.sandbox import sandbox_warning
-from common.ending import BY_SIGNAL, END_SIGNALS, hear_end
+from common.ending import BY_SIGNAL, END_SIGNALS, EXIT_POISONED, hear_end
 from common.errors import ConfigError
 from common.folder.durable import make_folder
 from common.offspring import Offspring
@@ -47,6 +48,9 @@ from worker.training.compute.device import (
     share_devices,
     thread_share,
 )
+
+LOOK_S = 0.5  # between looks at the workers of several devices
+SILENT_S = 3.0  # a worker that is heard of once a second, and not for so long, may be dead
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ def start_one(request: Request) -> int:
         if zygote is not None and not on_cpu:  # a loop on a GPU gets a new interpreter
             zygote.close()
             zygote = None
-        for warning in filter(None, (eviction_warning(broker), sandbox_warning(broker))):
+        warnings = (device.note, eviction_warning(broker), sandbox_warning(broker))
+        for warning in filter(None, warnings):
             say(warning)
         registry, cores = WorkerRegistry(broker.client), own_cores()
         heartbeat = Heartbeat(
@@ -141,6 +146,7 @@ def start_one(request: Request) -> int:
         host = LoopHost(offspring, zygote.start if zygote is not None else start_child)
         try:
             heartbeat.once()  # so that workers that start at the same time count this one
+            refuse_shared(registry.list, heartbeat.info)
             threads = (
                 thread_share(registry.list(), boot_id(), cores, max(1, request.local))
                 if on_cpu
@@ -155,6 +161,7 @@ def start_one(request: Request) -> int:
             means = Means(
                 device.torch_device, width, threads, request.data, offspring, host, device.gpus
             )
+            gc.freeze()  # what is loaded stays, and no collection has to look at it again
             with contextlib.redirect_stdout(sys.stderr):  # a task's prints go to the log
                 _loop(request, broker.client, root, means, heartbeat).run()
         finally:
@@ -204,7 +211,45 @@ def _info(device: Device, search: str | None, cores: Cores) -> WorkerInfo:
         protocol=PROTOCOL,
         job=find_job_id(os.environ),
         cores=cores.pool,
+        gpus=",".join(device.ids),
     )
+
+
+def refuse_shared(
+    list_workers: Callable[[], Sequence[WorkerInfo]],
+    own: WorkerInfo,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Check that no worker in another container of this machine holds one of the GPUs.
+
+    Containers have the same Redis, and each has locks of its own. A worker that has not been heard
+    for a while may be dead, so it is waited for.
+
+    Args:
+        list_workers: returns the workers that Redis knows.
+        own: this worker, which has announced itself.
+        sleep: waits for seconds.
+
+    Raises:
+        ConfigError: one does.
+    """
+    ids = {one for one in own.gpus.split(",") if one}
+    began = time.monotonic()
+    while holders := [
+        (info, shared)
+        for info in (list_workers() if ids else ())
+        if (info.machine, info.state != "lost") == (own.machine, True)
+        and (shared := sorted(ids & set(info.gpus.split(","))))
+        and info.worker != own.worker
+        and info.last_seen_s < SILENT_S
+    ]:
+        if time.monotonic() - began > SILENT_S:
+            info, shared = holders[0]
+            raise ConfigError(
+                f"--device {own.device}: worker {info.worker}, in another container of this "
+                f"machine, holds {shared[0]}; stop that one, or name another device"
+            )
+        sleep(LOOK_S)
 
 
 def _hear_signals(heartbeat: Heartbeat) -> None:
@@ -228,20 +273,32 @@ def _hear_nothing() -> None:
 def _start_all(request: Request, shares: Sequence[str]) -> int:
     """Start a worker for each share of the devices, pass signals on, and wait for all.
 
+    A worker that its device serves no more is started again.
+
     Returns:
         The highest exit code.
     """
-    children = [
-        subprocess.Popen(_command(request, devices), env=_environment(request))
-        for devices in shares
-    ]
+
+    def start(devices: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(_command(request, devices), env=_environment(request))
+
+    children, codes, told = {devices: start(devices) for devices in shares}, list[int](), set[int]()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        for child in children:
+        told.add(number)
+        for child in [*children.values()]:
             child.send_signal(number)
 
     hear_end(on_signal)
-    codes = [child.wait() for child in children]
+    while children:
+        for devices, child in [*children.items()]:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(LOOK_S)
+                if code == EXIT_POISONED and not told:
+                    children[devices] = start(devices)
+                else:
+                    del children[devices]
+                    codes.append(code)
     return max(128 - code if code < 0 else code for code in codes)  # a signal as in a shell
 
 

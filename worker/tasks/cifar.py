@@ -19,6 +19,7 @@ from common.search.values import Scalar
 from worker.tasks.base import Data
 from worker.tasks.files import DataFile, DataSet, find
 from worker.tasks.images import image_model, image_part
+from worker.tasks.models import built_in
 
 SHAPE = (3, 32, 32)
 N_CLASSES = 10
@@ -69,6 +70,7 @@ class Cifar10:
             n_classes=N_CLASSES,
         )
 
+    @built_in
     def model(self, hp: Mapping[str, Scalar]) -> nn.Module:
         """Return the model for ``hp``; see ``image_model``."""
         return image_model(hp, SHAPE, N_CLASSES)

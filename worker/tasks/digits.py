@@ -21,6 +21,7 @@ from common.errors import TaskError
 from common.search.values import Scalar
 from worker.tasks.base import Data, Part
 from worker.tasks.images import image_model
+from worker.tasks.models import built_in
 
 SPLIT_SEED = 231  # never change it: another seed would move images between the parts
 VAL_SHARE = TEST_SHARE = 0.2
@@ -61,6 +62,7 @@ class Digits:
 
         return Data(part(train), part(val), part(test), n_classes=N_CLASSES)
 
+    @built_in
     def model(self, hp: Mapping[str, Scalar]) -> nn.Sequential:
         """Return the model for ``hp``; see ``image_model``.
 

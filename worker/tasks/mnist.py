@@ -20,6 +20,7 @@ from common.search.values import Scalar
 from worker.tasks.base import Data
 from worker.tasks.files import DataFile, DataSet, find
 from worker.tasks.images import image_model, image_part
+from worker.tasks.models import built_in
 
 SHAPE = (1, 28, 28)
 N_CLASSES = 10
@@ -118,6 +119,7 @@ class Mnist:
             n_classes=N_CLASSES,
         )
 
+    @built_in
     def model(self, hp: Mapping[str, Scalar]) -> nn.Module:
         """Return the model for ``hp``; see ``image_model``."""
         return image_model(hp, SHAPE, N_CLASSES)

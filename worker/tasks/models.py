@@ -8,19 +8,25 @@ only in these can train together in one array.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from statistics import NormalDist
+from typing import Any, TypeVar
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import TaskError
-from common.search.hyperparameters import CONVNET, PERCEPTRON
-from common.search.values import Scalar
+from common.search.hyperparameters import CONVNET, PERCEPTRON, Number
+from common.search.values import Scalar, hashable
 from worker.tasks.layers import GaussianDropout, Maxout
 
+T = TypeVar("T")
 ENTRIES = {**PERCEPTRON, **CONVNET}
+# All others are numbers, which leave the layers as they are.
+OF_LAYERS = tuple(name for name, entry in ENTRIES.items() if not isinstance(entry, Number))
+BUILT_IN = "is_built_in"  # an attribute of the method ``model``
 TANH_GAIN = 5 / 3  # as torch.nn.init.calculate_gain; keeps the variance in many tanh layers
 # Bounds and grid of the integral over the normal distribution. The rest beyond ten standard
 # deviations is negligible.
@@ -83,6 +89,12 @@ DROPOUTS: dict[str, Callable[[float], nn.Module]] = {
     "bernoulli": nn.Dropout,
     "gaussian": GaussianDropout,
 }
+# A layer's tensor that a hyperparameter fills. The engine makes tensors of the attributes.
+FILLED: dict[type[nn.Module], tuple[str, str]] = {
+    nn.LeakyReLU: ("negative_slope", "negative_slope"),
+    nn.PReLU: ("weight", "negative_slope"),
+    nn.ELU: ("alpha", "elu_alpha"),
+}
 
 
 def gain(activation: str, chosen: Choices) -> float:
@@ -102,6 +114,7 @@ def gain(activation: str, chosen: Choices) -> float:
     return {"sigmoid": 1.0, "tanh": TANH_GAIN}.get(activation, math.sqrt(2))
 
 
+@cache
 def mean_square_of_largest(n: int) -> float:
     """Return the mean square of the largest of ``n`` standard normal numbers.
 
@@ -112,25 +125,25 @@ def mean_square_of_largest(n: int) -> float:
     return step * sum(x * x * n * normal.cdf(x) ** (n - 1) * normal.pdf(x) for x in points)
 
 
-def _he(weight: torch.Tensor, chosen: Choices) -> None:
-    fan_in = weight[0].numel()
-    nn.init.normal_(weight, 0, gain(chosen.kind("activation"), chosen) / math.sqrt(fan_in))
+def _he(fan_in: int, fan_out: int, chosen: Choices) -> float:
+    return gain(chosen.kind("activation"), chosen) / math.sqrt(fan_in)
 
 
-def _xavier(weight: torch.Tensor, chosen: Choices) -> None:
-    """Draw Xavier weights.
+def _xavier(fan_in: int, fan_out: int, chosen: Choices) -> float:
+    """Return the deviation of Xavier weights.
 
     Source: Glorot, Bengio, "Understanding the difficulty of training deep feedforward neural
     networks", AISTATS 2010, equation 12.
     """
-    nn.init.xavier_normal_(weight)
+    return math.sqrt(2 / (fan_in + fan_out))
 
 
-def _gaussian(weight: torch.Tensor, chosen: Choices) -> None:
-    nn.init.normal_(weight, 0, chosen.number("init_scale"))
+def _gaussian(fan_in: int, fan_out: int, chosen: Choices) -> float:
+    return chosen.number("init_scale")
 
 
-INITS: dict[str, Callable[[torch.Tensor, Choices], None]] = {
+# The standard deviation of a layer's initial weights, which are normal.
+INITS: dict[str, Callable[[int, int, Choices], float]] = {
     "he": _he,
     "xavier": _xavier,
     "gaussian": _gaussian,
@@ -207,7 +220,89 @@ def _input_noise(chosen: Choices) -> list[nn.Module]:
 
 def _initialise(layer: nn.Linear | nn.Conv2d, chosen: Choices) -> nn.Module:
     """Set the initial weights of a layer and return it. Biases start at zero."""
-    INITS[chosen.kind("init")](layer.weight, chosen)
+    nn.init.normal_(layer.weight, 0, INITS[chosen.kind("init")](*_fans(layer.weight), chosen))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _fans(weight: Tensor) -> tuple[int, int]:
+    """Return how many inputs an output of a layer has, and how many outputs an input has."""
+    return weight[0].numel(), weight[:, 0].numel()
+
+
+def built_in(model: T) -> T:
+    """Mark the method ``model`` of a task. Its models are those of this module, as they are."""
+    setattr(model, BUILT_IN, True)
+    return model
+
+
+def is_built_in(task: object) -> bool:
+    """Return whether a task's models are those of this module. A subclass may have its own."""
+    return bool(getattr(getattr(task, "model", None), BUILT_IN, False))
+
+
+def key_of_layers(hp: Mapping[str, Any]) -> Hashable:
+    """Return what the layers of a built-in task's model depend on, and how their weights start."""
+    kinds = [(name, type(hp[name]), hashable(hp[name])) for name in OF_LAYERS if name in hp]
+    return *kinds, "input_dropout" in hp
+
+
+@dataclass(frozen=True)
+class Start:
+    """What one trial begins with: the numbers of its model and its initial weights.
+
+    Args:
+        seed: of the weights.
+        drawn: the normal weights, in the order in which they are drawn: the name, how many numbers
+            the layer's constructor draws before, and the standard deviation.
+        filled: by the name of a tensor, its value.
+        rates: of the dropout layers.
+    """
+
+    seed: int
+    drawn: tuple[tuple[str, int, float], ...]
+    filled: dict[str, float]
+    rates: tuple[float, ...]
+
+
+class Layers:
+    """The layers of a built-in model. Further trials start with them, without a module.
+
+    Their weights are those that the constructors draw from the same seed, bit for bit.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Read the layers of a model that the engine has not changed yet."""
+        # The name of a weight, how many numbers are drawn before it, inputs and outputs.
+        self._drawn: list[tuple[str, int, tuple[int, int]]] = []
+        self._filled: dict[str, str] = {}
+        self._n_dropouts = 0
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d):
+                n_before = sum(parameter.numel() for parameter in layer.parameters())
+                self._drawn.append((f"{name}.weight", n_before, _fans(layer.weight)))
+            elif type(layer) in FILLED:
+                tensor, number = FILLED[type(layer)]
+                self._filled[f"{name}.{tensor}"] = number
+            elif isinstance(layer, nn.Dropout | GaussianDropout):
+                self._n_dropouts += 1
+
+    def start(self, hp: Mapping[str, Scalar], seed: int) -> Start:
+        """Return what a trial of these layers begins with.
+
+        Raises:
+            TaskError: a number is out of bounds.
+        """
+        chosen = Choices(hp)
+        deviation = INITS[chosen.kind("init")]
+        of_fans = {fans: deviation(*fans, chosen) for fans in {fans for _, _, fans in self._drawn}}
+        rates = [chosen.number("input_dropout")] if chosen.names("input_dropout") else []
+        if (n := self._n_dropouts - len(rates)) > 0:
+            rates += [chosen.number("dropout")] * n
+        return Start(
+            seed,
+            tuple((name, n_before, of_fans[fans]) for name, n_before, fans in self._drawn),
+            {name: chosen.number(number) for name, number in self._filled.items()},
+            tuple(rates),
+        )

@@ -13,7 +13,7 @@ from torch import nn
 
 from common.search.values import Scalar
 from worker.tasks.base import Data, Part
-from worker.tasks.models import perceptron
+from worker.tasks.models import built_in, perceptron
 
 N_CLASSES = 3
 TRAIN_PER_CLASS = 100  # as in the CS231n notes
@@ -38,6 +38,7 @@ class Spiral:
         train, val, test = (spiral(n, SEEDS[name]) for name, n in sizes.items())
         return Data(train, val, test, n_classes=N_CLASSES)
 
+    @built_in
     def model(self, hp: Mapping[str, Scalar]) -> nn.Module:
         """Return a perceptron; see ``worker.tasks.models``.
 

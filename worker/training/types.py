@@ -85,7 +85,10 @@ class Measurements:
 
     def collect_measurements(self) -> dict[str, Any]:
         """Return the fields of this class, by name."""
-        return {one.name: getattr(self, one.name) for one in fields(Measurements)}
+        return {name: getattr(self, name) for name in _MEASURED}
+
+
+_MEASURED = tuple(one.name for one in fields(Measurements))
 
 
 class OfClaim:

@@ -27,7 +27,7 @@ from worker.training.model.look import look
 from worker.training.model.networks import ChainNetwork, network_for
 from worker.training.model.structure import chain_of, prepare
 from worker.training.model.vmap_networks import LoneNetwork, RecurrentNetwork, StackedNetwork
-from worker.training.stacked.rows import fresh_row
+from worker.training.stacked.rows import fresh_rows
 
 K, B, N, C = 8, 10, 6, 4
 CPU = torch.device("cpu")
@@ -61,10 +61,7 @@ class Trial:
         self.gradient = torch.randn(
             len(modules), B, *targets_shape, dtype=torch.float64, generator=generator
         )
-        rows = [
-            fresh_row(model, seed, CPU, torch.float64) for seed, model in enumerate(self.models)
-        ]
-        self.rows = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        self.rows = fresh_rows(self.models, range(len(self.models)), CPU, torch.float64)
         self.flat = self.rows["flat"]
         self.gradients = torch.full_like(self.flat, torch.nan)
         self.buffers = {

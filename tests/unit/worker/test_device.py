@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,13 +11,17 @@ import torch
 
 from common.errors import ConfigError
 from common.search.trial import WorkerInfo
+from worker.run.start import refuse_shared
+from worker.training.compute import device
 from worker.training.compute.device import (
     Cores,
     own_cores,
     own_device,
     share_devices,
     thread_share,
+    use_device,
 )
+from worker.training.math.noise import seed_generators
 
 
 def cgroup(root: Path, *limits: tuple[str, str, str]) -> tuple[Path, Path]:
@@ -136,7 +143,8 @@ def test_the_cpu_is_there_for_all() -> None:
 
 def install_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int) -> None:
     """Make torch say that there are GPUs, and keep their locks in a folder of the test."""
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(device, "LOCKS", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a GPU")
@@ -145,12 +153,18 @@ def install_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, count: int) ->
     )
 
 
-def test_workers_of_one_host_take_different_gpus_and_then_the_cpu(
+def test_workers_of_one_host_take_different_gpus_and_none_falls_back_to_the_cpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install_gpus(monkeypatch, tmp_path, 2)
-    with own_device("auto") as first, own_device("auto") as second, own_device("auto") as third:
-        assert [d.name for d in (first, second, third)] == ["cuda:0", "cuda:1", "cpu"]
+    with own_device("auto") as first, own_device("auto") as second:
+        assert [d.name for d in (first, second)] == ["cuda:0", "cuda:1"]
+        with pytest.raises(ConfigError) as told:
+            own_device("auto").__enter__()
+        assert str(told.value) == (
+            "--device auto: other workers of this host hold all of its 2 CUDA devices; stop one, "
+            "or use --device cpu"
+        )
         with pytest.raises(ConfigError, match="another worker"), own_device("cuda:1"):
             pass
     with own_device("cuda:1") as again:
@@ -220,3 +234,180 @@ def test_devices_that_are_not_there_or_too_few_are_refused(
 def test_several_gpus_are_refused_where_there_is_none() -> None:
     with pytest.raises(ConfigError, match="--gpus-per-trial 2: this machine has no CUDA device"):
         own_device("auto", 2).__enter__()
+
+
+def install_driver(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, *nodes: str, cuda: str | None, hip: str | None
+) -> None:
+    """Make it a machine whose torch, built for CUDA or HIP or neither, finds no device."""
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for node in nodes:
+        (folder / node).touch()
+
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old\nand more")
+
+    monkeypatch.setattr(device, "DEVICES", folder)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cuda", "hip", "gpu"),
+    [
+        (["nvidia0", "nvidiactl"], "12.8", None, "nvidia0"),
+        (["kfd"], None, "6.4", "kfd"),
+    ],
+)
+def test_a_gpu_that_does_not_start_is_refused_with_torchs_reason(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    nodes: list[str],
+    cuda: str | None,
+    hip: str | None,
+    gpu: str,
+) -> None:
+    install_driver(monkeypatch, tmp_path, *nodes, cuda=cuda, hip=hip)
+    with pytest.raises(ConfigError) as told:
+        own_device("auto").__enter__()
+    assert str(told.value) == (
+        f"--device auto: there is a GPU ({tmp_path / gpu}), and torch cannot use it: The NVIDIA "
+        "driver on your system is too old; mend that, or train on the CPU with --device cpu"
+    )
+    with own_device("cpu") as chosen:
+        assert chosen.name == "cpu", "it was asked for"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with own_device("auto") as hidden:
+        assert hidden.name == "cpu" and not hidden.note, "the user hides the GPUs"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cuda", "note"),
+    [
+        (["nvidia0"], None, "is a GPU, and this torch is built for CPUs: training on the CPU"),
+        (["kfd"], "12.8", ""),
+        ([], "12.8", ""),
+        (["kfd"], None, ""),
+        (["nvidiactl"], "12.8", ""),
+    ],
+)
+def test_without_a_gpu_that_this_torch_could_use_the_cpu_trains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: list[str], cuda: str | None, note: str
+) -> None:
+    install_driver(monkeypatch, tmp_path, *nodes, cuda=cuda, hip=None)
+    with own_device("auto") as chosen:
+        assert chosen.name == "cpu" and note in chosen.note and bool(note) == bool(chosen.note)
+
+
+def test_locks_are_those_of_all_users_whatever_their_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert Path("/tmp") == device.LOCKS, "one folder of the host, and no variable of a user"
+    install_gpus(monkeypatch, tmp_path, 1)
+    before = os.umask(0o077)
+    try:
+        with own_device("cuda:0"):
+            (lock,) = tmp_path.iterdir()
+            assert lock.name == "coarsefine-GPU-0.lock" and lock.stat().st_mode & 0o777 == 0o644
+    finally:
+        os.umask(before)
+    lock.chmod(0o444)  # as of another user
+    with own_device("cuda:0"), pytest.raises(ConfigError, match="another worker of this host"):
+        own_device("cuda:0").__enter__()
+
+
+def test_slices_of_one_gpu_are_owned_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_gpus(monkeypatch, tmp_path, 1)  # torch sees one, and knows the id of the whole GPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-8f6a/1/0")
+    with own_device("auto") as one:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-8f6a/2/0")
+        with own_device("auto") as two:
+            assert one.ids == ("MIG-GPU-8f6a/1/0",) and two.ids == ("MIG-GPU-8f6a/2/0",)
+            with pytest.raises(ConfigError, match="hold its CUDA device"):
+                own_device("auto").__enter__()
+
+
+def install_two_generators(monkeypatch: pytest.MonkeyPatch) -> dict[int, int]:
+    """Make torch have two GPUs, each with a generator; the seeds by device."""
+    seeds, current = dict[int, int](), [0]
+
+    class Current:
+        def __init__(self, one: torch.device) -> None:
+            self.index = one.index
+
+        def __enter__(self) -> None:
+            self.before, current[0] = current[0], self.index
+
+        def __exit__(self, *_: object) -> None:
+            current[0] = self.before
+
+    def choose(one: torch.device) -> None:
+        current[0] = one.index
+
+    monkeypatch.setattr(torch.cuda, "device", Current)
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeds.__setitem__(current[0], seed))
+    return seeds
+
+
+def test_the_generator_of_the_device_in_use_is_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = install_two_generators(monkeypatch)
+    seed_generators(7, torch.device("cuda", 1))
+    assert seeds == {1: 7}
+    seed_generators(8, torch.device("cpu"))
+    assert seeds == {1: 7}
+
+
+def test_code_that_says_just_cuda_gets_the_workers_own_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seeds = install_two_generators(monkeypatch)
+    use_device(torch.device("cpu"))
+    use_device(torch.device("cuda", 1))
+    torch.cuda.manual_seed(9)  # as a task does
+    assert seeds == {1: 9}
+
+
+def held(worker: str, host: str, gpus: str, seen_s: float = 0.5, **more: str) -> WorkerInfo:
+    return WorkerInfo(
+        worker, host, 1, "cuda:0", machine="boot", gpus=gpus, last_seen_s=seen_s, **more
+    )
+
+
+def test_a_worker_in_another_container_that_holds_the_gpu_is_named() -> None:
+    own = held("me", "here", "GPU-1,MIG-2")
+    slept = list[float]()
+    for others in (
+        [own],
+        [own, held("w", "there", "GPU-3")],
+        [own, held("w", "there", "")],
+        [own, held("w", "there", "GPU-1", state="lost")],
+        [own, replace(held("w", "there", "GPU-1"), machine="another")],
+        [own, held("w", "there", "GPU-1", seen_s=4.0)],
+    ):
+        refuse_shared(lambda others=others: others, own, slept.append)
+    refuse_shared(lambda: [held("w", "there", "")], held("me", "here", ""), slept.append)
+    assert slept == [], "nobody is waited for in vain"
+
+    ages = iter([2.0, 2.5, 3.1])
+    refuse_shared(lambda: [held("w", "there", "GPU-1", next(ages))], own, slept.append)
+    assert len(slept) == 2, "it was dead, as was seen after a moment"
+
+
+def test_a_live_worker_in_another_container_keeps_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    other = held("w", "there", "MIG-2")
+    with pytest.raises(ConfigError) as told:
+        refuse_shared(lambda: [other], held("me", "here", "GPU-1,MIG-2"), sleep)
+    assert str(told.value) == (
+        "--device cuda:0: worker w, in another container of this machine, holds MIG-2; stop that "
+        "one, or name another device"
+    )

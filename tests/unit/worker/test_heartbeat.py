@@ -348,3 +348,24 @@ def _until(condition: Any, deadline_s: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.005)
+
+
+def test_curves_of_a_wide_array_are_sent_over_several_beats(
+    heart: Heartbeat, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CURVES_A_BEAT", 3)
+    names = [f"coarse-{number:04d}" for number in range(8)]
+    claims = [claim(name) for name in names]
+    curves = {"epoch": [1.0], "val_acc": [0.5], "dead.0": [0.1]}
+    views = [View(one, 1.0, 1.0, 8, lambda: b"", curves=curves) for one in claims]
+    heart.hold(claims)
+    heart.at_boundary(views)
+    for _ in range(4):
+        heart.once()
+    sent = [sorted(beat) for beat in redis.curves]
+    assert [len(beat) for beat in sent] == [3, 3, 2, 0], "none twice, and none is left out"
+    assert sorted(name for beat in sent for name in beat) == names
+    curves["epoch"].append(2.0)
+    curves["val_acc"].append(0.6)
+    heart.once()
+    assert len(redis.curves[-1]) == 3

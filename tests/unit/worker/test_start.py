@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.ending import EXIT_POISONED
 from worker.run import start
 from worker.run.start import Request, start_workers
 
@@ -41,7 +42,7 @@ def test_one_worker_runs_here_and_several_in_processes_of_their_own(
         def __init__(self, command: Sequence[str], env: object) -> None:
             commands.append(command)
 
-        def wait(self) -> int:
+        def wait(self, timeout: float) -> int:
             return 0
 
     monkeypatch.setattr(start, "count_gpus", lambda: 5)
@@ -55,3 +56,31 @@ def test_one_worker_runs_here_and_several_in_processes_of_their_own(
     assert all(words[words.index("--gpus-per-trial") + 1] == str(gpus) for words in commands)
     assert [line for line in told if said is None or said not in line] == []
     assert bool(told) == (said is not None)
+
+
+def test_a_worker_whose_device_serves_it_no_more_is_started_again_until_a_signal_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = {"cuda:0": [EXIT_POISONED, EXIT_POISONED, 0], "cuda:1": [3, EXIT_POISONED]}
+    started = list[str]()
+
+    class Child:
+        def __init__(self, command: Sequence[str], env: object) -> None:
+            self.device = command[command.index("--device") + 1]
+            started.append(self.device)
+
+        def wait(self, timeout: float) -> int:
+            return codes[self.device].pop(0)
+
+        def send_signal(self, number: int) -> None:
+            """Take no notice."""
+
+    request = Request(None, tmp_path, "cuda:0,cuda:1", "auto", None, False, 0)
+    monkeypatch.setattr(start, "count_gpus", lambda: 2)
+    monkeypatch.setattr(start, "hear_end", lambda on_signal: None)
+    monkeypatch.setattr(start.subprocess, "Popen", Child)
+    assert start_workers(request) == 3 and started == ["cuda:0", "cuda:1", "cuda:0", "cuda:0"]
+
+    codes = {"cuda:0": [EXIT_POISONED], "cuda:1": [EXIT_POISONED]}
+    monkeypatch.setattr(start, "hear_end", lambda on_signal: on_signal(15, None))
+    assert start_workers(request) == EXIT_POISONED, "told to end, none is started again"

@@ -18,6 +18,12 @@ from common.errors import ConfigError
 from common.folder.filelock import FileLock
 from common.search.trial import WorkerInfo
 
+# Of the locks on GPUs: the same folder for all users of a host, whatever their TMPDIR.
+LOCKS = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
+DEVICES = Path("/dev")
+# Variables that say which GPUs a process sees, of NVIDIA's and AMD's drivers.
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+SLICE = "MIG-"  # the id of a slice of a GPU begins so
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 
@@ -29,6 +35,8 @@ class Device:
     torch_device: torch.device  # arrays of trials train here
     model: str  # product name; times of trials are compared only within one
     gpus: tuple[int, ...] = ()  # numbers of all its GPUs in torch; none on the CPU
+    ids: tuple[str, ...] = ()  # of its GPUs, whatever their numbers here
+    note: str = ""  # what the user should know of the choice
 
     @property
     def name(self) -> str:
@@ -109,10 +117,51 @@ def own_device(wanted: str, n_gpus: int = 1) -> Iterator[Device]:
     with contextlib.ExitStack() as stack:
         gpus = _choose(wanted, n_gpus, stack)
         if not gpus:
-            yield Device(torch.device("cpu"), cpu_model())
+            note = _explain_cpu() if wanted == "auto" else ""
+            yield Device(torch.device("cpu"), cpu_model(), note=note)
         else:
             model = torch.cuda.get_device_name(gpus[0])
-            yield Device(torch.device("cuda", gpus[0]), model, gpus)
+            ids = tuple(_identity(gpu) for gpu in gpus)
+            yield Device(torch.device("cuda", gpus[0]), model, gpus, ids)
+
+
+def use_device(device: torch.device) -> None:
+    """Make a GPU the current one, for code that says just "cuda". The CPU needs nothing."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def _explain_cpu() -> str:
+    """Return why "auto" is the CPU although there is a GPU; nothing if there is none.
+
+    Raises:
+        ConfigError: there is one for this torch, and it does not start.
+    """
+    hidden = any(os.environ.get(name, "0").strip() in ("", "-1") for name in VISIBLE)
+    nvidia = sorted(DEVICES.glob("nvidia[0-9]*"))
+    amd = [DEVICES / "kfd"] if (DEVICES / "kfd").exists() else []
+    if hidden:
+        return ""
+    if torch.version.cuda is None and torch.version.hip is None:
+        if not nvidia:
+            return ""
+        return f"{nvidia[0]} is a GPU, and this torch is built for CPUs: training on the CPU"
+    gpus = nvidia if torch.version.hip is None else amd
+    if not gpus:
+        return ""
+    raise ConfigError(
+        f"--device auto: there is a GPU ({gpus[0]}), and torch cannot use it: {_explain_start()}; "
+        "mend that, or train on the CPU with --device cpu"
+    )
+
+
+def _explain_start() -> str:
+    """Return the first line of what torch says when it is to use a GPU."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return "it finds no device"
 
 
 def _choose(wanted: str, n_gpus: int, stack: contextlib.ExitStack) -> tuple[int, ...]:
@@ -132,6 +181,12 @@ def _choose(wanted: str, n_gpus: int, stack: contextlib.ExitStack) -> tuple[int,
             raise ConfigError(
                 f"--gpus-per-trial {n_gpus}: {len(found)} of this machine's {count} CUDA devices "
                 "are free; stop other workers, or ask for fewer"
+            )
+        if count and not found:
+            raise ConfigError(
+                f"--device auto: other workers of this host hold "
+                f"{'its CUDA device' if count == 1 else f'all of its {count} CUDA devices'}; stop "
+                "one, or use --device cpu"
             )
         return found
     gpus = _parse(wanted, count)
@@ -172,14 +227,20 @@ def _parse(wanted: str, count: int) -> list[int]:
 
 def _lock(index: int, stack: contextlib.ExitStack) -> bool:
     """Lock a CUDA device for the rest of ``stack``. Return False if another worker holds it."""
-    path = Path(tempfile.gettempdir()) / f"coarsefine-{os.getuid()}-{_identity(index)}.lock"
-    lock = FileLock(path)
+    name = _identity(index).replace("/", "-")  # the id of a slice may be a path
+    lock = FileLock(LOCKS / f"coarsefine-{name}.lock", everyones=True)
     stack.callback(lock.close)
     return lock.try_exclusive()
 
 
 def _identity(index: int) -> str:
-    """Return the device's own id, because CUDA_VISIBLE_DEVICES renumbers the indices."""
+    """Return the device's own id, because CUDA_VISIBLE_DEVICES renumbers the indices.
+
+    Of a slice, torch may know the id of the whole GPU alone.
+    """
+    seen = [one.strip() for one in os.environ.get(VISIBLE[0], "").split(",")]
+    if index < len(seen) and seen[index].startswith(SLICE):
+        return seen[index]
     return str(getattr(torch.cuda.get_device_properties(index), "uuid", f"cuda{index}"))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from worker.tasks import trees
 from worker.training.model.networks import network_for
 from worker.training.model.structure import Model, Structure, chain_of
-from worker.training.stacked.rows import fresh_row
+from worker.training.stacked.rows import fresh_rows
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace
 from worker.training.stacked.training_data import Setting
@@ -46,6 +46,8 @@ class Widths:
         self._device = device
         self._fixed = fixed
         self._measure: dict[Structure, int] = {}
+        # The widest that was tried, where it was the fastest. Wider ones may be faster.
+        self._at_least: dict[Structure, int] = {}
         self._ceilings: dict[Structure, int] = {}
 
     def limit(self, structure: Structure, width: int) -> None:
@@ -58,9 +60,8 @@ class Widths:
         A measured width is used even if a width is fixed. The fixed width is then the maximum.
         """
         structure = model.structure
-        width = min(
-            self._measure.get(structure) or self._default(model), self._fixed or sys.maxsize
-        )
+        unsettled = max(self._default(model), self._at_least.get(structure, 1))
+        width = min(self._measure.get(structure) or unsettled, self._fixed or sys.maxsize)
         return min(width, self._ceilings.get(structure, width))
 
     @property
@@ -71,13 +72,16 @@ class Widths:
     def to_claim(self, model: Model) -> int:
         """Return how many trials like this one to claim: as many as an array holds.
 
-        On a GPU it is twice as many until the width has been measured, because measuring takes that
-        many.
+        On a GPU it is twice as many until a wider array is not faster, because measuring takes that
+        many. So the width climbs from claim to claim.
         """
-        unknown = (
-            self._device.type == "cuda" and not self._fixed and model.structure not in self._measure
+        structure = model.structure
+        climbs = (
+            self._device.type == "cuda"
+            and not self._fixed
+            and not {structure} & (self._measure.keys() | self._ceilings.keys())
         )
-        return self.guess(model) * (2 if unknown else 1)
+        return min(self.guess(model) * 2, GPU_WIDTHS[-1]) if climbs else self.guess(model)
 
     def _default(self, model: Model) -> int:
         """Return the width for a structure that was not measured."""
@@ -104,14 +108,16 @@ class Widths:
         structure = model.structure
         if (
             structure in self._measure
-            or n_trials == 1
+            or n_trials <= self._at_least.get(structure, 1)
             or self._fixed == 1
             or self._sure(model, n_steps)
         ):
             return self.guess(model)
         ladder = GPU_WIDTHS if self._device.type == "cuda" else CPU_WIDTHS
         most = min(n_trials, self._fixed or ladder[-1], self._ceilings.get(structure, n_trials))
-        candidates = sorted({most, *(width for width in ladder if width <= most)})
+        # What is known to be faster than anything narrower is measured again, to compare with.
+        least = min(self._at_least.get(structure, 1), most)
+        candidates = sorted({least, most, *(width for width in ladder if least < width <= most)})
         best, best_s = 1, float("inf")
         for width in candidates:
             try:
@@ -124,8 +130,9 @@ class Widths:
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:
                 break
-        if best == most < min(self._fixed or ladder[-1], self._default(model)):
-            return best  # the widest that so few trials allow; measure again when there are more
+        if best == most < min(self._fixed or ladder[-1], self._ceilings.get(structure, ladder[-1])):
+            self._at_least[structure] = best
+            return best  # the widest that so few trials allow; climb when there are more
         self._measure[structure] = best
         return self.guess(model)
 
@@ -181,17 +188,16 @@ def slot_step_s(
     model: Model, shapes: Sequence[tuple[int, ...]], width: int, setting: Setting
 ) -> float:
     """Measure the seconds per step and slot, with ``width`` slots and scratch weights."""
-    row, network = (
-        fresh_row(model, 0, setting.device, setting.dtype),
-        network_for(model, lone=width == 1),
-    )
+    row = fresh_rows([model], [0], setting.device, setting.dtype)
+    rows = {name: tensor.repeat_interleave(width, 0) for name, tensor in row.items()}
+    network = network_for(model, lone=width == 1)
     batches, train = setting.batches(model.recipe.batch_size), setting.parts(model.recipe).train
     stack = Stack(
-        model, network, setting.objective(model.recipe), [row] * width, shapes, setting.frame(model)
+        model, network, setting.objective(model.recipe), rows, shapes, setting.frame(model)
     )
-    rows = batches.rows(0, 1)
-    plan = stack.plan(rows.expand(TIMED_STEPS + WARM_STEPS, -1), True, Pace.start(width))
-    inputs, targets = trees.pick(train.inputs, rows[0]), trees.pick(train.targets, rows[0])
+    batch = batches.rows(0, 1)
+    plan = stack.plan(batch.expand(TIMED_STEPS + WARM_STEPS, -1), True, Pace.start(width))
+    inputs, targets = trees.pick(train.inputs, batch[0]), trees.pick(train.targets, batch[0])
     passed = []
     for number in range(TIMED_STEPS + WARM_STEPS):
         started = time.perf_counter()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ from worker.tasks import trees
 from worker.tasks.trees import Tree
 from worker.training.compute.backends import Backends, Sample
 from worker.training.history.history import History
+from worker.training.model.network import Network
 from worker.training.model.networks import network_for
 from worker.training.model.structure import Model
 from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.outcome import kept_weights
 from worker.training.outcome.validation import Validation
 from worker.training.stacked import explosion
-from worker.training.stacked.agreement import differences
+from worker.training.stacked.agreement import Sampling, differences
 from worker.training.stacked.monitor import Monitor, is_watched
-from worker.training.stacked.rows import Row, fresh_row
+from worker.training.stacked.rows import Row, fresh_rows, moving, take_row
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.step import Pace, Plan, StepResult
@@ -83,14 +85,15 @@ class TrialArray:
             if model.structure.alone
             else network_for(model, lone=len(entries) == 1)
         )
+        self.stacked = not isinstance(self._network, LoneNetwork)  # whether more trials could join
         self._rates: list[float] | None = None  # learning rates of the last step
         self._backends = backends
         self.waiting_steps = 0  # steps of trials that will join, as far as known
         self.paused = False  # whether all slots are inside an epoch
+        self._sampling = Sampling()
         self.slots, rows, sums = self._prepare_entries(entries)
-        self.stack = Stack(
-            model, self._network, self._objective, rows, shapes, setting.frame(model)
-        )
+        self._shapes = shapes
+        self.stack = self._stack(self._network, rows)
         self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
         self.validation = Validation(
             setting, model, self.parts.val, self._objective, self.batches.batch_size
@@ -101,11 +104,6 @@ class TrialArray:
     def width(self) -> int:
         """The number of slots."""
         return len(self.slots)
-
-    @property
-    def stacked(self) -> bool:
-        """Whether more trials could join."""
-        return not isinstance(self._network, LoneNetwork)
 
     def admit(self, entries: Sequence[Entry]) -> None:
         """Add trials at the end."""
@@ -124,9 +122,32 @@ class TrialArray:
         )
 
     def strangers(self, positions: Sequence[int]) -> dict[int, str]:
-        """Return the slots whose outputs differ from those of their own modules, with reasons."""
+        """Return the slots whose outputs differ from those of their own modules, with reasons.
+
+        A sample of the slots is compared. If one of them differs, all are.
+        """
+        slots = {position: self.slots[position] for position in positions}
+        chosen = self._sampling.choose(
+            {position: slot.claim.trial.hyperparameters for position, slot in slots.items()},
+            [position for position, slot in slots.items() if slot.model.start is not None],
+        )
+        found = self._compare(chosen)
+        return found | self._compare(sorted(slots.keys() - {*chosen})) if found else found
+
+    def _compare(self, positions: Sequence[int]) -> dict[int, str]:
+        """Compare some slots, in a stack of their own: the others would only take time."""
+        if not positions:
+            return {}
         inputs, targets = self._setting.sample(self._model)
-        return differences(self.stack, {p: self.slots[p].model for p in positions}, inputs, targets)
+        network = network_for(self._model, lone=False)
+        stack = self._stack(network, self.stack.take(positions))
+        models = {place: self.slots[p].model for place, p in enumerate(positions)}
+        found = differences(stack, models, inputs, targets)
+        return {positions[place]: why for place, why in found.items()}
+
+    def _stack(self, network: Network, rows: Row) -> Stack:
+        frame = self._setting.frame(self._model)
+        return Stack(self._model, network, self._objective, rows, self._shapes, frame)
 
     def advance(self, watch: Watch) -> None:
         """Train to the next boundary of any slot, and evaluate the slots that are due.
@@ -180,29 +201,46 @@ class TrialArray:
     def leave(self) -> list[Outcome]:
         """Remove the slots that ended or lost their lease. Return outcomes of those that ended."""
         going = [position for position, slot in enumerate(self.slots) if slot.ended]
+        told = [position for position in going if not self.slots[position].lost]
+        if not told:
+            self.drop(going)
+            return []
+        # If all leave, no step changes the stack any more.
+        rows = self.stack.take(told) if len(told) < self.width else self.stack.rows
+        on_host = cache(partial(_fetch, rows))
         outcomes = [
-            kept_weights.outcome(self.slots[p], self.stack.row(p), self._setting, self._sums(p))
-            for p in going
-            if not self.slots[p].lost
+            kept_weights.outcome(self.slots[p], rows, on_host, place, self._setting, self._sums(p))
+            for place, p in enumerate(told)
         ]
         self.drop(going)
         return outcomes
 
     def drop(self, positions: Sequence[int]) -> None:
-        """Remove slots."""
-        staying = [position for position in range(self.width) if position not in set(positions)]
-        if 0 < len(staying) < self.width:
+        """Remove slots. Without any, all tensors are freed, and nothing can be trained."""
+        if not self.slots:
+            return
+        leaving = set(positions)
+        staying = [position for position in range(self.width) if position not in leaving]
+        if not staying:
+            # Views of earlier boundaries still refer to the array.
+            del self.stack, self.monitor, self._network
+        elif len(staying) < self.width:
             self.stack.keep(staying)
             self.monitor.keep(staying)
         self.slots = [self.slots[position] for position in staying]
 
     def carry(self, positions: Sequence[int]) -> list[Entry]:
         """Return entries with the full state of these slots, to go on elsewhere."""
-        return [Entry(self.slots[p].claim, self.slots[p].model, self._state(p)) for p in positions]
+        rows = _fetch(self.stack.rows)
+        return [
+            Entry(self.slots[p].claim, self.slots[p].model, self._state(p, rows)) for p in positions
+        ]
 
     def views(self) -> list[View]:
-        """Return views of the running trials."""
-        return [self._view(slot) for slot in self.slots]
+        """Return views of the running trials. Their states share one copy of the stack."""
+        # Views live until the next boundary, and must not keep the tensors of slots that leave.
+        on_host = cache(lambda: _fetch(self.stack.rows))
+        return [self._view(position, on_host) for position in range(self.width)]
 
     def fail(self, reason: str, traceback: str) -> list[Outcome]:
         """Return an outcome of state FAILED for every slot, after the trials' own model raised."""
@@ -218,21 +256,22 @@ class TrialArray:
             for slot in self.slots
         ]
 
-    def _view(self, slot: Slot) -> View:
+    def _view(self, position: int, on_host: Callable[[], Row]) -> View:
+        slot = self.slots[position]
         return View(
             slot.claim,
             slot.epoch,
             slot.history.last_epoch_s,
             self.width,
-            lambda: pack(self._state(self.slots.index(slot))),
+            lambda: pack(self._state(position, on_host())),
             slot.history.metrics,
             slot.history.value,
             slot.history.curves,
         )
 
-    def _state(self, position: int) -> dict[str, Any]:
+    def _state(self, position: int, rows: Row) -> dict[str, Any]:
         return {
-            **self.slots[position].state(self.stack.row(position)),
+            **self.slots[position].state(take_row(rows, position)),
             "monitor": self.monitor.state(position),
         }
 
@@ -246,29 +285,37 @@ class TrialArray:
 
     def _prepare_entries(
         self, entries: Sequence[Entry]
-    ) -> tuple[list[Slot], list[Row], list[Sequence[float]]]:
-        slots, rows, sums = [], [], []
-        for entry in entries:
-            slot, row = self._fresh(entry)
+    ) -> tuple[list[Slot], Row, list[Sequence[float]]]:
+        slots, rows = [self._fresh(entry) for entry in entries], self._fresh_rows(entries)
+        sums: list[Sequence[float]] = []
+        for place, entry in enumerate(entries):
             if entry.state is not None:
+                row = take_row(rows, place)
                 try:
-                    slot.resume(row, entry.state)
+                    slots[place].resume(row, entry.state)
                 except (KeyError, ValueError, TypeError, RuntimeError) as error:
                     self._setting.log(
                         f"{entry.claim.id}: its saved state does not fit ({error}); it starts anew"
                     )
-                    slot, row = self._fresh(entry)
-            slots.append(slot)
-            rows.append(row)
-            sums.append(
-                entry.state.get("monitor", ()) if entry.state is not None and slot.steps else ()
-            )
+                    slots[place] = self._fresh(entry)
+                    for name, tensor in self._fresh_rows([entry]).items():
+                        row[name].copy_(tensor[0])
+            resumed = entry.state is not None and slots[place].steps
+            sums.append(entry.state.get("monitor", ()) if entry.state and resumed else ())
         return slots, rows, sums
 
-    def _fresh(self, entry: Entry) -> tuple[Slot, Row]:
+    def _fresh_rows(self, entries: Sequence[Entry]) -> Row:
+        return fresh_rows(
+            [entry.model for entry in entries],
+            [entry.claim.trial.seed for entry in entries],
+            self._setting.device,
+            self._setting.dtype,
+        )
+
+    def _fresh(self, entry: Entry) -> Slot:
         trial, options, model = entry.claim.trial, self._setting.options, entry.model
         stage = options.stages.get(trial.stage)
-        slot = Slot(
+        return Slot(
             entry.claim,
             model,
             self.batches.per_epoch,
@@ -281,7 +328,6 @@ class TrialArray:
             self.batches.budget(trial.horizon),
             explosion_factor(stage, options.explosion, options.explosion_factor),
         )
-        return slot, fresh_row(model, trial.seed, self._setting.device, self._setting.dtype)
 
     def _monitor_new(self, sums: Sequence[Sequence[float]]) -> None:
         """Add slots at the end of the monitor and restore the sums that they bring."""
@@ -296,6 +342,7 @@ class TrialArray:
         first = self.slots[0].steps
         unsettled: list[StepResult] = []
         number, shared, started = 0, self._shared, time.perf_counter()
+        read_at, waits = started, self._setting.device.type != "cpu"
         try:
             for number in range(n_steps):
                 self.mark_lost(watch)
@@ -317,12 +364,18 @@ class TrialArray:
                     )
                 unsettled.append(result._replace(looked=None))
                 watch.beat()
-                if len(unsettled) == explosion.LOOK_EVERY:
+                now = time.perf_counter()
+                if len(unsettled) >= explosion.LOOK_EVERY and (
+                    not waits or now - read_at >= explosion.LOOK_S
+                ):
                     self._settle(unsettled)
-                    unsettled = []
-                if time.perf_counter() - started >= PAUSE_S:
+                    unsettled, read_at = [], now
+                if now - started >= PAUSE_S:
                     break
             else:
+                if unsettled:  # so that the time is that of the device
+                    self._settle(unsettled)
+                    unsettled = []
                 if self._backends is not None:
                     self._backends.note(
                         self.stack, shared, n_steps * self.width, time.perf_counter() - started
@@ -399,7 +452,8 @@ class TrialArray:
     def _settle(self, results: Sequence[StepResult]) -> None:
         """Read the results of the last steps and update the slots.
 
-        Inside an epoch, the host waits for the device only here.
+        Inside an epoch, the host waits for the device only here: once, and once a second if the
+        epoch takes longer.
         """
         rows = self.stack.rows
         losses = torch.stack([r.loss for r in results])  # (m, K)
@@ -418,14 +472,20 @@ class TrialArray:
         told = torch.stack(
             [losses.sum(0), correct.to(losses.dtype), rows["first"], at.to(losses.dtype), *parts]
         ).tolist()
+        # If any slot has exploded, the costs of all are read at once.
+        exploding = any(
+            row < len(results) and slot.may_explode
+            for slot, row in zip(self.slots, told[3], strict=True)
+        )
+        costs_of = history.T.tolist() if exploding else []
         for position, (slot, loss, right, first, row, *sums) in enumerate(
             zip(self.slots, *told, strict=True)
         ):
             if not slot.dead:
-                slot.note_parts(dict(zip(names, sums, strict=True)))
-                self._settle_slot(
-                    slot, len(results), loss, right, first, int(row), history[:, position]
-                )
+                if names:
+                    slot.note_parts(dict(zip(names, sums, strict=True)))
+                costs_of_slot = costs_of[position] if costs_of else []
+                self._settle_slot(slot, len(results), loss, right, first, int(row), costs_of_slot)
         rows["recent"].copy_(history[-rows["recent"].shape[1] :].T)
         if self._setting.options.watching:
             self.monitor.note_losses(losses)
@@ -438,20 +498,24 @@ class TrialArray:
         right: float,
         first: float,
         row: int,
-        history: Tensor,
+        costs: Sequence[float],
     ) -> None:
         slot.first_loss = first
         slot.loss_sum += loss
         slot.correct_sum += right
         slot.n_summed += n_steps
-        factor = slot.explosion_factor
-        if row == n_steps or factor is None:
+        if row == n_steps or not slot.may_explode:
             slot.steps += n_steps
             return
         # Ends with the cost above the limit.
-        window = history[row : row + explosion.WINDOW].tolist()
+        window = list(costs[row : row + explosion.WINDOW])
         slot.exploded = explosion.explain_explosion(
-            window, first, factor, slot.steps + row, slot.per_epoch, self._small
+            window,
+            first,
+            slot.explosion_factor or math.inf,
+            slot.steps + row,
+            slot.per_epoch,
+            self._small,
         )
         slot.steps += row + 1
 
@@ -473,24 +537,29 @@ class TrialArray:
         better = [p for p in due if self.slots[p].note_evaluation(self._point(p), metrics[p])]
         if better:
             self.stack.keep_best(better)
-        for position in due:
-            self._snapshot(position)
+        self._take_snapshots(due)
 
     def _point(self, position: int) -> dict[str, float | None]:
         """Return the values that training adds to the curves of one slot."""
         slot = self.slots[position]
-        point = slot.train_point(self.batches.batch_size) | {"learning_rate": self._rate(position)}
-        return point | (self.monitor.points(position) if self._setting.options.watching else {})
+        point = slot.train_point(self.batches.batch_size)
+        point["learning_rate"] = self._rate(position)
+        if self._setting.options.watching:
+            point.update(self.monitor.points(position))
+        return point
 
-    def _snapshot(self, position: int) -> None:
-        slot = self.slots[position]
-        if slot.snapshot_due and slot.stopped is None and slot.history.value is not None:
-            names = ("flat", "ema", "state.", "buffer.")
-            row = {
-                name: tensor.cpu()
-                for name, tensor in self.stack.row(position).items()
-                if name.startswith(names)
-            }
+    def _take_snapshots(self, due: Sequence[int]) -> None:
+        wanted = [
+            position
+            for position in due
+            if self.slots[position].snapshot_due
+            and self.slots[position].stopped is None
+            and self.slots[position].history.value is not None
+        ]
+        rows = _fetch(self.stack.take(wanted)) if wanted else {}
+        for place, position in enumerate(wanted):
+            slot = self.slots[position]
+            row = {name: one.clone() for name, one in moving(take_row(rows, place)).items()}
             metric = slot.history.curves[slot.history.metric][-1]
             slot.moments.append(
                 Moment(slot.epoch, metric if metric is not None else float("nan"), row)
@@ -499,3 +568,8 @@ class TrialArray:
     def _rate(self, position: int) -> float | None:
         """Return the learning rate of the last step."""
         return None if self._rates is None else self._rates[position]
+
+
+def _fetch(rows: Row) -> Row:
+    """Return the tensors on the CPU. Those that are there already are not copied."""
+    return {name: tensor.cpu() for name, tensor in rows.items()}

@@ -27,6 +27,7 @@ from worker.tasks.base import (
     no_exit,
     own_loss,
 )
+from worker.tasks.models import Layers, is_built_in, key_of_layers
 from worker.tasks.trees import Tree
 from worker.training.compute.backends import Backends
 from worker.training.compute.width import Threads, Widths, slot_step_s
@@ -34,14 +35,23 @@ from worker.training.engine.array import Entry
 from worker.training.engine.variants import Variant, Variants
 from worker.training.math.losses import LossParts
 from worker.training.math.precision import explain_missing
-from worker.training.math.recipe import Recorded, read_recipe
+from worker.training.math.recipe import Recipe, Recorded, read_recipe
 from worker.training.model.attributes import Path
 from worker.training.model.groups import read_groups
 from worker.training.model.lazy import give_sizes, lazy_layers
-from worker.training.model.look import Look, called_rates, look, reads, takes_tensors
+from worker.training.model.look import (
+    Look,
+    called_rates,
+    find_ids,
+    list_embeddings,
+    look,
+    reads,
+    takes_tensors,
+)
 from worker.training.model.network import find_activation_kind
 from worker.training.model.python_state import untouched
 from worker.training.model.structure import Model, Structure, prepare
+from worker.training.stacked.rows import fresh_rows
 from worker.training.stacked.training_data import Setting, TrainingOptions
 
 USED = "the model, the loss or a metric"
@@ -65,9 +75,13 @@ class Builder:
         self._threads = Threads(options.threads)
         self._setting: Setting | None = None
         self._variants = Variants(lambda message, key: self.once(message, key))
+        # The first models of their layers and recipe, if all others may start with their modules.
+        self._shared: dict[Hashable, Model] = {}
+        self._shares = is_built_in(task) and not hasattr(task, "param_groups")
         self._looks: dict[Structure, Look | None] = {}
         self._blind: dict[Structure, str] = {}  # why a structure could not be looked at
         self._said: set[Hashable] = set()
+        self._checked: set[Hashable] = set()  # models whose embeddings have rows for all inputs
         self._read: set[str] = set()  # hyperparameters that the task has read for any trial
 
     def setting(self) -> Setting:
@@ -130,8 +144,12 @@ class Builder:
         model = self.prepare_model(hp, trial.seed, self._teacher(claim))
         self.setting().check(model.recipe, "batch_size" in trial.hyperparameters)
         entry = Entry(claim, model, claim.resume)
+        if model.start is not None:  # all that follows is known from the first of its layers
+            _check_activations(model, None)
+            return entry
         if lacking := explain_missing(model.recipe.kind("precision"), self.options.device):
             self.once(lacking)
+        self._check_ids(model)
         self._settle(model)
         look = self.look(model)
         if look is not None:
@@ -154,7 +172,27 @@ class Builder:
         if self._noise_is_cut_wrongly(model):
             self._lone(model, NOT_BY_EXAMPLE)
         self._tell_unread(hp)
+        if look is not None and not model.structure.alone and not look.unlifted:
+            self._share(model, hp, trial.seed)
         return entry
+
+    def _share(self, model: Model, hp: Recorded, seed: int) -> None:
+        """Let further trials of these layers start with this module, if it can be started again.
+
+        The module's own tensors have to be those that a start gives for its seed.
+        """
+        if model.layers is None:
+            return
+        again = replace(model, start=model.layers.start(hp.given, seed))
+        device, dtype = self.options.device, self.options.dtype
+        own, started = (fresh_rows([one], [seed], device, dtype) for one in (model, again))
+        same = all(torch.equal(started[name], tensor) for name, tensor in own.items())
+        if same and again.start is not None and again.start.rates == model.rates:
+            self._shared[self._key(hp, model.recipe)] = replace(model)
+
+    def _key(self, hp: Recorded, recipe: Recipe) -> Hashable:
+        """Return what trials have in common that may start with one module."""
+        return key_of_layers(hp.given), recipe.key
 
     def _noise_is_cut_wrongly(self, model: Model) -> bool:
         """Return whether a step takes the noise of some examples, and noise has no row for each."""
@@ -165,7 +203,7 @@ class Builder:
 
     def _settle(self, model: Model) -> None:
         """Decide which models this one may share an array with, as far as can be seen."""
-        variant = self._variants.find(model.frame, model.attributes)
+        variant = self._variants.of(model.structure.signature)
         if variant is None:
             with no_exit(USED):
                 variant = self._variants.settle(
@@ -269,6 +307,31 @@ class Builder:
         shapes = found.shapes if found is not None and model.dropouts else []
         return [*shapes, *(call.shape for call in model.calls)]
 
+    def _check_ids(self, model: Model) -> None:
+        """Check the numbers that embeddings take, in all parts that are in memory.
+
+        A GPU would take no further work of this process, and would not say which number it was.
+
+        Raises:
+            TaskError: an embedding has no row for one of them.
+        """
+        rows = type(model.module), list_embeddings(model.module)
+        if not rows[1] or rows in self._checked:
+            return
+        try:
+            with no_exit(USED):
+                found = find_ids(model, self._sample(model))
+        except TaskError:
+            raise
+        except Exception:
+            return  # whatever the forward raises is met again where it is looked at
+        data = self.setting().data
+        for ids in found:
+            for name, part in (("train", data.train), ("val", data.val), ("test", data.test)):
+                if part is not None:
+                    ids.check(name, part.inputs)
+        self._checked.add(rows)
+
     def _look_for_metric(self, look: Look) -> None:
         """Check that the search's metric is measured, if it may be a part of the task's own loss.
 
@@ -333,6 +396,10 @@ class Builder:
                 f'metric = "{self.options.metric}": needs the running average of the parameters; '
                 "add ema = 0.99 to [space]"
             )
+        known = self._shared.get(self._key(hp, recipe)) if self._shares else None
+        if known is not None and known.layers is not None:
+            start = known.layers.start(hp.given, seed)
+            return replace(known, recipe=recipe, rates=start.rates, start=start)
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(seed)
         try:
@@ -350,7 +417,9 @@ class Builder:
                 "torch.view_as_real of it, and turn it back in forward"
             )
         module.to(self.options.device, self.options.dtype)
+        layers = Layers(module) if self._shares else None
         model = prepare(module, recipe, alone=False, groups=groups)
+        model.layers = layers
         if model.layout.size == 0:
             raise TaskError("model(hp) has no parameter to train; give it one with requires_grad")
         variant = self._variants.find(model.frame, model.attributes)

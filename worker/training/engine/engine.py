@@ -11,6 +11,7 @@ from typing import Any
 from common.search.trial import Claim
 from worker.tasks.base import Task
 from worker.training.compute.denormals import start_threads
+from worker.training.compute.device import use_device
 from worker.training.engine.builder import Builder, Teach
 from worker.training.engine.session import Session
 from worker.training.math.recipe import Recorded
@@ -33,6 +34,7 @@ class Engine:
                 probabilities.
         """
         start_threads()
+        use_device(options.device)
         self.builder = Builder(task, options, teach)
 
     def train(

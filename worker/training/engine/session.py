@@ -5,12 +5,14 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 
 from common.search.trial import Claim, TrialState
 from worker.tasks.base import no_exit
 from worker.training.compute.denormals import flush_denormals
+from worker.training.device_errors import is_out_of_memory, refuse_poisoned
 from worker.training.engine.array import Entry, TrialArray
 from worker.training.engine.builder import USED, Builder
 from worker.training.math.precision import multiplying
@@ -22,8 +24,16 @@ LOADING_S = 600.0  # a data set may have to be downloaded and unpacked
 MEASURING_S = 120.0  # about a hundred steps of a model that was not timed yet
 # Parts of torch's messages.
 OTHER_DEVICE = ("not on the expected device", "to be on the same device")
-# Parts of the messages of the CPU allocator's RuntimeError.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What an error of a step says. The error itself would keep the step's tensors in memory."""
+
+    reason: str
+    traceback: str
+    out_of_memory: bool
+    stacked: str  # what it says of a stacked step
 
 
 class Session:
@@ -40,9 +50,17 @@ class Session:
         # Array width for trials like those of the last array.
         self._width_of_last = builder.widths.default
         self._stopped = False
+        self._computed: tuple[Claim, ...] = ()  # trials of the array that trains now
 
     def run(self, claims: Sequence[Claim]) -> Iterator[Boundary]:
         """Train the trials and yield boundaries, see ``Engine.train``."""
+        try:
+            yield from self._run(claims)
+        except Exception as error:  # a device may raise wherever it is asked
+            refuse_poisoned(error, self._computed)
+            raise
+
+    def _run(self, claims: Sequence[Claim]) -> Iterator[Boundary]:
         self._accept(claims)
         while True:
             self._forget_lost()
@@ -50,11 +68,9 @@ class Session:
                 yield self._boundary(None)
                 return
             if self._waiting:
-                array = self._assemble()
-                if array is not None:
-                    yield from self._train(array)
-                    if self._stopped:
-                        return
+                yield from self._train()
+                if self._stopped:
+                    return
             elif self._ended:
                 yield self._boundary(None)
             else:
@@ -70,6 +86,7 @@ class Session:
         try:
             self._builder.setting()
         except Exception as error:
+            refuse_poisoned(error, (*self._computed, *claims))
             self._ended += [_fail(claim, "data()", error) for claim in claims]
             return
         for claim in claims:
@@ -78,14 +95,20 @@ class Session:
                 self._builder.teach(claim, self._still_loading)
                 self._waiting.append(self._builder.entry(claim))
             except Exception as error:
+                refuse_poisoned(error, (*self._computed, claim))
                 self._ended.append(_fail(claim, "", error))
 
     def _still_loading(self) -> None:
         self._watch.beat("loading", LOADING_S)
 
-    def _train(self, array: TrialArray) -> Iterator[Boundary]:
+    def _train(self) -> Iterator[Boundary]:
+        """Train the next array to its end. It is freed before the next one is built."""
+        array = self._assemble()
+        if array is None:
+            return
         try:
             yield from self._to_its_end(array)
+            self._computed = ()
         finally:
             array.close()
 
@@ -119,32 +142,50 @@ class Session:
         """Train to the next boundary and handle errors.
 
         Running out of memory halves the array. Another error makes each trial of a stacked array
-        train alone, so only a trial whose own model raises fails. An error of loading while the
-        worker is stopping is none: the loading processes may have got the same signal.
+        train alone, so only a trial whose own model raises fails.
+
+        Raises:
+            Poisoned: the device serves this process no more.
         """
+        failure = self._try_to_advance(array)
+        if failure is None:
+            return
+        everyone = range(array.width)
+        if failure.out_of_memory and array.width > 1:
+            self._limit(array, array.width // 2)
+            # The host's memory takes all states: the device has none for copies.
+            self._waiting[:0] = array.carry(everyone)
+        elif failure.out_of_memory or not array.stacked:
+            self._ended += array.fail(failure.reason, failure.traceback)
+        else:
+            self._waiting[:0] = [
+                self._builder.alone(entry, failure.stacked) for entry in array.carry(everyone)
+            ]
+        array.drop(everyone)
+        if failure.out_of_memory and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+
+    def _try_to_advance(self, array: TrialArray) -> Failure | None:
+        """Train to the next boundary. Return what went wrong, if anything did.
+
+        An error of loading while the worker is stopping is none: the loading processes may have got
+        the same signal.
+        """
+        self._computed = tuple(slot.claim for slot in array.slots)
         try:
             with no_exit(USED), flush_denormals(), self._multiplying(array):
                 array.advance(self._watch)
         except Exception as error:
             if array.loads and self._watch.stopping():
-                return
-            everyone = range(array.width)
-            short = _out_of_memory(error)
-            if short and array.width > 1:
-                half = array.width // 2
-                self._limit(array, half)
-                self._waiting[:0] = array.carry(everyone[half:])
-                array.drop(everyone[half:])
-            elif short or not array.stacked:
-                self._ended += array.fail(_explain(error), traceback.format_exc())
-                array.drop(everyone)
-            else:
-                carried = [
-                    self._builder.alone(entry, explain_stacked_error(error))
-                    for entry in array.carry(everyone)
-                ]
-                self._waiting[:0] = carried
-                array.drop(everyone)
+                return None
+            refuse_poisoned(error, self._computed)
+            return Failure(
+                _explain(error),
+                traceback.format_exc(),
+                is_out_of_memory(error),
+                explain_stacked_error(error),
+            )
+        return None
 
     def _multiplying(self, array: TrialArray) -> AbstractContextManager[None]:
         precision = array.slots[0].model.recipe.kind("precision")
@@ -183,6 +224,7 @@ class Session:
                 )
                 strangers = array.strangers(range(array.width)) if array.stacked else {}
         except Exception as error:
+            refuse_poisoned(error, [entry.claim for entry in group])
             self._regroup(group, error)
             return None
         self._send_away(array, strangers)
@@ -215,6 +257,7 @@ class Session:
                 array.admit(entries)
                 strangers = array.strangers(range(before, array.width))
         except Exception as error:
+            refuse_poisoned(error, (*self._computed, *(entry.claim for entry in entries)))
             array.drop(range(before, array.width))
             self._regroup(entries, error)
             return False
@@ -232,9 +275,9 @@ class Session:
         Its trials go into narrower arrays, or each trains alone. A trial that is alone already ends
         as FAILED.
         """
-        if len(group) == 1 and (group[0].model.structure.alone or _out_of_memory(error)):
+        if len(group) == 1 and (group[0].model.structure.alone or is_out_of_memory(error)):
             self._ended.append(_fail(group[0].claim, "", error))
-        elif _out_of_memory(error):
+        elif is_out_of_memory(error):
             self._builder.widths.limit(group[0].model.structure, len(group) // 2)
             self._waiting[:0] = group
         else:
@@ -257,7 +300,9 @@ class Session:
             try:
                 return builder.slot_step_s(first.model, width)
             except Exception as error:
-                if width > 1 and not _out_of_memory(error):  # This structure is not stacked again.
+                refuse_poisoned(error, [entry.claim for entry in alike])
+                # This structure is not stacked again.
+                if width > 1 and not is_out_of_memory(error):
                     builder.once(
                         f"models of this structure train alone: {explain_stacked_error(error)}",
                         key=first.model.structure,
@@ -329,12 +374,6 @@ def _solitary(entry: Entry) -> bool:
 
 def _together(entry: Entry, first: Entry) -> bool:
     return not _solitary(entry) and entry.model.structure == first.model.structure
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(t in str(error) for t in OUT_OF_MEMORY)
-    )
 
 
 def _explain(error: Exception) -> str:

@@ -25,6 +25,8 @@ class Variant:
 
     def holds(self, other: Attributes) -> bool:
         """Return whether a model with these attributes belongs here."""
+        if self.attributes.values == other.values:
+            return True
         reads = dict.fromkeys(self.attributes.values | other.values, "")
         return not self.differing(other, self.reads if self.reads is not None else reads)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 
 from common.search.trial import TrialState
@@ -36,10 +37,14 @@ class Evidence:
     # Whether a loop or program of the task's own has reported the curves. Its first loss is then
     # that of its first report, and of a model that knows something.
     is_reported: bool = False
+    # Curves that were read already: each is asked for by several rules.
+    _read: dict[str, list[float]] = field(default_factory=dict, init=False, compare=False)
 
     def curve(self, name: str) -> list[float]:
         """Return the finite values of a curve, in order; empty if there is no such curve."""
-        return _finite(self.curves.get(name, ()))
+        if name not in self._read:
+            self._read[name] = _finite(self.curves.get(name, ()))
+        return self._read[name]
 
     def last(self, name: str) -> float | None:
         """Return the last finite value of a curve."""
@@ -58,7 +63,7 @@ class Evidence:
         """Epochs trained at the last evaluation."""
         return self.last("epoch") or 0.0
 
-    @property
+    @cached_property
     def cost(self) -> str:
         """The name of the curve that should improve.
 
@@ -71,7 +76,7 @@ class Evidence:
         ]
         return known[0] if known else self.metric
 
-    @property
+    @cached_property
     def costs(self) -> list[float]:
         """The values of that curve so that lower is better.
 
@@ -79,7 +84,7 @@ class Evidence:
         """
         return self._turned or [] if self.cost == self.metric else self.curve(self.cost)
 
-    @property
+    @cached_property
     def _turned(self) -> list[float] | None:
         """The metric so that lower is better.
 
@@ -91,7 +96,7 @@ class Evidence:
             return values
         return [1 - value for value in values] if all(0 <= value <= 1 for value in values) else None
 
-    @property
+    @cached_property
     def start(self) -> float | None:
         """The loss of a model that knows nothing.
 
@@ -102,7 +107,7 @@ class Evidence:
         unknown = self.is_reported or any(self.number(name) for name in penalties)
         return self.chance_loss if self.chance_loss is not None or unknown else self.first_loss
 
-    @property
+    @cached_property
     def ratios(self) -> list[float]:
         """The update:weight ratio at each evaluation, as the median over the layers."""
         rows = zip(
@@ -111,7 +116,7 @@ class Evidence:
         )
         return [median(known) for known in map(_finite, rows) if known]
 
-    @property
+    @cached_property
     def silent(self) -> tuple[str, float] | None:
         """The curve and the share of the layer with the most units that pass no gradient.
 

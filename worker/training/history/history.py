@@ -53,8 +53,10 @@ class History:
     def add_point(self, point: Mapping[str, float | None]) -> None:
         """Append one value to every curve. A curve that the point does not name gets None."""
         n_before = len(self.curves["epoch"])
-        for name in dict.fromkeys([*self.curves, *point]):
-            self.curves.setdefault(name, [None] * n_before).append(point.get(name))
+        for name, values in self.curves.items():
+            values.append(point.get(name))
+        for name in [name for name in point if name not in self.curves]:
+            self.curves[name] = [*([None] * n_before), point[name]]
 
     def note_metrics(self, epoch: float, metrics: Mapping[str, float]) -> bool:
         """Compare an epoch with the best one. If it is better, keep it and return True."""

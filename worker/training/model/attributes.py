@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from worker.training.model.lifted_numbers import ATTRIBUTES, STARTS, liftable
+from worker.training.model.lifted_numbers import ATTRIBUTES, STARTS
 from worker.training.model.python_state import (
     COMMON,
     plain_attributes,
@@ -51,14 +51,15 @@ class Attributes:
         return self.holders[path[:-1]].fields, path[-1]
 
 
-def attributes_of(root: nn.Module, freeze: Freeze) -> Attributes:
+def attributes_of(root: nn.Module, freeze: Freeze, lifted: Collection[str]) -> Attributes:
     """Read the attributes of all modules of ``root``, before its numbers are lifted.
 
     Args:
         root: the model.
         freeze: returns a hashable that is equal for equal values.
+        lifted: the names of the modules that are ``liftable``.
     """
-    found, lifted, seen = Attributes({}, {}, {}), liftable(root), set[int]()
+    found, seen = Attributes({}, {}, {}), set[int]()
     for name, module in root.named_modules():
         kind = type(module)
         hidden = {STARTS.get(kind, ""), ATTRIBUTES[kind] if name in lifted else ""}

@@ -6,7 +6,7 @@ become buffers, which are stacked like all other buffers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,8 @@ def liftable(root: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in found.items() if len(places[id(module)]) == 1 and name}
 
 
-def lift(root: nn.Module) -> dict[str, nn.Module]:
+def lift(root: nn.Module, found: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Replace the modules that are ``liftable``. Return the dropout layers among them, by name."""
-    found = liftable(root)
     device = next((p.device for p in root.parameters()), torch.device("cpu"))
     for name, module in found.items():
         if type(module) in RATES:

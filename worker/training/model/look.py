@@ -49,6 +49,32 @@ Loss = Callable[[Tree], tuple[Tensor, LossParts]]
 
 
 @dataclass(frozen=True)
+class Ids:
+    """Inputs that an embedding takes as they are, as numbers of its rows."""
+
+    layer: str
+    n_rows: int
+    leaf: int  # place among the leaves of the inputs
+    columns: tuple[int, ...]  # of an example, flattened
+
+    def check(self, part: str, inputs: Tree) -> None:
+        """Check all examples of a part of the data. A GPU would end the process.
+
+        Raises:
+            TaskError: an input is no number of a row.
+        """
+        given = trees.list_leaves(inputs)[self.leaf]
+        found = given.reshape(len(given), -1)[:, list(self.columns)]
+        low, high = int(found.min()), int(found.max())
+        if not 0 <= low <= high < self.n_rows:
+            raise TaskError(
+                f"{part} inputs run from {low} to {high}, and the embedding {self.layer} has "
+                f"{self.n_rows} rows: they must lie in 0 to {self.n_rows - 1}; give it more, or "
+                "mend data()"
+            )
+
+
+@dataclass(frozen=True)
 class Look:
     """What the first forwards tell."""
 
@@ -108,6 +134,78 @@ def look(
         checkpoints[0] if checkpoints else None,
         parts,
     )
+
+
+def list_embeddings(module: nn.Module) -> tuple[tuple[str, int], ...]:
+    """Return the name and the number of rows of each embedding layer."""
+    return tuple(
+        (name or "itself", layer.num_embeddings)
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag)
+    )
+
+
+def find_ids(model: Model, inputs: Tree) -> tuple[Ids, ...]:
+    """Return what embeddings take of the inputs in a forward.
+
+    What the forward computes is not among it, such as numbers that it clamps.
+
+    Args:
+        model: the model.
+        inputs: (B, ...).
+
+    Raises:
+        TaskError: an embedding gets a number that it has no row for.
+        Exception: whatever the model's forward raises.
+    """
+    found: dict[Ids, None] = {}
+    leaves = trees.list_leaves(inputs)
+
+    def note(name: str, n_rows: int, given: Tensor) -> None:
+        low, high = (int(given.min()), int(given.max())) if given.numel() else (0, 0)
+        if not 0 <= low <= high < n_rows:
+            raise TaskError(
+                f"the embedding {name} gets numbers from {low} to {high}, and has {n_rows} rows: "
+                f"they must lie in 0 to {n_rows - 1}; give it more, or mend data()"
+            )
+        for place, leaf in enumerate(leaves):
+            columns = _find_columns(leaf, given)
+            if columns:
+                found[Ids(name, n_rows, place, columns)] = None
+
+    hooks = [
+        model.module.get_submodule("" if name == "itself" else name).register_forward_pre_hook(
+            lambda _, given, name=name, n_rows=n_rows: (
+                note(name, n_rows, given[0]) if given else None
+            )
+        )
+        for name, n_rows in list_embeddings(model.module)
+    ]
+    try:
+        with untouched(model.module), noting(model.module):
+            _call(model.module, inputs, training=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return tuple(found)
+
+
+def _find_columns(leaf: Tensor, given: Tensor) -> tuple[int, ...]:
+    """Return which numbers of a flattened example a tensor is a view of; none if it is no view."""
+    if (
+        not leaf.is_contiguous()
+        or given.dtype != leaf.dtype
+        or given.untyped_storage().data_ptr() != leaf.untyped_storage().data_ptr()
+    ):
+        return ()
+    offset = given.storage_offset() - leaf.storage_offset()
+    furthest = offset + sum(
+        (size - 1) * step for size, step in zip(given.shape, given.stride(), strict=True)
+    )
+    if not given.numel() or offset < 0 or furthest >= leaf.numel():
+        return ()
+    positions = torch.arange(leaf.numel()).as_strided(given.shape, given.stride(), offset)
+    return tuple(sorted(set((positions % (leaf.numel() // len(leaf))).flatten().tolist())))
 
 
 @contextmanager

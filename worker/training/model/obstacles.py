@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 
 from worker.tasks.layers import GaussianDropout
 from worker.training.math import precision
-from worker.training.model.lifted_numbers import RATES, liftable, rate_of
+from worker.training.model.lifted_numbers import RATES, rate_of
 
 BRANCHES = "branches on data; torch.where chooses without a branch"
 READS = "reads a number out of a tensor (item, int, float, if); keep it a tensor"
@@ -47,12 +48,11 @@ OURS, TORCH = Path(__file__).parent, Path(torch.__file__).parent
 UNSTACKABLE_NOISE = (nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
-def obstacle(module: nn.Module) -> str | None:
+def obstacle(module: nn.Module, lifted: Collection[str]) -> str | None:
     """Return why this model cannot be stacked, or None if no reason is seen.
 
-    Call it before the model's numbers are lifted.
+    Call it before the model's numbers are lifted out of the layers ``lifted``.
     """
-    lifted = liftable(module)
     for name, one in module.named_modules():
         kind, where = type(one).__name__, f"layer {name}" if name else "it"
         if (

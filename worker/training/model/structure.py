@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from worker.tasks.models import Layers, Start
 from worker.training.math.noise import BERNOULLI, SlotDropout, level
 from worker.training.math.recipe import Recipe
 from worker.training.model.attributes import Attributes, Path, attributes_of
@@ -72,6 +73,9 @@ class Model:
     stateful: str | None = None
     checkpoints: bool = False  # whether it computes parts of its forward again in the backward
     changing: tuple[tuple[str, str], ...] = ()  # the attributes that its forward changes
+    layers: Layers | None = None  # of a built-in model, with which other trials start
+    # What the trial begins with, where the module is another trial's. None: it is its own.
+    start: Start | None = None
 
     @property
     def levels(self) -> list[tuple[int, float]]:
@@ -118,12 +122,13 @@ class Model:
 
 def prepare(module: nn.Module, recipe: Recipe, alone: bool, groups: Sequence[Group] = ()) -> Model:
     """Describe ``module`` and lift its numbers out of it."""
-    own_frame, attributes = frame(module), attributes_of(module, _plain)
+    lifted = liftable(module)
+    own_frame, attributes = frame(module, lifted), attributes_of(module, _plain, lifted)
     layout = Layout.of(module, groups)
     key = (recipe.key, tuple(layout.groups.items()), layout.decayed)
     structure = Structure((own_frame, frozenset(attributes.values.items())), key, alone)
-    why = obstacle(module)
-    found = lift(module)
+    why = obstacle(module, lifted)
+    found = lift(module, lifted)
     rates, noises = (
         tuple(rate_of(m) for m in found.values()),
         tuple(noise_of(m) for m in found.values()),
@@ -153,18 +158,22 @@ def signature(module: nn.Module) -> Hashable:
 
     What this misses, ``agreement.differences`` catches when an array is built.
     """
-    return frame(module), frozenset(attributes_of(module, _plain).values.items())
+    lifted = liftable(module)
+    found = attributes_of(module, _plain, lifted)
+    return frame(module, lifted), frozenset(found.values.items())
 
 
-def frame(module: nn.Module) -> Hashable:
-    """Describe a module's layers, tensors and hooks, without plain attributes."""
+def frame(module: nn.Module, lifted: Collection[str]) -> Hashable:
+    """Describe a module's layers, tensors and hooks, without plain attributes.
+
+    ``lifted`` are the names of the layers whose numbers are lifted.
+    """
     shared = {id(p): name for name, p in module.named_parameters()}
     tied = tuple(
         (name, shared[id(p)])
         for name, p in module.named_parameters(remove_duplicate=False)
         if shared[id(p)] != name
     )
-    lifted = liftable(module)
     return tuple(_describe(name, m, name in lifted) for name, m in module.named_modules()), tied
 
 

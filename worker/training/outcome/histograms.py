@@ -195,20 +195,15 @@ def _png(pixels: Tensor, factor: int) -> bytes:
     n, (height, width) = len(pixels), (factor * length for length in pixels.shape[1:3])
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    sheet = Image.new(
-        "RGB",
-        (columns * (width + GAP_PIXELS) + GAP_PIXELS, rows * (height + GAP_PIXELS) + GAP_PIXELS),
-        PAPER,
+    down, across = height + GAP_PIXELS, width + GAP_PIXELS
+    sheet = pixels.new_tensor(PAPER).repeat(
+        GAP_PIXELS + rows * down, GAP_PIXELS + columns * across, 1
     )
-    for number, tile in enumerate(pixels):
+    large = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
+    for number, tile in enumerate(large):
         row, column = divmod(number, columns)
-        large = Image.fromarray(tile.contiguous().numpy()).resize(
-            (width, height), Image.Resampling.NEAREST
-        )
-        sheet.paste(
-            large,
-            (GAP_PIXELS + column * (width + GAP_PIXELS), GAP_PIXELS + row * (height + GAP_PIXELS)),
-        )
+        top, left = GAP_PIXELS + row * down, GAP_PIXELS + column * across
+        sheet[top : top + height, left : left + width] = tile
     buffer = io.BytesIO()
-    sheet.save(buffer, "PNG", compress_level=COMPRESSION)
+    Image.fromarray(sheet.numpy()).save(buffer, "PNG", compress_level=COMPRESSION)
     return buffer.getvalue()

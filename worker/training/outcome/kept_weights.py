@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from worker.tasks.base import Part
 from worker.training.math.precision import multiplying
 from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.outcome import histograms
-from worker.training.stacked.rows import Row, best, name_tensors
+from worker.training.stacked.rows import Row, best, name_tensors, take_row
 from worker.training.stacked.slot import Moment, Slot, pack
 from worker.training.stacked.training_data import Setting
 from worker.training.types import Outcome, Snapshot
@@ -24,15 +24,28 @@ FORMAT = 2  # of a weights file
 EXAMPLES_AT_ONCE = 1024
 
 
-def outcome(slot: Slot, row: Row, setting: Setting, sums: Sequence[float] = ()) -> Outcome:
+def outcome(
+    slot: Slot,
+    rows: Row,
+    on_host: Callable[[], Row],
+    place: int,
+    setting: Setting,
+    sums: Sequence[float] = (),
+) -> Outcome:
     """Return the outcome of a trial that ended.
 
     Args:
         slot: the trial.
-        row: a copy of its tensors that does not change any more.
+        rows: the tensors of some slots, (n, ...) each, which do not change any more.
+        on_host: returns the same on the CPU, for all states at once.
+        place: of the trial's own.
         setting: what all arrays share.
         sums: of the monitor, to resume with if the trial's budget grows.
     """
+
+    def row() -> Row:
+        return take_row(rows, place)
+
     epoch, classes = slot.history.best_epoch, setting.n_classes is not None
     found = epoch is not None
     state = _state(slot)
@@ -43,13 +56,15 @@ def outcome(slot: Slot, row: Row, setting: Setting, sums: Sequence[float] = ()) 
         **slot.collect_measurements(),
         guess_acc=setting.largest_share,
         batches=setting.told_batches,
-        checkpoint=(lambda: _checkpoint(slot, best(row), epoch, setting))
+        checkpoint=(lambda: _checkpoint(slot, best(row()), epoch, setting))
         if epoch is not None
         else None,
-        predictions=(lambda: _predictions(slot, best(row), setting)) if found and classes else None,
-        portrait=(lambda: _portrait(slot, best(row), setting)) if found else None,
-        picture=(lambda: _picture(slot, best(row), setting)) if found else None,
-        resume=(lambda: {**slot.state(row), "monitor": list(sums)})
+        predictions=(lambda: _predictions(slot, best(row()), setting))
+        if found and classes
+        else None,
+        portrait=(lambda: _portrait(slot, best(row()), setting)) if found else None,
+        picture=(lambda: _picture(slot, best(row()), setting)) if found else None,
+        resume=(lambda: {**slot.state(take_row(on_host(), place)), "monitor": list(sums)})
         if state is TrialState.COMPLETED
         else None,
         snapshots=tuple(_snapshot(slot, moment, setting) for moment in slot.moments),

@@ -11,6 +11,7 @@ from common.errors import TaskError
 from worker.tasks import trees
 from worker.tasks.base import PART_PREFIX, Part
 from worker.tasks.trees import Tree
+from worker.training.device_errors import is_out_of_memory
 from worker.training.math.losses import Objective, average
 from worker.training.math.metrics import measure
 from worker.training.model.networks import ChainNetwork
@@ -20,9 +21,6 @@ from worker.training.stacked.monitor import Monitor, sample_size
 from worker.training.stacked.stack import Stack
 from worker.training.stacked.training_data import Setting
 from worker.training.types import Watch
-
-# Examples times slots in one pass. Activations of small models then take at most tens of megabytes.
-EVALUATED_AT_ONCE = 1 << 16
 
 
 class _Stopped(Exception):
@@ -58,11 +56,26 @@ class Validation:
     ) -> list[dict[str, float]] | None:
         """Return each slot's metrics, and let ``monitor`` measure its activations.
 
-        Return None if ``watch`` says to stop while a part is loaded, which may take long.
+        Where memory runs out, the pieces are halved. Return None if ``watch`` says to stop while a
+        part is loaded, which may take long.
 
         The metrics are val_loss, val_acc if there are classes, the task's own, and the same for
         running averages of the parameters.
         """
+        while True:
+            try:
+                return self._evaluate(stack, monitor, watch)
+            except RuntimeError as error:
+                smaller = self._at_once(stack) * stack.width // 2
+                again = not self._passes and stack.model.stateful is None
+                if not (is_out_of_memory(error) and again and smaller >= stack.width):
+                    raise
+                self._setting.evaluated_at_once = smaller
+            # The pass is repeated here, as its error would keep its tensors in memory.
+
+    def _evaluate(
+        self, stack: Stack, monitor: Monitor, watch: Watch
+    ) -> list[dict[str, float]] | None:
         in_passing = self._in_passing(stack)
         module, stateful = stack.model.module, stack.model.stateful is not None
         before = save_attributes(module) if stateful and "val" in self._setting.loaded else {}
@@ -135,7 +148,11 @@ class Validation:
 
     def _at_once(self, stack: Stack) -> int:
         """Return the number of examples per pass."""
-        return self._batch_size if self._passes else max(1, EVALUATED_AT_ONCE // stack.width)
+        return (
+            self._batch_size
+            if self._passes
+            else max(1, self._setting.evaluated_at_once // stack.width)
+        )
 
     def _in_passing(self, stack: Stack) -> bool:
         """Return whether activations are measured during the pass of the first piece.

@@ -5,12 +5,15 @@ It finds values that modules of the same structure do not share, such as one cap
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.search.values import hashable
 from worker.tasks import trees
 from worker.tasks.trees import Tree
 from worker.training.math.precision import BF16, FP32, casting, widen
@@ -35,6 +38,51 @@ LOOSE_TOLERANCE = 2e-3
 # times that distance apart: from 0.2 % of the largest output in a perceptron to 4 % after nine
 # convolutions. No fixed number fits both.
 ROUNDING = 4.0
+COMPARED = 8  # slots of an array with modules of their own, at least
+SHARING = 2  # slots of an array that share a module, which hides nothing from one of them alone
+
+
+class Sampling:
+    """Which slots of one array to compare with their own modules.
+
+    A value that a module hides is drawn anew for each trial, or follows from a hyperparameter. So
+    the first slots are compared, and then one with each value of each hyperparameter that has few.
+    Of one with many, such as a learning rate, the first slots have several already.
+    """
+
+    def __init__(self) -> None:
+        self._n_slots = 0
+        self._n_left, self._n_sharing_left = COMPARED, SHARING
+        self._values: defaultdict[str, set[Hashable]] = defaultdict(set)
+        self._compared: set[tuple[str, Hashable]] = set()
+
+    def choose(
+        self, configurations: Mapping[int, Mapping[str, Any]], sharing: Sequence[int] = ()
+    ) -> list[int]:
+        """Return which of the new slots to compare.
+
+        Args:
+            configurations: of the slots.
+            sharing: the slots among them that share a module.
+        """
+        chosen = [*sharing][: self._n_sharing_left]
+        alike = set(sharing)
+        self._n_sharing_left -= len(chosen)
+        own = {
+            slot: {(name, hashable(value)) for name, value in values.items()}
+            for slot, values in configurations.items()
+            if slot not in alike
+        }
+        self._n_slots += len(own)
+        for name, value in set().union(*own.values()):
+            self._values[name].add(value)
+        many = {name for name, values in self._values.items() if 2 * len(values) > self._n_slots}
+        for slot, pairs in own.items():
+            if self._n_left > 0 or any(pair[0] not in many for pair in pairs - self._compared):
+                chosen.append(slot)
+                self._n_left -= 1
+                self._compared |= pairs
+        return chosen
 
 
 def differences(

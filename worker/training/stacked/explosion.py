@@ -19,7 +19,9 @@ from common.search.stage import TINY_LOSS
 WINDOW = 10  # steps whose mean cost is compared if the first loss is small
 # Share of the loss of guessing. Below it, one unlucky batch may triple the loss of a good model.
 SMALL_SHARE = 0.1
-LOOK_EVERY = 16  # steps between the host's reads of the device
+LOOK_EVERY = 16  # the fewest steps between two reads of their costs
+# Seconds between two reads where the host waits for the device. Most epochs end sooner.
+LOOK_S = 1.0
 
 
 def small_loss(chance: float | None) -> float:

@@ -161,12 +161,12 @@ class Monitor:
             device: of the sums.
         """
         spans = weight_spans(layout, layers)
-        self._layers = list(spans)
+        self._names = [f"update_ratio.{layer}" for layer in spans]
         self._spans = list(spans.values())
         self._seen: dict[str, Tensor] = {}  # (K,) shares of the current sample, by curve
         self._judged: list[str] = []  # names of the columns of ``_shares``
         self._sums = torch.zeros(
-            width, LOSS_SUMS + 1 + len(self._layers) + 1, dtype=torch.float64, device=device
+            width, LOSS_SUMS + 1 + len(self._names) + 1, dtype=torch.float64, device=device
         )
         self._shares = self._sums.new_full((width, 0), math.nan)
         self._read: set[int] = set()  # positions whose sums are cleared before the next measurement
@@ -237,15 +237,15 @@ class Monitor:
         """
         row = self._row(position)
         self._read.add(position)
-        sums, shares = row[: self._sums.shape[1]], row[self._sums.shape[1] :]
-        count, *figures = sums[LOSS_SUMS:]
+        end = LOSS_SUMS + 1 + len(self._names) + 1
+        count, *figures = row[LOSS_SUMS:end]
         means = [_finite(figure / count) if count else None for figure in figures]
-        ratios = {
-            f"update_ratio.{layer}": mean
-            for layer, mean in zip(self._layers, means[:-1], strict=True)
+        return {
+            **dict(zip(self._names, means, strict=False)),
+            "grad_norm": means[-1],
+            "wiggle": _wiggle(*row[:3]),
+            **dict(zip(self._judged, map(_finite, row[end:]), strict=True)),
         }
-        seen = dict(zip(self._judged, (_finite(share) for share in shares), strict=True))
-        return {**ratios, "grad_norm": means[-1], "wiggle": _wiggle(*sums[:3]), **seen}
 
     def keep(self, positions: Sequence[int]) -> None:
         """Drop all other slots."""

@@ -1,7 +1,7 @@
-"""The tensors of one slot, and their conversion to and from files.
+"""The tensors of slots, and their conversion to and from files.
 
-Weights files hold tensors by name. Saved states hold rows as they are. A row is a dict with these
-tensors:
+Weights files hold tensors by name. Saved states hold rows as they are. A row is a dict with the
+tensors of one slot, and a stack has the same names with a first dimension K, the slots:
 
 ``flat``
     (P,) parameters.
@@ -31,7 +31,8 @@ tensors:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -46,56 +47,135 @@ from worker.training.stacked.explosion import WINDOW
 Row = dict[str, Tensor]
 BEST = "best."
 EXTRA_STATE = "_extra_state"  # the end of a name in a state dict, as torch writes it
+NUMBERS_OF = itemgetter(*NUMBERS)
 # Prefixes of the names of the tensors that training changes.
 MOVING = ("flat", "ema", "state.", "buffer.")
 
 
-def fresh_row(model: Model, seed: int, device: torch.device, dtype: torch.dtype) -> Row:
-    """Return the row of a slot before its first step, with the module's own initial weights."""
-    flat = model.layout.row(dict(model.module.named_parameters())).to(device, dtype)
+def fresh_rows(
+    models: Sequence[Model], seeds: Sequence[int], device: torch.device, dtype: torch.dtype
+) -> Row:
+    """Return the rows of slots before their first step, (K, ...) each, with their initial weights.
+
+    Args:
+        models: of the slots, which share a structure.
+        seeds: of the trials.
+        device: of the tensors.
+        dtype: of those that are floating-point numbers.
+    """
+    first = models[0]
+    flat, buffers = _initial_weights(models, device, dtype), _initial_buffers(models, device, dtype)
     moving = {
         "flat": flat,
-        **{f"state.{name}": torch.zeros_like(flat) for name in model.recipe.rule.states},
+        **{f"state.{name}": torch.zeros_like(flat) for name in first.recipe.rule.states},
+        **{f"buffer.{name}": column for name, column in buffers.items()},
+        **({"ema": flat.clone()} if first.recipe.averaged else {}),
     }
-    moving |= {
-        f"buffer.{name}": _move(tensor, device, dtype)
-        for name, tensor in model_buffers(model).items()
-    }
-    moving |= {"ema": flat.clone()} if model.recipe.averaged else {}
+    levels, width = [model.levels for model in models], len(models)
     return {
         **moving,
-        **{BEST + name: tensor.clone() for name, tensor in moving.items()},
-        "first": torch.zeros((), device=device, dtype=dtype),
-        "recent": torch.zeros(WINDOW - 1, device=device, dtype=dtype),
+        **{BEST + name: column.clone() for name, column in moving.items()},
+        "first": torch.zeros(width, device=device, dtype=dtype),
+        "recent": torch.zeros(width, WINDOW - 1, device=device, dtype=dtype),
         **{
-            name: torch.tensor(value, device=device, dtype=dtype)
-            for name, value in model.numbers.items()
+            name: torch.tensor([m.numbers[name] for m in models], device=device, dtype=dtype)
+            for name in first.numbers
         },
-        "seed": torch.tensor(seed, device=device),
+        "seed": torch.tensor(seeds, device=device),
         "threshold": torch.tensor(
-            [threshold for threshold, _ in model.levels], device=device, dtype=torch.int16
+            [[threshold for threshold, _ in own] for own in levels],
+            device=device,
+            dtype=torch.int16,
         ),
-        "scale": torch.tensor([scale for _, scale in model.levels], device=device, dtype=dtype),
+        "scale": torch.tensor(
+            [[scale for _, scale in own] for own in levels], device=device, dtype=dtype
+        ),
         "hp": torch.tensor(
-            [model.recipe.values[name] for name in NUMBERS], device=device, dtype=torch.float64
+            [NUMBERS_OF(model.recipe.values) for model in models],
+            device=device,
+            dtype=torch.float64,
         ),
         "groups": torch.tensor(
             [
-                [
-                    math.nan if value is None else value
-                    for value in (g.learning_rate, g.weight_decay)
-                ]
-                for g in model.groups
+                math.nan if value is None else value
+                for model in models
+                for group in model.groups
+                for value in (group.learning_rate, group.weight_decay)
             ],
             device=device,
             dtype=torch.float64,
-        ).view(len(model.groups), 2),
+        ).view(width, len(first.groups), 2),
         "own": torch.tensor(
-            [value for _, value in sorted(model.recipe.own.items())],
+            [[value for _, value in sorted(model.recipe.own.items())] for model in models],
             device=device,
             dtype=torch.float64,
         ),
     }
+
+
+def _initial_weights(models: Sequence[Model], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return the initial parameters (K, P)."""
+    of_modules = {id(model.module): model for model in models}  # which trials may share
+    own = {
+        key: model.layout.row(dict(model.module.named_parameters()))
+        for key, model in of_modules.items()
+    }
+    if all(model.start is None for model in models):
+        return torch.stack([own[id(model.module)] for model in models]).to(device, dtype)
+    # They are drawn where and as modules draw them, whatever the trials compute with.
+    own = {key: row.to("cpu", torch.get_default_dtype()) for key, row in own.items()}
+    flat = torch.stack([own[id(model.module)] for model in models])
+    sizes = {name: math.prod(shape) for name, shape in models[0].layout.shapes.items()}
+    places = {name: place for place, name in enumerate(sizes)}
+    unused, generator = torch.empty(0, dtype=torch.int64), torch.Generator()
+    for model, row in zip(models, flat, strict=True):
+        if model.start is None:
+            continue
+        views = row.split(list(sizes.values()))
+        generator.manual_seed(model.start.seed)
+        for name, n_before, deviation in model.start.drawn:
+            unused = _draw(n_before, unused, generator)
+            views[places[name]].normal_(0.0, deviation, generator=generator)
+        for name, value in model.start.filled.items():
+            if name in places:
+                views[places[name]].fill_(value)
+    return flat.to(device, dtype)
+
+
+def _draw(n: int, unused: Tensor, generator: torch.Generator) -> Tensor:
+    """Let a generator draw ``n`` numbers of 32 bits, into memory that is returned for the next."""
+    pairs = -(-n // 2)
+    if len(unused) < pairs:
+        unused = unused.new_empty(pairs)
+    unused[: n // 2].random_(generator=generator)  # 64 bits each, which takes half the time
+    if n % 2:
+        unused[:1].view(torch.int32)[:1].random_(generator=generator)
+    return unused
+
+
+def _initial_buffers(models: Sequence[Model], device: torch.device, dtype: torch.dtype) -> Row:
+    """Return the initial buffers (K, ...) by name."""
+    of_modules = {id(model.module): model for model in models}
+    found = {key: model_buffers(model) for key, model in of_modules.items()}
+    columns = {}
+    for name in model_buffers(models[0]):
+        own = {key: _move(buffers[name], device, dtype) for key, buffers in found.items()}
+        column = torch.stack([own[id(model.module)] for model in models])
+        filled = [
+            (place, model.start.filled[name])
+            for place, model in enumerate(models)
+            if model.start is not None and name in model.start.filled
+        ]
+        if filled:
+            places, values = zip(*filled, strict=True)
+            column[list(places)] = torch.tensor(values, device=device, dtype=column.dtype)
+        columns[name] = column
+    return columns
+
+
+def take_row(rows: Row, slot: int) -> Row:
+    """Return one slot's tensors of rows (K, ...). They share memory with the rows."""
+    return {name: tensor[slot] for name, tensor in rows.items()}
 
 
 def model_buffers(model: Model) -> dict[str, Tensor]:
@@ -165,11 +245,10 @@ def _extra(name: str, value: object) -> Any:
 
 
 def moving(row: Row) -> Row:
-    """Return the tensors of ``row`` that training changes, on the CPU.
-
-    Tensors that are on the CPU already are not copied.
-    """
-    return {name: tensor.cpu() for name, tensor in row.items() if name.startswith(MOVING)}
+    """Return copies on the CPU of the tensors of ``row`` that training changes."""
+    return {
+        name: tensor.to("cpu", copy=True) for name, tensor in row.items() if name.startswith(MOVING)
+    }
 
 
 def best(row: Row) -> Row:

@@ -91,6 +91,11 @@ class Slot:
         return self.lost or self.exploded is not None
 
     @property
+    def may_explode(self) -> bool:
+        """Whether a cost may end it."""
+        return self.explosion_factor is not None and not self.dead
+
+    @property
     def ended(self) -> bool:
         """Whether it leaves the array at this boundary."""
         return self.dead or self.stopped is not None or self.evaluated >= self.total
@@ -175,19 +180,19 @@ class Slot:
         """Return all that ``resume`` needs, as plain values and CPU tensors.
 
         Args:
-            row: a copy of the slot's tensors that does not change any more.
+            row: the slot's tensors, which are copied.
         """
         now, kept = moving(row), None
         if self.history.best_epoch is not None:
             # If both are the same tensors, they are written once. The best epoch of a young trial
             # is most often its last.
-            kept_row = moving(best(row))
+            kept_row = best(row)
             is_now = (
                 self.history.best_epoch == self.epoch
                 and self.evaluated == self.steps
-                and torch.equal(kept_row["flat"], now["flat"])
+                and torch.equal(kept_row["flat"], row["flat"])
             )
-            kept = now if is_now else kept_row
+            kept = now if is_now else moving(kept_row)
         return {
             "format": FORMAT,
             "trial": self.claim.id,
@@ -195,7 +200,7 @@ class Slot:
             "row": now,
             "best": kept,
             "history": self.history.state(),
-            "recent": row["recent"].cpu(),
+            "recent": row["recent"].to("cpu", copy=True),
             **{name: getattr(self, name) for name in _PLAIN},
             "part_sums": dict(self.part_sums),
             "plateau": self.plateau.state(),

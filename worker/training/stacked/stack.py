@@ -24,7 +24,7 @@ from worker.training.model.python_state import seed_python
 from worker.training.model.structure import LIFTED, Model
 from worker.training.model.vmap_networks import LoneNetwork
 from worker.training.stacked.monitor import norms
-from worker.training.stacked.rows import BEST, Row
+from worker.training.stacked.rows import BEST, Row, take_row
 from worker.training.stacked.step import (
     Batch,
     Frame,
@@ -52,7 +52,7 @@ class Stack:
         model: Model,
         network: Network,
         objective: Objective,
-        rows: Sequence[Row],
+        rows: Row,
         shapes: Sequence[tuple[int, ...]],
         frame: Frame,
     ) -> None:
@@ -62,7 +62,7 @@ class Stack:
             model: the model of one slot; all have its structure.
             network: computes forward and backward.
             objective: the loss.
-            rows: the slots' tensors.
+            rows: the slots' tensors, (K, ...) each, as ``fresh_rows`` returns them.
             shapes: of the inputs of the dropout layers, for one slot.
             frame: the facts about the data.
         """
@@ -72,7 +72,7 @@ class Stack:
         self._shapes = shapes
         self._frame = frame
         self._spans = model.layout.spans(bool(model.recipe.kinds["decay_biases"]))
-        self.rows = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        self.rows = dict(rows)
         self._whole: Whole | None = None
         self._static: list[Tensor] | None = None
         self._ahead: tuple[Plan | None, int, Sequence[Tensor]] = (None, 0, ())
@@ -89,21 +89,22 @@ class Stack:
         return self._network
 
     def row(self, slot: int) -> Row:
-        """Return a copy of one slot's tensors."""
-        return {name: tensor[slot].clone() for name, tensor in self.rows.items()}
+        """Return one slot's tensors, which the next step changes."""
+        return take_row(self.rows, slot)
+
+    def take(self, slots: Sequence[int]) -> Row:
+        """Return copies of the tensors of some slots, (n, ...) each."""
+        index = torch.tensor(slots, device=self.rows["flat"].device)
+        return {name: tensor.index_select(0, index) for name, tensor in self.rows.items()}
 
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other slots."""
-        index = torch.tensor(slots, device=self.rows["flat"].device)
-        self.rows = {name: tensor.index_select(0, index) for name, tensor in self.rows.items()}
+        self.rows = self.take(slots)
         self._bind()
 
-    def append(self, rows: Sequence[Row]) -> None:
-        """Add slots at the end."""
-        self.rows = {
-            name: torch.cat([tensor, torch.stack([row[name] for row in rows])])
-            for name, tensor in self.rows.items()
-        }
+    def append(self, rows: Row) -> None:
+        """Add slots at the end, with tensors (n, ...)."""
+        self.rows = {name: torch.cat([tensor, rows[name]]) for name, tensor in self.rows.items()}
         self._bind()
 
     def keep_best(self, slots: Sequence[int]) -> None:

@@ -28,6 +28,9 @@ from worker.training.stacked.step import Frame
 if TYPE_CHECKING:
     from worker.training.model.structure import Model
 
+# On a CPU, activations of small models then take at most tens of megabytes. A GPU is bound by
+# kernel launches, and has memory for more.
+EVALUATED_AT_ONCE = {"cpu": 1 << 16, "gpu": 1 << 20}
 LOADED_AT_ONCE = 256  # most examples of a batch that is loaded for evaluation
 
 
@@ -93,7 +96,10 @@ class Setting:
         self.metrics: dict[str, Metric] = stacking(own_metrics(task))
         self._batches: dict[int, Batches] = {}
         self._parts: dict[tuple[str, str | None], Parts] = {}
+        self._tests: dict[str, Part] = {}
         self._taught: dict[str, Tensor] = {}
+        # Examples times slots in one pass of an evaluation. It shrinks where memory runs out.
+        self.evaluated_at_once = EVALUATED_AT_ONCE["cpu" if self.device.type == "cpu" else "gpu"]
 
     @cached_property
     def largest_share(self) -> float | None:
@@ -247,16 +253,14 @@ class Setting:
     def test(self, recipe: Recipe) -> Part | None:
         """Return the test part with the recipe's preprocessing, or None if the task has none.
 
-        It is used for the stored predictions of kept models, and never to choose a model.
+        It is used for the stored predictions of kept models, and never to choose a model. It is
+        moved once.
         """
-        if self.data.test is None:
-            return None
-        return self.move(
-            Part(
-                self.parts(recipe).preprocessing.apply(self.data.test.inputs),
-                self.data.test.targets,
-            )
-        )
+        kind, test = recipe.kind("preprocess"), self.data.test
+        if test is not None and kind not in self._tests:
+            inputs = self.parts(recipe).preprocessing.apply(test.inputs)
+            self._tests[kind] = self.move(Part(inputs, test.targets))
+        return self._tests.get(kind)
 
     def move(self, part: Part) -> Part:
         """Return the part on the device. Floating-point tensors get the dtype of the training."""
