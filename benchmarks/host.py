@@ -6,7 +6,8 @@ eager, and there is one thread. The trials pass the worker's own engine and reco
 records into a folder. Only the queue is left out, which ``benchmarks/dispatch.py`` measures.
 
 A step or an evaluation of an array costs the host the same, however many slots it has on a GPU. The
-rest is paid for each trial. Processor time is counted, so that other programs disturb less.
+rest is paid for each trial. Copying the weights of a better epoch counts as evaluation, and files
+of kept models are told apart. Processor time is counted, so that other programs disturb less.
 
     python benchmarks/host.py [--widths 64,256,1024] [--rounds 3] [--against PATH] [--profile WIDTH]
 
