@@ -22,13 +22,19 @@ from master.launchers.cluster import ClusterError, Job
 from master.launchers.job_plan import SECRETS, JobPlan, render_variables
 from master.launchers.noted import Notes, find_number
 from master.launchers.ray.actor import Order, read_ended
-from master.launchers.ray.options import convert, count_gpus, parse_options, request_gpus
+from master.launchers.ray.options import (
+    ADDRESS,
+    convert,
+    count_gpus,
+    parse_options,
+    request_gpus,
+)
 from master.launchers.ray.states import Seen, describe
 
 __all__ = ["NAME", "check", "count_gpus", "make", "parse_options", "request_gpus"]
 
 NAME = "ray"
-CALL_S = 90.0  # for an answer of Ray, which takes some seconds to connect to
+CALL_S = 60.0  # for an answer of Ray, which takes some seconds to connect to
 MAX_SAID_BYTES = 1 << 12
 
 
@@ -182,13 +188,16 @@ class Speaker:
             process.kill()
             process.wait()
             told = self._read_last_line()
+            address = os.environ.get(ADDRESS)
             raise ClusterError(
-                f"Ray has not answered for {CALL_S:g} s"
+                f"Ray{f' at {ADDRESS}={address}' if address else ''} has not answered for "
+                f"{CALL_S:g} s"
                 if line is None
                 else f"the connection to Ray has ended{f': {told}' if told else ''}"
             )
         said: dict[str, Any] = json.loads(line)
         if "error" in said:
+            self.close()
             raise ClusterError(said["error"])
         answer: dict[str, Any] = said["answer"]
         return answer

@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import ConfigError
 from master.launchers.job_plan import parse_words
 
+ADDRESS = "RAY_ADDRESS"  # Ray's own variable, which names the cluster
 OPTION = re.compile(r"[a-z_]+", re.ASCII)
 REMEDY = "an actor; use num_gpus=1, num_cpus=4, memory=16G or accelerator_type=A100"
 COUNTS = ("num_cpus", "num_gpus")

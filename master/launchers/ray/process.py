@@ -13,18 +13,19 @@ import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
+from textwrap import shorten
 from typing import Any
 
 from common.output import keep_stdout
 from master.launchers.ray.actor import RayWorker
-from master.launchers.ray.options import find_lacking
+from master.launchers.ray.options import ADDRESS, find_lacking
 from master.launchers.ray.states import Seen
 
-ADDRESS = "RAY_ADDRESS"  # Ray's own variable
 FIRST_S = 5.0  # for the first answers of actors, to which connections are made meanwhile
 ANSWER_S = 1.0  # for other answers. An actor that has not begun gives none
 SILENT_S = 60.0  # an actor that has answered is not asked whether it runs for so long
 STOP_S = 10.0  # for an actor to pass the order on to its worker
+LONGEST_REASON = 200
 NO_CLUSTER = (
     f"no cluster of Ray is reached; run this on a node of the cluster, or set {ADDRESS}, such as "
     "10.0.0.1:6379 or ray://10.0.0.1:10001"
@@ -159,7 +160,7 @@ def carry_out(cluster: Cluster, order: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(namespace: str) -> None:
-    """Carry out orders until stdin ends.
+    """Carry out orders until stdin ends, or one of them fails.
 
     Args:
         namespace: That of the search.
@@ -172,9 +173,11 @@ def main(namespace: str) -> None:
             cluster = cluster or Cluster(namespace)
             said: dict[str, Any] = {"answer": carry_out(cluster, json.loads(line))}
         except Exception as error:  # of Ray, which has many kinds
-            reason = " ".join(str(error).split())
+            reason = shorten(str(error).partition(" Note: ")[0], LONGEST_REASON)
             said = {"error": f"Ray refuses: {reason}" if cluster else f"{NO_CLUSTER} ({reason})"}
         print(json.dumps(said), file=out, flush=True)
+        if "error" in said:
+            break  # whoever asks again gets a new connection: the cluster may be another one
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from master.launchers.ray.launcher import Ray, Speaker, check, parse_options
 # Notes what it is asked for in a file beside it.
 TAKES_ALL = """
 from pathlib import Path
+from typing import Any
 class exceptions:
     class RayActorError(Exception):
         pass
@@ -67,10 +69,25 @@ def test_a_process_that_ends_is_an_error_with_its_last_words_and_is_started_agai
     assert speaker.ask("look", jobs=[], options={}) == {"seen": {}, "lacking": ""}
 
 
+def test_after_a_refusal_there_is_a_new_connection_since_the_cluster_may_be_another(
+    stand_in: Path,
+) -> None:
+    stand_in.write_text(TAKES_ALL)
+    speaker = Speaker("coarsefine-1")
+    order: dict[str, Any] = {"jobs": [], "options": {}}
+    assert speaker.ask("look", **order)["lacking"] == ""
+    with pytest.raises(ClusterError, match="Ray refuses: 'order'"):
+        speaker.ask("start", **order)
+    assert speaker.ask("look", **order)["lacking"] == ""
+
+
 def test_a_process_that_hangs_is_given_up(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.write_text("import time\ndef init(**options): time.sleep(600)")
     monkeypatch.setattr(launcher, "CALL_S", 0.1)
-    with pytest.raises(ClusterError, match=r"Ray has not answered for 0\.1 s"):
+    monkeypatch.setenv("RAY_ADDRESS", "head:1")
+    with pytest.raises(
+        ClusterError, match=r"Ray at RAY_ADDRESS=head:1 has not answered for 0\.1 s"
+    ):
         check({})
 
 
