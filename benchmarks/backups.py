@@ -13,7 +13,7 @@ is. The runs of a round differ in nothing else, and take turns.
 
 For each run the table has the seconds from the first claim to the last record, and how long the
 three other workers had nothing to do in between, each on average. ``slower`` is what the epochs of
-the slowed worker took, beside the others'.
+the slowed worker took, beside the others', in trials that ended there.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
-
-from dispatch import server
 
 from common.folder.record import Record
 from master.results.usage import use_of_time
@@ -70,7 +68,7 @@ class Task(Digits):
         return Paced(super().model(hp))
 """
 SEARCH = """
-name = "%s"
+name = "backups"
 task = "paced.py:Task"
 seed = 1
 [space]
@@ -90,7 +88,9 @@ class Run(NamedTuple):
 
     seconds: float  # from the first claim to the last record
     idle: list[float]  # of each worker that was not slowed, in seconds
-    slower: float  # how many times longer an epoch took on the slowed worker
+    slower: (
+        float | None
+    )  # how many times longer an epoch took on the slowed worker, if it ended any
     handed: int  # trials that went on elsewhere
 
 
@@ -114,24 +114,28 @@ def slowing(pid: int, times: float) -> Iterator[None]:
         thread.join()
 
 
-def run(folder: Path, url: str, slower: float, factor: float) -> Run:
-    """Run the search once, in a folder and under a name of its own.
+def run(folder: Path, slower: float, factor: float) -> Run:
+    """Run the search once, in a folder of its own.
 
     Raises:
         SystemExit: the search did not end well.
     """
     (folder / "paced.py").write_text(TASK)
     (folder / "sitecustomize.py").write_text(ANOTHER_BOOT)
-    (folder / "search.toml").write_text(SEARCH % (folder.name, TRIALS, factor))
+    (folder / "search.toml").write_text(SEARCH % (TRIALS, factor))
     path = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"REDIS_URL": url, "PYTHONPATH": os.pathsep.join(path)}
+    environment = {k: v for k, v in os.environ.items() if k not in ("REDIS_URL", "CHECKPOINT_DIR")}
+    redis = [sys.executable, "-P", "-m", "master", "redis"]
+    quiet = {"cwd": folder, "env": environment.copy(), "capture_output": True, "check": True}
+    subprocess.run([*redis, "start", "--host", "127.0.0.1"], **quiet)
+    environment["PYTHONPATH"] = os.pathsep.join(path)
     logs = [folder / f"{number}.log" for number in range(WORKERS)]
     workers: list[subprocess.Popen[bytes]] = []
     try:
         for number, log in enumerate(logs):
             words = ("worker", "start", "--array-width", "1", "--device", "cpu", "--search")
             own = environment | {"MACHINE": f"machine-{number}"}
-            workers.append(_start([*words, folder.name], folder, log, own))
+            workers.append(_start([*words, "backups"], folder, log, own))
         _wait(logs)
         launch = ("master", "launch", "--stage", "coarse", "--workers", "0", "--skip-check")
         own = environment | {"MACHINE": "master"}
@@ -144,6 +148,7 @@ def run(folder: Path, url: str, slower: float, factor: float) -> Run:
         for worker in workers:
             worker.kill()
             worker.wait()
+        subprocess.run([*redis, "stop"], **quiet)
     return _read(folder, workers[0].pid)
 
 
@@ -164,7 +169,7 @@ def _wait(logs: Sequence[Path]) -> None:
 
 
 def _read(folder: Path, slowed: int) -> Run:
-    files = (folder / "checkpoints" / folder.name / "coarse" / "trials").glob("*.json")
+    files = (folder / "checkpoints" / "backups" / "coarse" / "trials").glob("*.json")
     records = [Record.model_validate_json(file.read_bytes()) for file in files]
     usage = use_of_time(records)
     is_slowed = {name: f"-{slowed}-" in name for name in usage.workers}
@@ -177,7 +182,9 @@ def _read(folder: Path, slowed: int) -> Run:
         for name, times in usage.workers.items()
         if not is_slowed[name]
     ]
-    slower = statistics.median(epochs[True]) / statistics.median(epochs[False])
+    slower = (
+        statistics.median(epochs[True]) / statistics.median(epochs[False]) if epochs[True] else None
+    )
     return Run(usage.seconds, idle, slower, sum(record.attempt > 1 for record in records))
 
 
@@ -193,12 +200,11 @@ def main() -> None:
     cases = [(slower, factor) for slower in options.slower for factor in options.factors]
     found: dict[tuple[float, float], list[Run]] = {case: [] for case in cases}
     head = ("slowed", "slow_factor", "slower", "seconds", "idle of each other", "of the time")
-    with tempfile.TemporaryDirectory(prefix="redis-") as home, server(Path(home)) as socket:
-        print(f"| {' | '.join(head)} | trials handed over |\n|{'---|' * (len(head) + 1)}")
-        for case in cases * options.rounds:
-            with tempfile.TemporaryDirectory(prefix="backups-") as place:
-                found[case].append(run(Path(place), f"unix://{socket}", *case))
-            print(row(case, found[case][-1:]), flush=True)
+    print(f"| {' | '.join(head)} | trials handed over |\n|{'---|' * (len(head) + 1)}", flush=True)
+    for case in cases * options.rounds:
+        with tempfile.TemporaryDirectory(prefix="backups-") as place:
+            found[case].append(run(Path(place), *case))
+        print(row(case, found[case][-1:]), flush=True)
     print("\nMeans:")
     for case, runs in found.items():
         print(row(case, runs))
@@ -208,9 +214,10 @@ def row(case: tuple[float, float], runs: Sequence[Run]) -> str:
     """Return a row of the table, with the means of some runs."""
     seconds = statistics.mean(one.seconds for one in runs)
     idle = statistics.mean(each for one in runs for each in one.idle)
-    slower = statistics.mean(one.slower for one in runs)
+    known = [one.slower for one in runs if one.slower is not None]
+    slower = f"{statistics.mean(known):.1f}" if known else "-"
     handed = statistics.mean(one.handed for one in runs)
-    cells = (f"{case[0]:g}", f"{case[1]:g}", f"{slower:.1f}", f"{seconds:.1f} s", f"{idle:.1f} s")
+    cells = (f"{case[0]:g}", f"{case[1]:g}", slower, f"{seconds:.1f} s", f"{idle:.1f} s")
     return f"| {' | '.join(cells)} | {idle / seconds:.0%} | {handed:g} |"
 
 

@@ -28,10 +28,11 @@ from master.launchers.job_plan import find_program, render_shell
 
 JOB = "COARSEFINE_JOB"  # the variable in which a worker reads the id of its job
 MAX_FILE_BYTES = 1 << 16
-# A process of Ray has threads, so it is the child that asks to die with its parent, once it runs.
+# A process of Ray has threads, so it is the child that asks to end with its parent, once it runs.
+# By SIGTERM, so that the worker saves its trials, and ends other workers that it has started.
 BOUND = (
-    "import os, sys; from common.forking import die_with; die_with(int(sys.argv[1])); "
-    "os.execvp(sys.argv[2], sys.argv[2:])"
+    "import os, signal, sys; from common.forking import die_with; "
+    "die_with(int(sys.argv[1]), signal.SIGTERM); os.execvp(sys.argv[2], sys.argv[2:])"
 )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,3 +100,29 @@ def test_where_a_node_has_no_such_folder_a_worker_runs_in_that_of_the_search(
     RayWorker("1_1", asdict(replace(order, folder="/nowhere", setup="pwd")))
     assert left.wait(PATIENCE_S)
     assert Path(order.logs, "1_1.log").read_text().splitlines()[0] == order.search
+
+
+def test_a_worker_is_told_to_leave_when_its_actor_dies(order: Order, tmp_path: Path) -> None:
+    """The actor is a process of its own here, and is killed."""
+    told = tmp_path / "told"
+    setup = f"trap 'touch {told}; exit' TERM; echo ready; for _ in $(seq 600); do sleep 0.1; done"
+    code = (
+        "import json, sys, time; sys.modules['ray'] = type(sys)('ray'); "
+        "from master.launchers.ray.actor import RayWorker; "
+        "RayWorker('1_1', json.loads(sys.argv[1])); time.sleep(600)"
+    )
+    given = json.dumps(asdict(replace(order, setup=setup)))
+    actor = subprocess.Popen([sys.executable, "-P", "-c", code, given])
+    log = Path(order.logs, "1_1.log")
+    wait_for(lambda: log.exists() and "ready" in log.read_text())
+    assert not told.exists()
+    actor.kill()
+    actor.wait()
+    wait_for(told.exists)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
