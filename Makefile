@@ -11,7 +11,7 @@ PROGRAM := coarsefine common master worker
 CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup search test test-processes test-training test-unit fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test pictures clean
+.PHONY: help setup search test test-processes test-training test-unit fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test ray-test pictures clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ compose-test: setup  ## docker compose on a fresh clone, from build to stop (nee
 slurm-test: setup  ## searches whose workers are jobs of a real Slurm (needs root and Debian's slurm-wlm)
 	$(BIN)/python -m pytest tests/slurm $(PYTEST_ARGS)
 
+ray-test: $(VENV)/.ray  ## a search whose workers are actors of a real Ray, which is started here (installs it)
+	$(BIN)/python -m pytest tests/ray $(PYTEST_ARGS)
+
 pictures: setup  ## the README's pictures, from real runs (needs Chromium)
 	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && $(BIN)/master --checkpoints $$folder launch --stage all && \
 	$(BIN)/master --checkpoints $$folder plot hyperparameters --out docs/pictures/hyperparameters.png && \
@@ -90,6 +93,10 @@ $(VENV)/.dev: $(PINS) | $(VENV)/bin/python
 
 $(VENV)/.companions: $(VENV)/.dev
 	$(PIP_INSTALL) -e '.[dev,companions]'
+	@touch $@
+
+$(VENV)/.ray: $(VENV)/.dev
+	$(PIP_INSTALL) -e '.[dev,ray]'
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.dev

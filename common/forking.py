@@ -150,12 +150,16 @@ def set_name(name: bytes) -> None:
     ctypes.CDLL(None).prctl(PR_SET_NAME, name)
 
 
-def die_with(parent: int) -> None:
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
     """Make this process end when its parent does, even by SIGKILL. It does nothing without prctl.
 
     Where there is none, the process ends when it next speaks to the parent.
+
+    Args:
+        parent: the parent, which may have gone already.
+        number: the signal that this process gets then. A program that takes its place gets it too.
     """
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:  # it has gone already
             os._exit(0)

@@ -87,10 +87,11 @@ def init(folder: Path) -> None:
 )
 @click.option(
     "--launcher",
-    type=click.Choice(["local", "slurm", "kubernetes"]),
+    type=click.Choice(["local", "slurm", "kubernetes", "ray"]),
     default="local",
     show_default=True,
-    help="Where workers are started: on this machine, or as jobs of Slurm or Kubernetes.",
+    help="Where workers are started: on this machine, as jobs of Slurm or Kubernetes, or as actors "
+    "of Ray.",
 )
 @click.option(
     "--job-option",
@@ -99,7 +100,8 @@ def init(folder: Path) -> None:
     multiple=True,
     metavar="KEY=VALUE",
     help="An option of the jobs, such as time=4:00:00; may be repeated. For Slurm one of sbatch; "
-    "for Kubernetes image, claim, namespace, cpu, memory, gpus, time or pod.",
+    "for Kubernetes image, claim, namespace, cpu, memory, gpus, time or pod; for Ray num_gpus, "
+    "num_cpus, memory or accelerator_type.",
 )
 @click.option(
     "--setup",

@@ -187,6 +187,7 @@ class ClusterWorkers:
         self._connected: set[str] = set()  # jobs whose worker was connected at some time
         self._n_cancelled = self._n_failed = 0
         self._poll_at = 0.0
+        self._has_started = False
         self._trouble = ""
         self.given_up = False
 
@@ -234,16 +235,22 @@ class ClusterWorkers:
     def start(self) -> Self:
         """Find the jobs of an earlier launch, and submit those that are missing.
 
+        Called again, this is a ``poll``: a scheduler that is away for a while ends no launch.
+
         Raises:
             ClusterError: The scheduler refuses.
             CheckpointError: The jobs cannot be noted.
             QueueError: Redis cannot be reached.
         """
+        if self._has_started:
+            self.poll()
+            return self
         self._poll_at = self._clock() + POLL_S
         self._see(first=True)
         if self.live:
             self._say(f"{_count(self.live, 'job')} of this search found in {self._launcher.name}")
         self._add()
+        self._has_started = True
         return self
 
     def poll(self, holders: Collection[int] = (), blameless: bool = False) -> None:

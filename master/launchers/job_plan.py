@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,13 @@ class JobPlan:
         if gpus and self.gpus_per_trial > 1:
             words["--gpus-per-trial"] = str(self.gpus_per_trial)
         return ["start", *(word for pair in words.items() for word in pair)]
+
+
+def find_program() -> tuple[Path, list[str]]:
+    """Return the folder of this Python's programs, and the command that is ``worker`` there."""
+    programs = Path(sys.executable).parent
+    is_there = (programs / "worker").exists()
+    return programs, ["worker"] if is_there else [sys.executable, "-P", "-m", "worker"]
 
 
 def choose_device(gpus: int) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,14 @@ from common.errors import ConfigError
 from common.folder.durable import replace
 from master.launchers.calls import call, check_programs, write_private
 from master.launchers.cluster import ClusterError, Job, Phase
-from master.launchers.job_plan import SECRETS, JobPlan, parse_words, render_shell, render_variables
+from master.launchers.job_plan import (
+    SECRETS,
+    JobPlan,
+    find_program,
+    parse_words,
+    render_shell,
+    render_variables,
+)
 from master.launchers.noted import Notes
 from master.launchers.slurm_states import describe
 
@@ -241,10 +247,7 @@ def make(notes: Notes, plan: JobPlan | None = None) -> Slurm:
     """Return the launcher of a search; without a plan, one that looks at jobs and cancels them."""
     if plan is None:
         return Slurm(notes)
-    programs = Path(sys.executable).parent
-    program = (
-        ["worker"] if (programs / "worker").exists() else [sys.executable, "-P", "-m", "worker"]
-    )
+    programs, program = find_program()
     script = Script(
         job_name=f"coarsefine-{plan.search}",
         logs=notes.folder,

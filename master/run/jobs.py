@@ -21,6 +21,7 @@ from master.launchers.cluster import Bounds, ClusterWorkers, Demand, Job, Launch
 from master.launchers.job_plan import JobPlan
 from master.launchers.kubernetes import launcher as kubernetes
 from master.launchers.noted import Notes, find_notes
+from master.launchers.ray import launcher as ray
 
 LOCAL = "local"
 LOCK_S = 120.0  # longer than a submission takes
@@ -50,7 +51,11 @@ class Scheduler(Protocol):
         """Return the launcher of a search, without a plan one that only looks and cancels."""
 
 
-SCHEDULERS: dict[str, Scheduler] = {slurm.NAME: slurm, kubernetes.NAME: kubernetes}
+SCHEDULERS: dict[str, Scheduler] = {
+    slurm.NAME: slurm,
+    kubernetes.NAME: kubernetes,
+    ray.NAME: ray,
+}
 
 
 @dataclass(frozen=True)

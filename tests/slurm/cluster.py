@@ -139,7 +139,7 @@ class Cluster:
             )
 
     def _configuration(self) -> str:
-        host, ports = socket.gethostname(), _free_ports(1 + len(NODES))
+        host, ports = socket.gethostname(), free_ports(1 + len(NODES))
         nodes = "\n".join(
             f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={CORES} "
             f"RealMemory={MEMORY_MB} State=UNKNOWN"
@@ -151,7 +151,7 @@ class Cluster:
         return set(self.call("sinfo", "-h", "-N", "-o", "%T", check=False).split())
 
 
-def _free_ports(n: int) -> list[int]:
+def free_ports(n: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(n)]
         for probe in probes:

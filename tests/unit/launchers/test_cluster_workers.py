@@ -274,6 +274,14 @@ def test_slurm_may_be_away_for_a_while(fake: Fake) -> None:
     assert workers.absence == "2 jobs in the queue of Slurm"
 
 
+def test_a_second_start_is_no_error_where_slurm_is_away(fake: Fake) -> None:
+    workers = fake.workers().start()
+    (fake.path / "away").write_text("squeue: error: Unable to contact slurm controller\n")
+    fake.now += POLL_S
+    workers.start()
+    assert fake.said[-1].endswith("; trying again")
+
+
 def test_missing_commands_are_named_with_the_remedy(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,3 +83,26 @@ def test_a_launcher_starts_no_local_workers_and_is_named_for_the_next_stage(tmp_
     assert request.repeated["--job-option"] == ("time=5", "gpus=1")
     local = Request("coarse", None, tmp_path, workers="4")
     assert local.n_workers == 4 and local.jobs is None and local.repeated["--workers"] is None
+
+
+def test_a_dry_run_of_ray_prints_what_an_actor_runs_and_how_many_there_would_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = read_job_options("ray", "2:4", ["num_gpus=1"], None, True)
+    assert job is not None
+    told = list[str]()
+    assert dry_run(SearchFolder(tmp_path, "digits"), Path("data"), job, None, told.append) == 0
+    text = capsys.readouterr().out
+    assert f"worker start --search digits --checkpoints {tmp_path} " in text.replace(" -m ", " ")
+    assert "--device cuda:0 --idle-exit 60 --stop-grace 25" in text
+    actors = "4 detached actors of Ray with num_cpus=1 num_gpus=1 max_restarts=-1"
+    assert told == [f"nothing is submitted; with enough trials this would be {actors}"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_actor_has_the_gpus_that_a_trial_needs(tmp_path: Path) -> None:
+    job = read_job_options("ray", "4", ["num_gpus=1"], None, True)
+    assert job is not None
+    folder, two = SearchFolder(tmp_path, "digits"), Resources(gpus=2)
+    with pytest.raises(ConfigError, match="a job has 1 GPU; add --job-option num_gpus=2"):
+        dry_run(folder, Path("data"), job, None, print, two)
