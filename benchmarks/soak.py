@@ -37,9 +37,11 @@ from typing import Any, NamedTuple
 
 import psutil
 import redis
-from dispatch import connect, ended, server
 from rich.console import Console
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.dispatch import connect, ended, server
 from common.broker.connection import Broker
 from common.folder.records import SearchFolder
 from common.queue.trial_queue import TrialQueue
