@@ -35,8 +35,9 @@ test-training: setup
 test-unit: setup
 	$(QUICK) tests/unit --ignore tests/unit/training $(PYTEST_ARGS)
 
+FAULT_TESTS ?= tests/unit tests/contract tests/integration
 fault-test: setup  ## processes are killed, stopped, cut off or fail, one way after the other (minutes)
-	$(BIN)/python -m pytest tests/unit tests/contract tests/integration -m faults $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(FAULT_TESTS) -m faults $(PYTEST_ARGS)
 
 slow-test: setup  ## what takes long without any fault (minutes)
 	$(BIN)/python -m pytest tests/unit tests/contract tests/integration -m "slow and not faults" $(PYTEST_ARGS)
