@@ -22,16 +22,18 @@ HEAD, END = 2 << 20, 4 << 20  # bytes of its beginning and its end that stay
 class Output:
     """Reads a pipe to its end, passes it on, and keeps the last part."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, logged: bool = False) -> None:
         """Open the pipe and start to read it.
 
         Args:
-            path: the file to write to; None for this process's stderr.
+            path: the file to write to; None for no file.
+            logged: write to this process's stderr, too.
         """
         self._ours, self.theirs = os.pipe()
         os.set_blocking(self._ours, False)
         self._lock = threading.Lock()  # held from reading a part until it is passed on
         self._file = _File(path) if path is not None else None
+        self._logged = logged
         self._tail = b""
         self._ended = False
         self.n_bytes = 0  # that were written so far
@@ -43,7 +45,7 @@ class Output:
         os.close(self.theirs)
 
     def turn_to(self, path: Path | None) -> None:
-        """Write what comes from now on to another file, or to this process's stderr.
+        """Write what comes from now on to another file, or to none.
 
         What the pipe holds already still goes where it went. The tail begins anew.
         """
@@ -88,7 +90,11 @@ class Output:
         self._tail = (self._tail + part)[-TAIL:]
         self.n_bytes += len(part)
         with contextlib.suppress(OSError):  # a full disk is no trial's fault
-            self._file.write(part) if self._file is not None else _pass_on(part)
+            if self._file is not None:
+                self._file.write(part)
+        with contextlib.suppress(OSError):
+            if self._logged:
+                _pass_on(part)
         return bool(part)
 
 

@@ -123,7 +123,7 @@ class LoopProcess:
         self.search: SearchFolder | None = None  # of the trials, for what the loop prints
         self._offspring = offspring
         ours, theirs = socket.socketpair()
-        self._output = Output()
+        self._output = Output(logged=True)
         with theirs:
             self._process = start(source, theirs.fileno(), self._output.theirs)
         self._output.close_theirs()
@@ -256,10 +256,9 @@ class LoopProcess:
     # -- pieces ----------------------------------------------------------------------------------
 
     def _output_path(self, claim: Claim) -> Path | None:
-        """Return the file for what the loop prints while it trains a trial.
+        """Return the file for what the loop prints while it trains a trial, beside the worker's log.
 
-        It is None, for the worker's log, if the search's folder is gone: it is not for a worker to
-        make it anew.
+        It is None if the search's folder is gone: it is not for a worker to make it anew.
         """
         if self.search is None:
             return None
@@ -336,7 +335,7 @@ class LoopHost:
             source: the loop.
             stopping: whether the worker is told to stop. If so, the result is None.
             search: whose stages' folders get what the loop prints while it trains. Without it, that
-                goes to the worker's log.
+                goes only to the worker's log.
 
         Raises:
             TaskError: the loop cannot be loaded.
