@@ -256,9 +256,10 @@ class LoopProcess:
     # -- pieces ----------------------------------------------------------------------------------
 
     def _output_path(self, claim: Claim) -> Path | None:
-        """Return the file for what the loop prints while it trains a trial, beside the worker's log.
+        """Return the file for what the loop prints while it trains a trial.
 
-        It is None if the search's folder is gone: it is not for a worker to make it anew.
+        It is None if the search's folder is gone: it is not for a worker to make it anew. The
+        worker's log then has it alone.
         """
         if self.search is None:
             return None
