@@ -15,6 +15,7 @@ from common.errors import ConfigError
 IDLE_EXIT_S = 60.0  # the next stage begins sooner than that
 # Slurm (KillWait) and Kubernetes wait 30 seconds, unless they are told otherwise.
 STOP_GRACE_S = 25.0
+JOB_VARIABLE = "COARSEFINE_JOB"  # in which a worker reads the id of its job
 SECRETS = "environment"  # a file with the address of Redis, for its owner alone
 
 

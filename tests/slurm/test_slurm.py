@@ -8,94 +8,40 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from common.broker.connection import open_broker
-from common.folder.records import SearchFolder
-from common.queue.trial_queue import TrialQueue
-from common.queue.workers import WorkerRegistry
 from common.search.trial import TrialState
-from tests.integration.commands import Place, place, wait_for
+from tests.integration.clusters import ClusterSearch, reachable_place, write_search
+from tests.integration.commands import Place, wait_for
 from tests.slurm.cluster import Cluster
 
 pytestmark = pytest.mark.timeout(900)
 QUICK, TRIALS, WORKERS = 200, 40, 4
 LOST_WORDS = "its trials go on elsewhere from their saved states"
-SEARCH = """
-name = "{name}"
-task = "loop.py:train"
-metric = "val_loss"
-mode = "min"
-[space]
-x = {{ uniform = [0.0, 1.0] }}
-folder = "{folder}"
-first_to_wait = {first_to_wait}
-[stages.coarse]
-trials = {trials}
-epochs = 6
-[stragglers]
-lease_s = 6
-"""
 
 
-class Search:
-    """A search of its own folder, which is launched on the cluster."""
+class Search(ClusterSearch):
+    """A search that is launched on Slurm."""
 
     def __init__(self, here: Place, slurm: Cluster, name: str) -> None:
-        self.here = here
+        super().__init__(here, name, slurm.environment)
         self.slurm = slurm
-        self.name = name
-        self.folder = SearchFolder(here.root, name)
-        self.log = ""  # of the last launch
 
     def launch(
         self, workers: str, *options: str, log: str = "", setup: str = ""
     ) -> subprocess.Popen[str]:
         """Start a launch and return its process."""
-        words = ("--config", f"{self.name}.toml", "--stage", "coarse", "--workers", workers)
         given = [word for option in options for word in ("--slurm-option", option)]
         given += ["--setup", setup] if setup else []
-        self.log = log or f"{self.name}.log"
-        self._launch = self.here.start(
-            *("master", "launch", "--launcher", "slurm", *words, *given),
-            log=self.log,
-            **self.slurm.environment,
-        )
-        return self._launch
-
-    def wait(self, condition: Callable[[], Any], what: str) -> Any:
-        """Wait until a condition holds, and no longer than the launch is well."""
-
-        def holds() -> Any:
-            value = condition()
-            assert value or self._launch.poll() is None, self.here.output(self.log)
-            return value
-
-        return wait_for(holds, f"{what}; the launch has said\n{self.here.output(self.log)}")
-
-    def run(self, *command: str) -> str:
-        done = self.here.run(*command, **self.slurm.environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return self.start("--launcher", "slurm", "--workers", workers, *given, log=log)
 
     def jobs(self) -> dict[str, tuple[str, str]]:
         return self.slurm.jobs(f"coarsefine-{self.name}")
-
-    def training(self) -> dict[str, int]:
-        """Return the jobs whose worker has trials, with its process."""
-        with open_broker(None, self.here.root) as broker:
-            found = WorkerRegistry(broker.client).list()
-        own = [info for info in found if info.search == self.name and info.state != "lost"]
-        return {info.job: info.pid for info in own if info.trials}
 
     def wait_for_training(self, n: int, where: Callable[[str], bool] = lambda _: True) -> list[str]:
         """Wait until ``n`` jobs train at least, and return those whose id or node is suitable."""
@@ -113,54 +59,19 @@ class Search:
         """Wait until the launch has said these words of a job. Jobs that end alike share a line."""
         self.wait_for_word(rf"Slurm job .*\b{job}\b.* {words}")
 
-    def wait_for_word(self, pattern: str) -> str:
-        """Wait until the launch has said something, and return it."""
-
-        def said() -> str:
-            found = re.search(pattern, self.here.output(self.log))
-            return found[0] if found else ""
-
-        word: str = self.wait(said, repr(pattern))
-        return word
-
-    def count(self) -> tuple[Counter[str], Counter[str], dict[str, int]]:
-        """Return the records by trial, the endings in Redis by trial, and the counts by state."""
-        records = Counter(
-            record["trial"] for record in self.here.records(self.name) if "trial" in record
-        )
-        search = self.folder.search()
-        assert search is not None and search.id is not None
-        with open_broker(None, self.here.root) as broker:
-            queue = TrialQueue(broker.client, search.id)
-            endings = Counter(trial for _, trial, _, _ in queue.read_endings(0, 10_000))
-            counts = {state: n for state, n in queue.counts()["coarse"].items() if n}
-        return records, endings, counts
-
-
-def write_search(path: Path, name: str, trials: int, first_to_wait: int) -> None:
-    text = SEARCH.format(name=name, folder=path, trials=trials, first_to_wait=first_to_wait)
-    (path / f"{name}.toml").write_text(text)
-
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     """A folder with a Redis server that other hosts could reach."""
     path = tmp_path_factory.mktemp("searches")
-    with place(path) as opened:
-        shutil.copy(Path(__file__).with_name("loop.py"), path)
-        (path / "wait").touch()
+    with reachable_place(path) as opened:
         opened.write_search(trials=QUICK)
         (path / "search.toml").rename(path / "digits.toml")
         write_search(path, "faults", TRIALS, TRIALS - 6)
         write_search(path, "limit", 3, 2)
         # A worker leaves before a limit that it knows, and this one is to reach it.
         (path / "setup.sh").write_text("unset SLURM_JOB_END_TIME\n")
-        done = opened.run("master", "redis", "start", "--host", "127.0.0.1")
-        assert done.returncode == 0, done.stderr
-        try:
-            yield opened
-        finally:
-            opened.run("master", "redis", "stop")
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from master.launchers.job_plan import JobPlan, render_shell
+from master.launchers.job_plan import JOB_VARIABLE, JobPlan, render_shell
 from master.launchers.kubernetes.options import (
     DEFAULTS,
     count_gpus,
@@ -33,7 +33,6 @@ GRACE_S = 30  # between SIGTERM and SIGKILL; JobPlan has the worker leave some s
 KEEP_S = 86_400  # a Job that has ended is removed after a day
 HOUR_S = 3600.0
 SCRATCH = "/tmp"
-JOB_VARIABLE = "COARSEFINE_JOB"
 # Tells the Jobs of searches of the same name apart, such as those of two people.
 FOLDER = "coarsefine/folder"
 

@@ -24,9 +24,8 @@ from common.errors import ConfigError
 from common.folder.durable import replace
 from common.folder.json_file import read_model
 from common.safe_read import open_to_append
-from master.launchers.job_plan import find_program, render_shell
+from master.launchers.job_plan import JOB_VARIABLE, find_program, render_shell
 
-JOB = "COARSEFINE_JOB"  # the variable in which a worker reads the id of its job
 MAX_FILE_BYTES = 1 << 16
 # A process of Ray has threads, so it is the child that asks to end with its parent, once it runs.
 # By SIGTERM, so that the worker saves its trials, and ends other workers that it has started.
@@ -144,7 +143,7 @@ class RayWorker:
         with os.fdopen(log, "ab") as output:
             return subprocess.Popen(
                 [*bound, "bash", "-c", self._order.render()],
-                env={**inherited, "PYTHONUNBUFFERED": "1", JOB: self._job},
+                env={**inherited, "PYTHONUNBUFFERED": "1", JOB_VARIABLE: self._job},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
