@@ -14,7 +14,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -33,6 +35,20 @@ ZERO = (255, 255, 255)  # colour of a weight of zero
 PAPER = (96, 96, 96)  # colour between tiles, which no weight has
 # Blue and red, which the colour-blind can distinguish.
 NEGATIVE, POSITIVE = (33, 102, 172), (178, 24, 43)
+SHADES = 127  # of each of these two
+
+
+def _mix(share: float) -> tuple[int, ...]:
+    """Return the colour of a weight, in shares of the tile's largest, in [-1, 1]."""
+    end = NEGATIVE if share < 0 else POSITIVE
+    return tuple(
+        round(zero * (1 - abs(share)) + full * abs(share))
+        for zero, full in zip(ZERO, end, strict=True)
+    )
+
+
+# Of the paper, then of each shade from the most negative to the most positive.
+PALETTE = [*PAPER, *(part for n in range(-SHADES, SHADES + 1) for part in _mix(n / SHADES))]
 
 
 def portrait(
@@ -64,30 +80,26 @@ def histogram(values: Tensor) -> dict[str, Any]:
         ``low`` and ``high`` edges, ``counts`` (32), ``mean``, ``std`` (with divisor n), and
             ``zeros``, the share of values that are exactly zero.
     """
-    flat = values.detach().double().flatten().cpu()
-    known = flat[flat.isfinite()]
+    known = values.detach().double().flatten().cpu()
+    if not (finite := known.isfinite()).all():
+        known = known[finite]
     if not len(known):
-        return {
-            "low": 0.0,
-            "high": 0.0,
-            "counts": [0] * BINS,
-            "mean": 0.0,
-            "std": 0.0,
-            "zeros": 0.0,
-        }
-    low, high = known.min().item(), known.max().item()
+        nothing = dict.fromkeys(("low", "high", "mean", "std", "zeros"), 0.0)
+        return nothing | {"counts": [0] * BINS}
+    low, high = (end.item() for end in known.aminmax())
     counts = (
-        torch.histc(known, BINS, low, high)
+        torch.histc(known, BINS, low, high).tolist()
         if high > low
-        else torch.tensor([len(known)] + [0] * (BINS - 1))
+        else [len(known)] + [0] * (BINS - 1)
     )
+    std, mean = torch.std_mean(known, correction=0)
     return {
         "low": low,
         "high": high,
-        "counts": [int(count) for count in counts.tolist()],
-        "mean": known.mean().item(),
-        "std": known.std(correction=0).item(),
-        "zeros": (known == 0).double().mean().item(),
+        "counts": [int(count) for count in counts],
+        "mean": mean.item(),
+        "std": std.item(),
+        "zeros": (len(known) - int(known.count_nonzero())) / len(known),
     }
 
 
@@ -167,43 +179,42 @@ def picture(images: Tensor) -> bytes:
     """Return a PNG of tiles (units, C, H, W), one per unit, in rows.
 
     Each tile is scaled by its own largest weight. With one channel, red is positive, blue negative
-    and white zero. With three channels, the weights are the colours, with zero in the middle of the
-    range.
+    and white zero, in 127 steps each. With three channels, the weights are the colours, with zero
+    in the middle of the range.
     """
-    weights = images.detach().double().cpu()
-    scaled = weights / weights.abs().amax((1, 2, 3), keepdim=True).clamp_min(
-        torch.finfo(torch.float64).tiny
-    )  # in [-1, 1]
-    pixels = (
-        _color_signed(scaled[:, 0]) if images.shape[1] == 1 else (scaled.movedim(1, -1) + 1) * 127.5
-    )  # (units, H, W, 3)
+    weights = images.detach().double().cpu().numpy()
+    largest = np.abs(weights).max(axis=(1, 2, 3), keepdims=True)
+    scaled = weights / np.maximum(largest, np.finfo(np.float64).tiny)  # in [-1, 1]
+    signed = images.shape[1] == 1
+    # A signed weight is the number of its colour in the palette.
+    pixels = scaled * SHADES + (SHADES + 1) if signed else (scaled + 1) * 127.5
+    unknown = SHADES + 1 if signed else 255.0
+    channels = np.nan_to_num(pixels, nan=unknown).round().astype(np.uint8)  # (units, C, H, W)
     factor = max(1, round(TILE_PIXELS / max(images.shape[2:])))
-    return _png(pixels.nan_to_num(255.0).round().to(torch.uint8), factor)
+    background = (0,) if signed else PAPER
+    sheets = [_sheet(channels[:, place], factor, paper) for place, paper in enumerate(background)]
+    sheet = Image.fromarray(sheets[0] if signed else np.stack(sheets, -1))
+    if signed:
+        sheet.putpalette(PALETTE)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", compress_level=COMPRESSION)
+    return buffer.getvalue()
 
 
-def _color_signed(scaled: Tensor) -> Tensor:
-    """Return values (units, H, W) in [-1, 1] as colours (units, H, W, 3)."""
-    ends = torch.where(
-        (scaled < 0).unsqueeze(-1), scaled.new_tensor(NEGATIVE), scaled.new_tensor(POSITIVE)
-    )
-    share = scaled.abs().unsqueeze(-1)
-    return scaled.new_tensor(ZERO) * (1 - share) + ends * share
+def _sheet(tiles: NDArray[np.uint8], factor: int, paper: int) -> NDArray[np.uint8]:
+    """Return one channel of a nearly square grid of tiles.
 
-
-def _png(pixels: Tensor, factor: int) -> bytes:
-    """Return a PNG of tiles (units, H, W, 3), enlarged by ``factor``, in a nearly square grid."""
-    n, (height, width) = len(pixels), (factor * length for length in pixels.shape[1:3])
+    Args:
+        tiles: (units, H, W).
+        factor: by which the tiles are enlarged.
+        paper: value of the pixels around the tiles.
+    """
+    n, height, width = len(tiles), *(factor * length for length in tiles.shape[1:])
     columns = math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
-    down, across = height + GAP_PIXELS, width + GAP_PIXELS
-    sheet = pixels.new_tensor(PAPER).repeat(
-        GAP_PIXELS + rows * down, GAP_PIXELS + columns * across, 1
-    )
-    large = pixels.repeat_interleave(factor, 1).repeat_interleave(factor, 2)
-    for number, tile in enumerate(large):
-        row, column = divmod(number, columns)
-        top, left = GAP_PIXELS + row * down, GAP_PIXELS + column * across
-        sheet[top : top + height, left : left + width] = tile
-    buffer = io.BytesIO()
-    Image.fromarray(sheet.numpy()).save(buffer, "PNG", compress_level=COMPRESSION)
-    return buffer.getvalue()
+    large = np.full((rows * columns, height, width), paper, np.uint8)
+    large[:n] = tiles.repeat(factor, 1).repeat(factor, 2)
+    grid = np.full((rows, height + GAP_PIXELS, columns, width + GAP_PIXELS), paper, np.uint8)
+    grid[:, :height, :, :width] = large.reshape(rows, columns, height, width).swapaxes(1, 2)
+    sheet = grid.reshape(rows * (height + GAP_PIXELS), columns * (width + GAP_PIXELS))
+    return np.pad(sheet, ((GAP_PIXELS, 0), (GAP_PIXELS, 0)), constant_values=paper)
