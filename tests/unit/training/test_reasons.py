@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -279,3 +281,14 @@ def test_a_buffer_that_a_forward_replaces_is_trained_and_saved_with_its_values()
 
     (one,) = outcomes([job(0, 2)], task=task_of(lambda hp: Following())).values()
     assert load(one.checkpoint())["model"]["seen"] == 10  # five steps an epoch
+
+
+def test_a_profiler_changes_nothing_and_goes_on() -> None:
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        found = outcomes([job(i, 1) for i in range(2)]).values()
+        assert isinstance(sys.getprofile(), cProfile.Profile)
+    finally:
+        profile.disable()
+    assert {(one.state, one.array_width) for one in found} == {(TrialState.COMPLETED, 2)}

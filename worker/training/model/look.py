@@ -218,12 +218,13 @@ def _checkpoints() -> Iterator[list[str]]:
         if event == "call" and code.co_name == "checkpoint" and code.co_filename == CHECKPOINT_FILE:
             found.append(users_line(frame))
 
-    outer = sys.getprofile()
+    outer: Any = sys.getprofile()
     sys.setprofile(watch)
     try:
         yield found
     finally:
-        sys.setprofile(outer)
+        # cProfile's own function is an object that is no callable, but can be enabled again.
+        outer.enable() if hasattr(outer, "enable") else sys.setprofile(outer)
 
 
 def _give_back_odd(model: Model, inputs: Tree) -> tuple[str, ...]:
