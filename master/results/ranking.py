@@ -64,9 +64,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
             from 1. A metric that is not finite is NaN and ranks last within its group.
     """
     columns: dict[str, Any] = {
-        name: [_read(record, name) for record in records]
-        for name in ("index", *COLUMNS)
-        if name not in COMPUTED
+        name: _read(records, name) for name in ("index", *COLUMNS) if name not in COMPUTED
     }
     columns["state"] = [record.state.value for record in records]
     columns["value"] = [record.measured for record in records]
@@ -75,45 +73,45 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     table = pd.DataFrame(columns)
     for name in ("value", "val_acc", "val_loss", "epochs"):
         table[name] = [_finite(value) for value in columns[name]]
-    table["place"] = [_place(record) for record in records]
-    stages = {name: number for number, name in enumerate(dict.fromkeys(columns["stage"]))}
-    table["turn"] = [stages[name] for name in columns["stage"]]
-    own = spreads_of(records)
-    table["repeats"] = pd.Series(own, dtype=object)
-    means = [v if s is None else s.mean for v, s in zip(table["value"], own, strict=True)]
-    table["mean"] = pd.Series(means, dtype=float)
-    table["lost"] = [0 if spread is None else spread.of - spread.n for spread in own]
-    # A run that stopped early stands beside those that trained on.
-    table["longest"] = [
-        spread.epochs if spread is not None and _is_good(record) else record.budget_epochs
-        for record, spread in zip(records, own, strict=True)
-    ]
-    table["kin"] = [
-        configuration_of(record) if spread else ""
-        for record, spread in zip(records, own, strict=True)
-    ]
-    small = metric_of(records)[1] == "min"
-    order = {
-        "place": True,
-        "longest": False,
-        "lost": True,
-        "mean": small,
-        "kin": True,
-        "value": small,
-        "val_loss": True,
-        "epochs": True,
-        "turn": True,
-        "index": True,
-    }
-    table = table.sort_values(
-        list(order), ascending=list(order.values()), na_position="last", kind="stable"
-    )
+    table["repeats"] = pd.Series(spreads_of(records), dtype=object)
+    table = table.iloc[_order(records)]
     table.insert(0, "rank", range(1, len(table) + 1))
-    return table.drop(columns=["place", "turn", "mean", "lost", "longest", "kin"])
+    return table
 
 
-def _read(record: Record, column: str) -> Any:
-    return getattr(record, column) if hasattr(record, column) else record.metrics.get(column)
+def _read(records: Sequence[Record], column: str) -> list[Any]:
+    if column in Record.model_fields or hasattr(Record, column):
+        return [getattr(record, column) for record in records]
+    return [record.metrics.get(column) for record in records]
+
+
+def _order(records: Sequence[Record]) -> list[int]:
+    """Return the positions of the records, best first; see ``frame``."""
+    spreads = spreads_of(records)
+    stages = {name: turn for turn, name in enumerate(dict.fromkeys(r.stage for r in records))}
+    sign = 1 if metric_of(records)[1] == "min" else -1
+
+    def last(value: float | None) -> float:
+        return value if value is not None and math.isfinite(value) else math.inf
+
+    def key(position: int) -> tuple[Any, ...]:
+        record, spread = records[position], spreads[position]
+        value = last(None if record.measured is None else sign * record.measured)
+        return (
+            _place(record),
+            # A run that stopped early stands beside those that trained on.
+            -(spread.epochs if spread and _is_good(record) else record.budget_epochs),
+            0 if spread is None else spread.of - spread.n,
+            value if spread is None else sign * spread.mean,
+            "" if spread is None else configuration_of(record),
+            value,
+            last(record.val_loss),
+            last(record.epochs),
+            stages[record.stage],
+            record.index,
+        )
+
+    return sorted(range(len(records)), key=key)
 
 
 def metric_of(records: Sequence[Record]) -> tuple[str, str]:
@@ -128,7 +126,7 @@ def metric_of(records: Sequence[Record]) -> tuple[str, str]:
 
 def rank(records: Sequence[Record]) -> list[Record]:
     """Return the records, best first."""
-    return [records[place] for place in frame(records).index]
+    return [records[position] for position in _order(records)]
 
 
 def best(records: Sequence[Record], n: int | None = None) -> list[Record]:

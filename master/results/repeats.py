@@ -49,6 +49,8 @@ def find_spreads(records: Sequence[Record], ended_well: Sequence[bool]) -> dict[
         records: the records, in any order.
         ended_well: for each, whether it counts for the mean.
     """
+    if not any(record.drawn == "repeat" for record in records):
+        return {}
     runs: dict[str, list[tuple[Record, bool]]] = {}
     for record, good in zip(records, ended_well, strict=True):
         runs.setdefault(configuration_of(record), []).append((record, good))
