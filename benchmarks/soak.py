@@ -50,7 +50,8 @@ from common.search.search_file import Search, parse_search
 from common.search.trial import Claim, Progress, Result, WorkerInfo
 from master.run.progress import LiveProgress
 from master.run.supervisor import Supervisor
-from master.stages.prepare import Launched, publish
+from master.stages.prepare import Launched
+from master.stages.publishing import publish
 
 FORK = multiprocessing.get_context("fork")
 CLAIM = 16  # trials per claim: a thousand workers then hold 16,000
