@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from common.folder.record import Record
 from common.folder.records import StageFolder, read_record
 from common.search.trial import ENDED, Running, TrialState
 from master.results.cost import cost_by_stage, describe_cost, device_seconds, held_by, held_now
-from master.run.climb import Seen, climb
+from master.run.climb import climb, seen_of
 from master.run.estimate import Estimate, describe_left, estimate
 from master.run.progress import describe_pace
 from master.stages.prepare import Launched
@@ -97,11 +98,12 @@ def read_numbers(
         record.trial: record for record in sorted(records, key=lambda own: (own.rung, own.attempt))
     }
     seen = [
-        Seen(record.trial, record.budget_epochs, written - (own.ended - own.claimed), written)
+        one
         for pairs in read
         for record, written in pairs
-        if (own := held_by(record)) is not None
+        if (one := seen_of(record, written)) is not None
     ]
+    n_records = Counter(record.stage for record in last.values())
     climbs = [
         climb(
             stage,
@@ -109,7 +111,7 @@ def read_numbers(
             last,
             running,
             seen,
-            sum(counts[stage.name][state] for state in ENDED),
+            max(sum(counts[stage.name][state] for state in ENDED), n_records[stage.name]),
             search.strategy.resumes,
             now_s,
         )

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from common.folder.record import ROUNDING_EPOCHS, Record
 from common.search.stage import Stage
 from common.search.trial import Running
+from master.results.cost import held_by
 from master.run.estimate import Training
 from master.stages.promotions import Decision
 from master.stages.rungs import Rung, rungs_so_far
+
+MOST_SKEW_S = 300.0  # between the clocks of a worker and of the folder
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,24 @@ class Seen:
     budget_epochs: float
     began: float
     ended: float
+
+
+def seen_of(record: Record, written_s: float) -> Seen | None:
+    """Return the training of a record; None if it never trained.
+
+    The clocks of workers may differ, so the time of the file counts. In a folder that was copied,
+    that is the time of the copy; then the record's own time counts.
+
+    Args:
+        record: The record.
+        written_s: The time stamp of its file, Unix time.
+    """
+    held = held_by(record)
+    if held is None:
+        return None
+    copied = record.ended_at > 0 and written_s - record.ended_at > MOST_SKEW_S
+    ended = record.ended_at if copied else written_s
+    return Seen(record.trial, record.budget_epochs, ended - (held.ended - held.claimed), ended)
 
 
 @dataclass(frozen=True)
@@ -79,19 +100,18 @@ def climb(
             earlier stages.
         running: The running trials of all stages.
         seen: The latest trainings of all stages.
-        n_ended: How many of the stage's own trials have ended, by Redis, which may be ahead of the
-            folder.
+        n_ended: How many of the stage's own trials have ended, by Redis or by their records,
+            whichever is ahead.
         resumes: Whether a promoted trial goes on from its saved state.
         now_s: Unix time, s.
     """
     name, rungs = stage.name, rungs_so_far(stage, decisions)
-    n_records = sum(record.stage == name for record in records.values())
     steps, lately, left, n_running, before = list[Step](), list[Training](), 0.0, 0, 0.0
     is_certain = True  # whether no further trial will be sent to this rung
     for number, rung in enumerate(rungs):
         own = set(rung.names) if rung.names is not None else None
         planned = rung.awaited if is_certain and number else rung.planned
-        trained = _count_trained(rung, records) if own is not None else max(n_records, n_ended)
+        trained = _count_trained(rung, records) if own is not None else n_ended
         planned, size = max(planned, trained), rung.epochs - before
         here = [one for one in running if _belongs(one.trial.id, one.trial.epochs, rung, own, name)]
         lately += [

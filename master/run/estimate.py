@@ -10,15 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
 
-from master.results.usage import Interval
+import numpy as np
 
 LEAST_WINDOW_S = 60.0  # what is looked at: the last minute, or more where a training takes longer
 TRAININGS_LONG = 2.0  # of the longest recent training, so that whole ones are seen
 SILENT_S = 60.0  # without any training for so long there is no pace
 LEAST_S = 1.0  # of training, before anything is said
-MOST_SEEN = 1000  # latest trainings that are looked at
+MOST_SEEN = 2000  # latest trainings that are looked at
 SLICES = 6  # of the window; their scatter gives the range
 LEAST_RANGE_S = 6.0  # of training, and
 LEAST_TRAININGS = 5  # that have ended, before a range is given
@@ -71,67 +70,56 @@ def estimate(
     begin = now_s - max(LEAST_WINDOW_S, TRAININGS_LONG * longest)
     if len(latest) == MOST_SEEN:  # of those that ended before the first of them, none is known
         begin = max(begin, latest[0].ended)
-    busy = _union([(max(one.began, begin), min(one.ended, now_s)) for one in latest])
-    length = sum(end - start for start, end in busy)
-    if length < LEAST_S:
+    spent = _Spent(latest, begin, now_s)
+    if spent.length < LEAST_S:
         return None
-    pace = sum(one.share * _overlap(one, busy) for one in latest) / length
-    rate = sum(one.epochs * _overlap(one, busy) for one in latest) / length
+    pace = spent.rate_of([one.share for one in latest])
+    rate = spent.rate_of([one.epochs for one in latest])
     if pace <= 0 or rate <= 0:
         return None
     n_ended = sum(one.share == 1 and one.ended > begin for one in latest)
-    is_known = length >= LEAST_RANGE_S and n_ended >= LEAST_TRAININGS
-    return Estimate(
-        pace,
-        left_epochs / rate,
-        _find_range(latest, busy, length, rate, left_epochs) if is_known else None,
-    )
+    is_known = spent.length >= LEAST_RANGE_S and n_ended >= LEAST_TRAININGS
+    left_s = left_epochs / rate
+    if not is_known:
+        return Estimate(pace, left_s, None)
+    error = spent.error_of([one.epochs for one in latest]) / rate
+    return Estimate(pace, left_s, (left_s / (1 + error), left_s / max(1 - error, 1 / MOST_FACTOR)))
 
 
-def _find_range(
-    latest: Sequence[Training],
-    busy: Sequence[Interval],
-    length: float,
-    rate: float,
-    left_epochs: float,
-) -> tuple[float, float]:
-    rates = [
-        sum(one.epochs * _overlap(one, piece) for one in latest) / (length / SLICES)
-        for piece in _cut(busy, length / SLICES)
-    ]
-    error = WIDTH * stdev(rates) / math.sqrt(len(rates)) / fmean(rates) if len(rates) > 1 else 0.0
-    slow = max(1 - error, 1 / MOST_FACTOR)
-    return left_epochs / (rate * (1 + error)), left_epochs / (rate * slow)
+class _Spent:
+    """The time in which something was trained, and the share of each training in its slices.
 
+    Attributes:
+        length: Seconds of that time inside of the window.
+    """
 
-def _overlap(one: Training, pieces: Sequence[Interval]) -> float:
-    """Return the share of a training's time that lies in the intervals."""
-    inside = sum(max(0.0, min(one.ended, end) - max(one.began, start)) for start, end in pieces)
-    return inside / (one.ended - one.began)
+    def __init__(self, trainings: Sequence[Training], begin: float, end: float) -> None:
+        began = np.array([one.began for one in trainings])
+        ended = np.array([one.ended for one in trainings])
+        start, stop = np.clip(began, begin, end), np.clip(ended, begin, end)
+        # The seconds of the union of the intervals until each of their ends.
+        order = np.argsort(start, kind="stable")
+        reached = np.maximum.accumulate(stop[order])
+        before = np.concatenate(([begin], reached[:-1]))
+        gaps = np.maximum(start[order] - before, 0.0)
+        self.length = float(reached[-1] - begin - gaps.sum())
+        # All of an interval is inside of the union, so only the gaps before it are left out.
+        gap_ends, gap_sums = start[order], np.cumsum(gaps)
+        places = np.searchsorted(gap_ends, [start, stop], side="right")
+        skipped = np.concatenate(([0.0], gap_sums))[places]
+        first, last = start - begin - skipped[0], stop - begin - skipped[1]
+        edges = np.linspace(0.0, self.length, SLICES + 1)
+        inside = np.minimum(last[:, None], edges[1:]) - np.maximum(first[:, None], edges[:-1])
+        self._shares = np.maximum(inside, 0.0) / (ended - began)[:, None]  # (trainings, slices)
 
+    def rate_of(self, work: Sequence[float]) -> float:
+        """Return the work a second."""
+        return float(np.array(work) @ self._shares.sum(axis=1)) / self.length
 
-def _union(intervals: Sequence[Interval]) -> list[Interval]:
-    found: list[Interval] = []
-    for start, end in sorted(own for own in intervals if own[1] > own[0]):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], end)
-        else:
-            found.append((start, end))
-    return found
-
-
-def _cut(busy: Sequence[Interval], size: float) -> list[list[Interval]]:
-    """Cut a union of intervals into parts of the same length."""
-    parts: list[list[Interval]] = [[]]
-    room = size
-    for start, end in busy:
-        while end - start > room and len(parts) < SLICES:
-            parts[-1].append((start, start + room))
-            start, room = start + room, size
-            parts.append([])
-        parts[-1].append((start, end))
-        room -= end - start
-    return parts
+    def error_of(self, work: Sequence[float]) -> float:
+        """Return the half width of the range of the work a second, from its scatter."""
+        rates = np.array(work) @ self._shares / (self.length / SLICES)
+        return float(WIDTH * rates.std(ddof=1) / math.sqrt(SLICES))
 
 
 def describe_left(estimate: Estimate) -> str:

@@ -24,6 +24,7 @@ from master.dashboard.views.stage_view import FRESH_S, StageView, read_mtime_ns
 from master.results.columns import RankedTrial
 from master.results.lineage import way_of
 from master.run.climb import Climb, Step, climb
+from master.run.estimate import MOST_SEEN, SILENT_S
 from master.stages.prepare import Launched
 
 MOST_NOTED = 50  # trials with notes that the overview names
@@ -212,7 +213,10 @@ class SearchView:
     def _climb(self, now_s: float) -> dict[str, Climb]:
         """Return how far each stage is."""
         records = self.records()
-        seen = [one for view in self.stages for one in view.lately()]
+        lately = (one for view in self.stages for one in view.lately())
+        seen = sorted(lately, key=lambda one: one.ended)[-MOST_SEEN:]
+        if not self.running and seen and now_s - seen[-1].ended > SILENT_S:
+            seen = []  # a search that rests has no pace
         return {
             view.stage.name: climb(
                 view.stage,
@@ -220,7 +224,7 @@ class SearchView:
                 records,
                 self.running,
                 seen,
-                self._count_ended(view),
+                max(self._count_ended(view), len(view.records)),
                 self.search.strategy.resumes,
                 now_s,
             )

@@ -23,7 +23,7 @@ from common.search.trial import TrialState, violates
 from master.results import ranking
 from master.results.cost import Held, held_by
 from master.results.lineage import at_rungs
-from master.run.climb import Seen
+from master.run.climb import Seen, seen_of
 from master.run.estimate import MOST_SEEN
 from master.strategy.guessing import Look, look_of
 from master.strategy.ranges import read_frozen
@@ -209,11 +209,10 @@ class StageView:
                 self._warn(str(error))
             return None
         self._read.add(path.name)
-        held = held_by(record)
-        if held is not None:
+        if (held := held_by(record)) is not None:
             self.held.append(held)
-            ended, length = read_mtime_ns(path) / 1e9, held.ended - held.claimed
-            self._seen.append(Seen(record.trial, record.budget_epochs, ended - length, ended))
+        if (seen := seen_of(record, read_mtime_ns(path) / 1e9)) is not None:
+            self._seen.append(seen)
         self._looks[record.trial, record.attempt] = look_of(record)
         return record.model_copy(
             update={
