@@ -14,8 +14,8 @@ from common.folder.record import Record
 from common.folder.records import StageFolder, read_record
 from common.search.trial import ENDED, Running, TrialState
 from master.results.cost import cost_by_stage, describe_cost, device_seconds, held_by, held_now
-from master.run.climb import climb, seen_of
-from master.run.estimate import Estimate, describe_left, estimate
+from master.run.climb import climb, estimate_together, seen_of
+from master.run.estimate import Estimate, describe_left
 from master.run.progress import describe_pace
 from master.stages.prepare import Launched
 from master.stages.promotions import read_decisions
@@ -117,12 +117,7 @@ def read_numbers(
         )
         for stage in begun
     ]
-    found = estimate(
-        [one for far in climbs for one in far.trainings_lately],
-        sum(far.left_epochs for far in climbs),
-        now_s,
-        bool(running),
-    )
+    found = estimate_together(climbs, now_s)
     return Numbers(found, n_left, cost_by_stage(by_trial))
 
 

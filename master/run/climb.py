@@ -9,7 +9,7 @@ from common.folder.record import ROUNDING_EPOCHS, Record
 from common.search.stage import Stage
 from common.search.trial import Running
 from master.results.cost import held_by
-from master.run.estimate import Training
+from master.run.estimate import Estimate, Training, estimate
 from master.stages.promotions import Decision
 from master.stages.rungs import Rung, rungs_so_far
 
@@ -127,6 +127,30 @@ def climb(
         steps.append(Step(rung, planned, awaited, trained, len(here)))
         before, is_certain = (rung.epochs if resumes else 0.0), is_certain and rung.is_decided
     return Climb(tuple(steps), left, tuple(lately), n_running)
+
+
+def estimate_together(
+    climbs: Sequence[Climb], now_s: float, later_epochs: float | None = None
+) -> Estimate | None:
+    """Return the pace and the time left of some stages together; None if nothing trains.
+
+    Stages that still have work tell the pace, as their trainings may be much longer than those of
+    the stages before. Until they tell it, all do.
+
+    Args:
+        climbs: How far each stage is.
+        now_s: Unix time, s.
+        later_epochs: The work to estimate, if it is not what these stages have left.
+    """
+    unfinished = [far for far in climbs if far.left_epochs > 0]
+    left = sum(far.left_epochs for far in climbs) if later_epochs is None else later_epochs
+    any_running = any(far.n_running for far in climbs)
+    for own in (unfinished, climbs):
+        lately = [one for far in own for one in far.trainings_lately]
+        found = estimate(lately, left, now_s, any_running)
+        if found is not None:
+            return found
+    return None
 
 
 def _so_far(one: Running, begin: float, budget: float, now_s: float) -> Training:

@@ -10,8 +10,8 @@ from common.search.trial import Running
 from master.dashboard.views import models
 from master.dashboard.views.stage_view import MAX_SHARE, StageView
 from master.results.cost import cost_by_stage, describe_cost, device_seconds, held_now
-from master.run.climb import Climb
-from master.run.estimate import describe_left, estimate
+from master.run.climb import Climb, estimate_together
+from master.run.estimate import describe_left
 from master.run.progress import describe_pace
 
 EVERY_S = 5.0  # between two counts of the time of running trials
@@ -54,15 +54,18 @@ def as_cost(seconds: float) -> models.Cost:
     return models.Cost(device_s=seconds, words=describe_cost(seconds) if seconds else "")
 
 
-def estimate_of(climbs: Sequence[Climb], left_epochs: float, now_s: float) -> models.Estimate:
-    """Return the pace and the time left of one stage, or of several together."""
-    found = estimate(
-        [one for climb in climbs for one in climb.trainings_lately],
-        left_epochs,
-        now_s,
-        any(climb.n_running for climb in climbs),
-    )
-    if found is None or left_epochs <= 0:
+def estimate_of(
+    climbs: Sequence[Climb], now_s: float, later_epochs: float | None = None
+) -> models.Estimate:
+    """Return the pace and the time left of one stage, or of several together.
+
+    Args:
+        climbs: How far each stage is.
+        now_s: Unix time, s.
+        later_epochs: The work to estimate, if it is not what these stages have left.
+    """
+    found = estimate_together(climbs, now_s, later_epochs)
+    if found is None or found.left_s <= 0:
         return models.Estimate()
     return models.Estimate(
         pace=found.pace,

@@ -163,9 +163,8 @@ class SearchView:
         ]
         begun = [climbs[view.stage.name] for view in self.stages if view.launched]
         others = [climbs[view.stage.name] for view in self.stages if not view.launched]
-        left, later = (sum(far.left_epochs for far in those) for those in (begun, others))
-        overview.estimate = estimate_of(begun, left, now_s)
-        overview.to_come = estimate_of(begun, later, now_s)
+        overview.estimate = estimate_of(begun, now_s)
+        overview.to_come = estimate_of(begun, now_s, sum(far.left_epochs for far in others))
         overview.cost = self.costs.row()
         self._add_notes(overview)
         self.overview = overview
@@ -250,7 +249,7 @@ class SearchView:
             trainings=far.trainings,
             trained=far.trained,
             rungs=[_rung_row(step) for step in far.steps],
-            **estimate_of([far], far.left_epochs, now_s).model_dump(),
+            **estimate_of([far], now_s).model_dump(),
             cost=self.costs.row(view.stage.name),
             best=RankedTrial.model_validate(ranked.best) if ranked.best else None,
             borders=[
