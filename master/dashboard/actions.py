@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, HTTPException
+from fastapi.responses import JSONResponse
 
 from common.errors import CheckpointError, ConfigError, QueueError
 from common.folder.notes import Note, change_note
@@ -18,12 +19,16 @@ router = APIRouter(
     responses=PROBLEMS | {401: {"model": models.Problem, "description": "The token is missing."}},
 )
 CONFLICT: dict[int | str, dict[str, object]] = {
-    409: {"model": models.Problem, "description": "Somebody else has changed it meanwhile."}
+    409: {"model": models.Conflict, "description": "Somebody else has changed it meanwhile."}
 }
 
 
 class _Conflict(Exception):
     """Somebody else has changed the note since the writer read it."""
+
+    def __init__(self, now: Note) -> None:
+        super().__init__()
+        self.now = now
 
 
 @router.post("/kill")
@@ -52,8 +57,8 @@ def _kill(target: models.Target, watch: Watch) -> str:
     return kill_stage(client, view.launched, str(target.stage))
 
 
-@router.post("/notes", responses=CONFLICT)
-def write_note(change: models.NoteChange, watch: TheWatch) -> models.NoteRow:
+@router.post("/notes", responses=CONFLICT, response_model=models.NoteRow)
+def write_note(change: models.NoteChange, watch: TheWatch) -> models.NoteRow | JSONResponse:
     """Write tags and a note about a trial, or about a search, into its folder.
 
     They replace what is there. This needs the token and the header, as a kill does.
@@ -67,16 +72,16 @@ def write_note(change: models.NoteChange, watch: TheWatch) -> models.NoteRow:
 
     def follow(before: Note) -> Note:
         if change.edit is not None and change.edit != before.edit:
-            raise _Conflict
+            raise _Conflict(before)
         return Note(tags=tuple(change.tags), note=change.note)
 
     try:
         return note_row(change_note(view.folder, change.trial, follow))
-    except _Conflict:
+    except _Conflict as conflict:
         what = change.trial or f"search {change.search!r}"
-        raise HTTPException(
-            409, f"{what}: somebody else has changed this meanwhile; look at it, and save again"
-        ) from None
+        told = f"{what}: somebody else has changed this meanwhile; look at it, and save again"
+        body = models.Conflict(error=told, noted=note_row(conflict.now))
+        return JSONResponse(body.model_dump(), status_code=409)
     except CheckpointError as error:
         raise HTTPException(503, str(error)) from None
 

@@ -157,6 +157,7 @@ def _both_write_at_once(here: Place, page: Page, other: Page, pictures: Path) ->
     other.get_by_role("button", name="Save").click()
     alert = other.locator(".notes").get_by_role("alert")
     expect(alert).to_contain_text("somebody else has changed this meanwhile")
+    expect(alert).to_contain_text("It says now: keep baseline | from the desk")
     expect(other.get_by_label("Note", exact=True)).to_have_value("from the phone")
     picture(other, pictures, "watch-conflict-phone")
     note = read_notes(SearchFolder(here.root, "program")).of("coarse-0001")

@@ -2,15 +2,16 @@
 // A change has a header that no other site can send.
 
 export class Problem extends Error {
-  constructor(message, status) {
+  constructor(message, status, body = {}) {
     super(message);
     this.status = status;
+    this.body = body;
   }
 }
 
 async function answer(response) {
   const body = await response.json().catch(() => ({error: `the server answered ${response.status}`}));
-  if (!response.ok) throw new Problem(body.error ?? `the server answered ${response.status}`, response.status);
+  if (!response.ok) throw new Problem(body.error ?? `the server answered ${response.status}`, response.status, body);
   return body;
 }
 

@@ -70,9 +70,12 @@ export function noteBox(app, target) {
       end();
     } catch (error) {
       problem.hidden = false;
-      const other = `It says now: ${[noted.tags.join(" "), noted.note].filter(Boolean).join(" | ") || "nothing"}.`;
-      setText(problem, error.status === 409 ? `${error.message}. ${other}` : error.message);
-      if (error.status === 409) followed = noted.edit; // seen now: to save again replaces it
+      setText(problem, error.message);
+      if (error.body?.noted) {
+        update(error.body.noted);
+        followed = noted.edit; // seen now: to save again replaces it
+        setText(problem, `${error.message}. It says now: ${[noted.tags.join(" "), noted.note].filter(Boolean).join(" | ") || "nothing"}.`);
+      }
     } finally {
       save.disabled = false;
     }

@@ -475,6 +475,12 @@ class Problem(BaseModel):
     error: str
 
 
+class Conflict(Problem):
+    """Message about a note that somebody else has changed, and what it says now."""
+
+    noted: NoteRow
+
+
 class FigureName(BaseModel):
     """A figure that can be requested."""
 

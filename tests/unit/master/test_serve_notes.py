@@ -93,6 +93,7 @@ def test_who_was_slower_is_told_and_overwrites_nothing(page: Dashboard) -> None:
     write(page, trial="coarse-0001", tags=["first"], edit=0)
     code, told = write(page, trial="coarse-0001", tags=["second"], edit=0)
     assert code == 409 and "somebody else has changed this meanwhile" in told["error"]
+    assert (told["noted"]["tags"], told["noted"]["edit"]) == (["first"], 1)
     assert read_notes(chosen(page).folder).of("coarse-0001").tags == ("first",)
     assert write(page, trial="coarse-0001", tags=["second"], edit=1)[0] == 200
 
