@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import stat
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 CANNOT_WRITE = 1  # exit code
@@ -49,6 +51,21 @@ def run_program(program: Callable[[], object]) -> NoReturn:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.code)
     sys.exit(0)
+
+
+def find_log(root: Path) -> str:
+    """Return the file that stderr is written to, relative to ``root`` if it is in there.
+
+    The result is empty if stderr is no file, or the system does not tell.
+    """
+    try:
+        if not stat.S_ISREG(os.fstat(STDERR).st_mode):
+            return ""
+        file = (Path("/proc/self/fd") / str(STDERR)).readlink()
+        own = root.resolve()
+        return str(file.relative_to(own) if file.is_relative_to(own) else file)
+    except OSError:
+        return ""
 
 
 def outlive_readers() -> None:

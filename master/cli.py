@@ -215,7 +215,7 @@ def status(context: click.Context, config: Path | None, search: str | None, as_j
     """
     from master.commands.redis_commands import status
 
-    _show(status(context.obj, _choose(context, config, search), as_json))
+    _show(status(context.obj, _choose(context, config, search), as_json, _say))
 
 
 @cli.command()
@@ -540,18 +540,65 @@ def kill(
 @cli.command()
 @common_options
 @search_options
+@click.argument("trial", required=False, metavar="[TRIAL]")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Add a tag; may be repeated.")
+@click.option(
+    "--untag", "untags", multiple=True, metavar="TAG", help="Remove a tag; may be repeated."
+)
+@click.option("--text", metavar="TEXT", help="The note, in place of the one before; '' removes it.")
+@click.pass_context
+@fail_with_message
+def note(
+    context: click.Context,
+    /,
+    config: Path | None,
+    search: str | None,
+    trial: str | None,
+    **changes: Any,
+) -> None:
+    """Tag a trial or, without one, the search, and write a note about it. Without an option, show
+    what is written.
+
+    \b
+    Example:
+        master note fine-0007 --tag keep --text "the loss was still falling"
+        master note --tag baseline
+        master note
+    """
+    from master.commands.notes import Change, note
+
+    _show(note(_choose(context, config, search), trial, Change(**changes)))
+
+
+@cli.command()
+@common_options
+@search_options
 @click.argument("trial")
 @click.option("--follow", is_flag=True, help="Go on until the attempt has ended.")
+@click.option(
+    "--attempt",
+    default="last",
+    show_default=True,
+    metavar="N|last|all",
+    help="Which attempt; all of them have a heading each.",
+)
 @click.pass_context
 @fail_with_message
 def logs(
-    context: click.Context, config: Path | None, search: str | None, trial: str, follow: bool
+    context: click.Context,
+    config: Path | None,
+    search: str | None,
+    trial: str,
+    follow: bool,
+    attempt: str,
 ) -> None:
-    """Print what the loop or program of a trial wrote to stdout and stderr, in its last attempt.
+    """Print what the loop or program of a trial wrote to stdout and stderr.
 
     \b
     Example:
         master logs coarse-0042 --follow
+        master logs coarse-0042 --attempt 1
+        master logs coarse-0042 --attempt all
     """
     from master.commands.logs import show_logs
 
@@ -559,7 +606,7 @@ def logs(
         sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()
 
-    show_logs(_choose(context, config, search), trial, follow, write)
+    show_logs(_choose(context, config, search), trial, follow, write, wanted=attempt)
 
 
 @cli.command()

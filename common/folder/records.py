@@ -15,6 +15,8 @@ In ``checkpoints/digits``, the folder of the search "digits":
     coarse/programs/coarse-0042-try=1/                            what the program of a task wrote
     coarse/output/coarse-0042-try=1.txt                           stdout and stderr of the loop or
                                                                   program of a task
+    notes.json                                                    tags and notes of people, see
+                                                                  common/folder/notes.py
     small/teacher.json, teacher.npz                               of a stage that distills,
                                                                   see common/folder/teacher.py
 
@@ -110,11 +112,10 @@ class StageFolder:
         """Return the path of an output, such as ``output/coarse-0042-try=1.txt``."""
         return self.output / f"{_name_safely(trial_id)}-try={attempt}.txt"
 
-    def outputs(self, trial_id: str) -> list[Path]:
-        """Return the outputs of a trial's attempts, the last one first."""
-        files = self.attempts(self.output)
-        own = sorted((one for one in files if one.trial_id == trial_id), key=lambda f: -f.attempt)
-        return [one.path for one in own]
+    def outputs_by_attempt(self, trial_id: str) -> dict[int, Path]:
+        """Return the outputs of a trial's attempts by their numbers, the first one first."""
+        own = (one for one in self.attempts(self.output) if one.trial_id == trial_id)
+        return {one.attempt: one.path for one in sorted(own, key=lambda file: file.attempt)}
 
     def write_records(self, records: Sequence[Record]) -> list[Record]:
         """Write a batch of records durably.

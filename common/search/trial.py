@@ -247,6 +247,9 @@ class WorkerInfo:
     job: str = ""  # id of the scheduler's job that it runs in
     cores: str = ""  # which cores it uses: workers with equal ones share them
     gpus: str = ""  # the ids of its GPUs, joined by commas: "GPU-8f6a,MIG-5c6d"
+    # The file of its messages, relative to the checkpoint root if it is in there. Empty: no file,
+    # such as a terminal.
+    log: str = ""
 
     @property
     def n_gpus(self) -> int:

@@ -10,9 +10,10 @@ from common.errors import ConfigError
 from common.folder.chosen import Chosen
 from common.folder.output import Follower
 from common.folder.records import StageFolder
-from common.search.trial import TRIAL_PATTERN
+from master.commands.trials import check_known, stage_folder
 
 LOOK_S = 0.2  # between looks at a file that is followed
+LAST, ALL = "last", "all"
 
 
 def show_logs(
@@ -21,8 +22,9 @@ def show_logs(
     follow: bool,
     write: Callable[[bytes], object],
     sleep: Callable[[float], object] = time.sleep,
+    wanted: str = LAST,
 ) -> None:
-    """Write the output of a trial's last attempt.
+    """Write the output of a trial's attempts.
 
     Args:
         chosen: the search.
@@ -30,21 +32,55 @@ def show_logs(
         follow: whether to go on until the attempt has a record, or another one begins.
         write: writes a part of it.
         sleep: waits so many seconds.
+        wanted: the number of an attempt, "last", or "all": then each has a heading, and the last
+            one is followed.
 
     Raises:
-        ConfigError: there is no such trial, or it has no output.
+        ConfigError: there is no such trial or attempt, or it has no output.
     """
-    folder = _stage_of(chosen, trial)
-    outputs = folder.outputs(trial)
+    folder = stage_folder(chosen.search, chosen.folder, trial)
+    outputs = folder.outputs_by_attempt(trial)
     if not outputs:
-        _check_known(chosen, folder, trial)
+        check_known(chosen.search, chosen.folder, trial)
         raise ConfigError(
             f"{trial}: has no output in {folder.output}; only a loop or a command leaves one, once "
             "a trial of it has written something. Classes write to the worker's log"
         )
-    path, follower = outputs[0], Follower(outputs[0])
+    chosen_ones = _choose(trial, outputs, wanted)
+    for attempt in chosen_ones:
+        if wanted == ALL:
+            write(f"==> {trial}, attempt {attempt} <==\n".encode())
+        is_last = attempt == chosen_ones[-1]
+        _show(folder, trial, attempt, outputs[attempt], follow and is_last, write, sleep)
+
+
+def _choose(trial: str, outputs: dict[int, Path], wanted: str) -> list[int]:
+    if wanted == ALL:
+        return list(outputs)
+    if wanted == LAST:
+        return [max(outputs)]
+    if not (wanted.isascii() and wanted.isdecimal()):
+        raise ConfigError(f"--attempt {wanted}: neither a number nor {LAST} nor {ALL}")
+    if int(wanted) not in outputs:
+        there = ", ".join(map(str, outputs))
+        raise ConfigError(
+            f"--attempt {wanted}: has no output of {trial}; those that have some: {there}"
+        )
+    return [int(wanted)]
+
+
+def _show(
+    folder: StageFolder,
+    trial: str,
+    attempt: int,
+    path: Path,
+    follow: bool,
+    write: Callable[[bytes], object],
+    sleep: Callable[[float], object],
+) -> None:
+    follower = Follower(path)
     while True:
-        over = not follow or _has_ended(folder, trial, path)
+        over = not follow or has_ended(folder, trial, attempt)
         for part in follower.read_new():
             write(part)
         if over:
@@ -52,28 +88,7 @@ def show_logs(
         sleep(LOOK_S)
 
 
-def _stage_of(chosen: Chosen, trial: str) -> StageFolder:
-    if not TRIAL_PATTERN.fullmatch(trial):
-        raise ConfigError(f"{trial}: not a trial; name one as `master rank` does: coarse-0042")
-    return chosen.folder.stage(chosen.search.stage(trial.rpartition("-")[0]).name)
-
-
-def _check_known(chosen: Chosen, folder: StageFolder, trial: str) -> None:
-    search, (name, _, index) = chosen.folder.search() or chosen.search, trial.rpartition("-")
-    if not folder.has_begun:
-        raise ConfigError(
-            f"{trial}: stage {name!r} of search {search.name!r} has not been launched; run `master "
-            f"launch --stage {name}`"
-        )
-    if int(index) >= search.stage(name).trials:
-        raise ConfigError(
-            f"{trial}: no such trial; stage {name!r} has {search.stage(name).trials}, from 0 on"
-        )
-
-
-def _has_ended(folder: StageFolder, trial: str, path: Path) -> bool:
-    latest = folder.outputs(trial)
-    attempt = next(
-        file.attempt for file in folder.attempts(folder.output) if file.path.name == path.name
-    )
-    return latest[:1] != [path] or folder.record_path(trial, attempt).exists()
+def has_ended(folder: StageFolder, trial: str, attempt: int) -> bool:
+    """Return whether an attempt has a record, or another one has begun to write."""
+    latest = max(folder.outputs_by_attempt(trial), default=attempt)
+    return latest != attempt or folder.record_path(trial, attempt).exists()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -14,30 +12,32 @@ from common.broker.connection import open_broker
 from common.code.store import task_digest
 from common.folder.checkpoint_name import format_value
 from common.folder.chosen import Chosen, not_launched
-from common.folder.records import SearchFolder, StageFolder
 from common.options import Shared
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import WorkerRegistry
 from common.search.protocol import PROTOCOL, REMEDY
 from common.search.search_file import Search
 from common.search.trial import RETRYABLE, TrialState, WorkerInfo
+from master.commands.numbers import read_numbers
 from master.report.reading import draw_table, strict_json
 from master.run.jobs import describe_jobs
-from master.run.progress import PACE_WINDOW_S, describe_pace, duration
 from master.stages.prepare import Launched, renew_task
 from master.stages.promotions import read_decisions
 from master.stages.rungs import Rung, rung_words, rungs_so_far
 
 
-def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
-    """Return the counts by stage and state, the workers, the pace, and the time left.
+def status(
+    shared: Shared, chosen: Chosen, as_json: bool, warn: Callable[[str], None] = lambda told: None
+) -> str:
+    """Return the counts by stage and state, the workers, the pace, the time left, and the cost.
 
     Raises:
         QueueError: Redis cannot be reached.
     """
     launched = of_folder(chosen)
     with open_broker(shared.redis, shared.checkpoints.resolve()) as broker:
-        known = _queue(broker.client, launched).counts()
+        queue = _queue(broker.client, launched)
+        known, running = queue.counts(), queue.running()
         connected = [
             w
             for w in WorkerRegistry(broker.client).list()
@@ -47,7 +47,7 @@ def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
         stage.name: {s.value: known.get(stage.name, {}).get(s, 0) for s in TrialState}
         for stage in launched.search.stages
     }
-    rungs = _rungs(launched)
+    rungs, numbers = _rungs(launched), read_numbers(launched, running, counts, warn)
     if as_json:
         told = {stage: [_rung_row(rung) for rung in own] for stage, own in rungs.items()}
         return strict_json(
@@ -56,6 +56,7 @@ def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
                 "stages": counts,
                 "rungs": told,
                 "workers": [worker_row(w) for w in connected],
+                **numbers.as_json,
             }
         )
     table = _table("stage", *(s.value for s in TrialState))
@@ -73,7 +74,7 @@ def status(shared: Shared, chosen: Chosen, as_json: bool) -> str:
             draw_table(table),
             *far,
             *_best_lines(launched),
-            _pace_line(launched.folder, counts),
+            *numbers.lines,
             workers_text(connected),
         ]
     )
@@ -107,35 +108,6 @@ def _best_lines(launched: Launched) -> list[str]:
         for stage, names in found
         if names
     ]
-
-
-def _pace_line(folder: SearchFolder, counts: Mapping[str, Mapping[str, int]]) -> str:
-    ended = sum(_count_ended_lately(folder.stage(name), time.time()) for name in counts)
-    left = sum(
-        by_state[TrialState.PENDING] + by_state[TrialState.RUNNING] for by_state in counts.values()
-    )
-    if not left:
-        return "nothing is waiting or running"
-    if not ended:
-        return f"{left} trials to go; none has ended in the last minute"
-    pace = ended / PACE_WINDOW_S
-    return (
-        f"{describe_pace(pace)} in the last minute, {left} to go, "
-        f"about {duration(left / pace)} left"
-    )
-
-
-def _count_ended_lately(folder: StageFolder, now_s: float) -> int:
-    return sum(
-        now_s - _read_mtime(file.path) < PACE_WINDOW_S for file in folder.attempts(folder.trials)
-    )
-
-
-def _read_mtime(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
 
 
 def workers(shared: Shared, as_json: bool) -> str:

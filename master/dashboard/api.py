@@ -5,6 +5,7 @@ No route here changes anything.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any, Literal
@@ -196,22 +197,22 @@ def read_ranking_of_all(view: TheSearch, question: TheQuestion) -> models.Rankin
 
     They are ranked as by `master rank`: by budget first.
     """
-    return _rows(view.whole.ranked, "", question)
+    return _rows(view, view.whole.ranked, "", question)
 
 
 @router.get("/searches/{search}/stages/{stage}/ranking")
-def read_ranking(stage: TheStage, question: TheQuestion) -> models.RankingPage:
+def read_ranking(view: TheSearch, stage: TheStage, question: TheQuestion) -> models.RankingPage:
     """Return the ended trials of a stage, ranked as by `master rank --stage`.
 
     They can be sorted and filtered, and come a page at a time.
     """
-    return _rows(stage.ranked, stage.stage.name, question)
+    return _rows(view, stage.ranked, stage.stage.name, question)
 
 
 @router.get("/searches/{search}/download.{form}", response_class=Response, responses=TABLE)
 def download_of_all(view: TheSearch, form: Form, question: TheQuestion) -> Response:
     """Return all rows of all stages that pass the filter, as CSV or Parquet."""
-    return _download(view.whole.ranked, view.search.name, form, question)
+    return _download(view, view.whole.ranked, view.search.name, form, question)
 
 
 @router.get(
@@ -219,11 +220,11 @@ def download_of_all(view: TheSearch, form: Form, question: TheQuestion) -> Respo
 )
 def download(view: TheSearch, stage: TheStage, form: Form, question: TheQuestion) -> Response:
     """Return all rows of a stage that pass the filter, as CSV or Parquet."""
-    return _download(stage.ranked, f"{view.search.name}-{stage.stage.name}", form, question)
+    return _download(view, stage.ranked, f"{view.search.name}-{stage.stage.name}", form, question)
 
 
-def _download(now: Ranked, name: str, form: Form, asked: Question) -> Response:
-    found = select(now.rows, asked.filter, asked.state, asked.sort, asked.order == "desc")
+def _download(view: SearchView, now: Ranked, name: str, form: Form, asked: Question) -> Response:
+    found = _select(view, now, asked)
     content: str | bytes = (
         ranking.rows_as_csv(found) if form == "csv" else ranking.rows_as_parquet(found)
     )
@@ -234,12 +235,17 @@ def _download(now: Ranked, name: str, form: Form, asked: Question) -> Response:
     )
 
 
-def _rows(now: Ranked, stage: str, asked: Question) -> models.RankingPage:
-    problem = None
+def _select(view: SearchView, now: Ranked, asked: Question) -> Sequence[Mapping[str, Any]]:
+    rows = ranking.add_notes(now.rows, view.notes.trials)
+    return select(rows, asked.filter, asked.state, asked.sort, asked.order == "desc")
+
+
+def _rows(view: SearchView, now: Ranked, stage: str, asked: Question) -> models.RankingPage:
+    problem, found = None, list[Mapping[str, Any]]()
     try:
-        found = select(now.rows, asked.filter, asked.state, asked.sort, asked.order == "desc")
+        found = list(_select(view, now, asked))
     except FilterError as error:
-        found, problem = [], str(error)
+        problem = str(error)
     rows = [
         RankedTrial.model_validate(row) for row in found[asked.offset : asked.offset + asked.limit]
     ]
@@ -299,12 +305,18 @@ def _page_unfinished(
         else _pending(view, stage, broker, offset, limit)
     )
     window = rows[offset : offset + limit] if state == "running" else rows
+    window = [_add_note(row, view) for row in window]
     varied = ranking.find_varied(
         [{n: v for n, v in row.hyperparameters.items() if v is not None} for row in window]
     )
     return models.UnfinishedPage(
         stage=stage or "", state=state, total=total, offset=offset, varied=varied, rows=window
     )
+
+
+def _add_note(row: models.UnfinishedTrial, view: SearchView) -> models.UnfinishedTrial:
+    own = view.notes.of(row.trial)
+    return row.model_copy(update={"tags": list(own.tags), "note": own.note})
 
 
 def _running(view: SearchView, stage: str | None) -> tuple[list[models.UnfinishedTrial], int]:

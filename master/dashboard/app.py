@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 
 from common.errors import ConfigError, QueueError
-from master.dashboard import actions, api, events, pages
+from master.dashboard import actions, api, events, logs, pages
 from master.dashboard.access import Access
 from master.dashboard.guard import Guard
 from master.dashboard.heads import HeadAsGet
@@ -44,7 +44,7 @@ def create_app(watch: Watch, access: Access, first_search: str | None = None) ->
     app.state.watch, app.state.access, app.state.first_search = watch, access, first_search
     app.state.drawings = Drawings()
     app.state.closed = asyncio.Event()
-    for router in (api.router, actions.router, events.router, pages.router):
+    for router in (api.router, logs.router, actions.router, events.router, pages.router):
         app.include_router(router)
     app.add_exception_handler(HTTPException, _answer_error)
     app.add_exception_handler(ConfigError, _wrong)

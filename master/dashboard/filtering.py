@@ -4,7 +4,7 @@ A filter is a list of words separated by spaces: ``learning_rate>0.01 optimizer=
 them must hold. ``OR`` separates alternatives, and parentheses group words: ``(hidden=64 OR
 hidden=128) val_acc>0.9``. A comparison names a hyperparameter or a column. Any other word is
 searched for in the trial's name, state, diagnosis, reason, worker, checkpoint, the way it was
-drawn, and its parents.
+drawn, its parents, tags and note. ``tag:good`` finds trials with that tag.
 
 Spaces and parentheses within brackets or double quotes separate nothing, so a list or a table may
 be written as a ranking shows it: ``layers=[64, 64] optimizer="adam w"``.
@@ -21,6 +21,7 @@ from common.errors import ConfigError
 from master.results.columns import SORTED
 
 COMPARISON = re.compile(r"([A-Za-z_][\w.]*)(>=|<=|!=|=|>|<)(.+)")
+TAGGED = re.compile(r"tag:(.+)")  # a trial with this tag
 SPREAD = ("mean", "deviation")  # of the runs of a repeated configuration
 QUOTED = re.compile(r'"([^"]*)"')
 MOST_WORDS = 60  # of a filter, parentheses included; this also limits how deep they are nested
@@ -160,6 +161,8 @@ class _Filter:
 
 
 def _test(word: str, rows: Sequence[Row]) -> Test:
+    if (tagged := TAGGED.fullmatch(word)) is not None:
+        return lambda row: tagged[1].lower() in (tag.lower() for tag in row.get("tags", ()))
     match = COMPARISON.fullmatch(word)
     if match is None:
         lower = _unquote(word).lower()
@@ -195,6 +198,8 @@ def _join_words(row: Row) -> str:
         row["checkpoint"],
         row["drawn"],
         *row["parents"],
+        *row.get("tags", ()),
+        row.get("note"),
     ]
     return "\n".join(str(word) for word in words if word).lower()
 

@@ -33,7 +33,8 @@ SIGN_IN = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'
     '<meta name="viewport" content="width=device-width">\n'
     "<title>Sign in</title></head><body><h1>This dashboard needs its token</h1><p>{message}.</p>\n"
-    '<form method="get" action="/"><label>Token '
+    # Without an action, the form keeps what its address names after the '#'.
+    '<form method="get"><label>Token '
     '<input name="token" type="password" autocomplete="off" required></label>\n'
     "<button>Open</button></form></body></html>"
 )

@@ -55,6 +55,7 @@ class Watch:
         self._retry_at = 0.0
         self._warnings: deque[str] = deque(maxlen=MOST_WARNINGS)
         self._paces: dict[str, deque[tuple[float, int]]] = {}
+        self._only: dict[str, str] = {}  # the only search of each worker; empty for any
         self._positions: dict[str, tuple[tuple[object, ...], ...]] = {}
         self._published = ""
         self._listeners: set[Callable[[], None]] = set()
@@ -148,6 +149,7 @@ class Watch:
         self._ask_redis()
         for view in self.views.values():
             view.refresh()
+        self._assign_workers()
         self._tell()
 
     def _find_searches(self) -> None:
@@ -193,6 +195,11 @@ class Watch:
             self._warn(str(error))
             return
         if search is not None:
+            if search.name != folder.name:
+                self._warn(
+                    f"{folder.search_file}: name = {search.name!r} is not its folder's name; "
+                    "rename one of the two"
+                )
             self._put(folder.name, SearchView(folder, search, self._warn))
 
     def _reread(self, view: SearchView) -> bool:
@@ -251,10 +258,19 @@ class Watch:
     def _note_workers(self, connected: list[WorkerInfo]) -> None:
         now = time.monotonic()
         self._paces = {info.worker: self._paces.get(info.worker, deque()) for info in connected}
+        self._only = {info.worker: info.search for info in connected}
         self.workers = tuple(
             _worker(info, _pace(self._paces[info.worker], now, info.trials_done))
             for info in connected
         )
+
+    def _assign_workers(self) -> None:
+        """Tell each search what the workers do for it."""
+        served = {one.worker for view in self.views.values() for one in view.running}
+        only = self._only
+        for name, view in self.views.items():
+            able = [row for row in self.workers if only.get(row.worker, "") in ("", name)]
+            view.add_workers([row for row in able if row.state != "lost"], served)
 
     def _note_redis(self, state: str, message: str) -> None:
         self._redis = _note_change(self._redis, state, message)
@@ -288,12 +304,20 @@ class Watch:
 
 
 def _line(view: SearchView) -> models.SearchLine:
-    stages = view.overview.stages
+    overview = view.overview
+    stages = overview.stages
     return models.SearchLine(
         search=view.folder.name,
         ended=sum(stage.ended for stage in stages),
         running=sum(stage.counts["running"] for stage in stages),
         trials=sum(stage.trials for stage in stages),
+        trained=sum(stage.trained for stage in stages),
+        trainings=sum(stage.trainings for stage in stages),
+        best=overview.best,
+        estimate=overview.estimate,
+        cost=overview.cost,
+        tags=overview.noted.tags,
+        note=overview.noted.note,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from common.errors import CheckpointError, ConfigError
 from common.folder.chosen import Chosen, not_launched
+from common.folder.notes import Note, read_notes
 from common.folder.record import Record
 from common.search.space import Space
 from common.search.stage import Stage
@@ -16,6 +17,7 @@ from master.results import ranking
 from master.results.repeats import Spread
 from master.strategy.ranges import read_frozen
 
+NOTHING = Note()
 EPOCH = "epoch"  # the curve that is the axis of the others
 
 
@@ -27,6 +29,7 @@ class Ended:
     rank: int  # from 1, as in `master rank`
     checkpoint: str | None  # None if its weights are not in the folder now
     spread: Spread | None = None  # over the runs of its configuration, if there are several
+    noted: Note = NOTHING  # what people wrote about it
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,20 @@ def read(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> list
 
 
 def rank_ended(
-    records: Sequence[Record], name_weights: Callable[[Record], str | None]
+    records: Sequence[Record],
+    name_weights: Callable[[Record], str | None],
+    notes: Mapping[str, Note] = ranking.NO_NOTES,
 ) -> list[Ended]:
     """Return ended trials best first, as `master rank` orders them.
 
     Args:
         records: the last record of each trial.
         name_weights: returns what names the weights of a trial, or None if they are not there now.
+        notes: what people wrote, by trial.
     """
     ranked = ranking.rank(records) if records else []
     return [
-        Ended(record, rank, name_weights(record), spread)
+        Ended(record, rank, name_weights(record), spread, notes.get(record.trial, NOTHING))
         for rank, (record, spread) in enumerate(
             zip(ranked, ranking.spreads_of(ranked), strict=True), start=1
         )
@@ -143,7 +149,11 @@ def _read_stage(chosen: Chosen, name: str, warn: Callable[[str], None]) -> Ended
     folder = chosen.folder.stage(name)
     records = folder.records(warn)
     present = {str(checkpoint) for checkpoint in folder.checkpoints()}
-    trials = rank_ended(records, lambda own: own.checkpoint if own.checkpoint in present else None)
+    trials = rank_ended(
+        records,
+        lambda own: own.checkpoint if own.checkpoint in present else None,
+        read_notes(chosen.folder).trials,
+    )
     return EndedStage(
         chosen.search.stage(name), read_frozen(folder.ranges, chosen.search.space), trials
     )

@@ -37,10 +37,12 @@ def columns(trials: Sequence[Ended]) -> list[Column]:
     """Return the columns for these trials.
 
     They are the outcome, with the mean and the deviation of repeated configurations, all metrics,
-    all hyperparameters, the diagnosis, and where the trials ran. If the name of a metric or
-    hyperparameter is taken, it gets the prefix ``metric_`` or ``hyperparameter_``.
+    all hyperparameters, the diagnosis, where the trials ran, and tags and notes if there are any.
+    If the name of a metric or hyperparameter is taken, it gets the prefix ``metric_`` or
+    ``hyperparameter_``.
     """
-    head, tail = _outcome(any(trial.spread for trial in trials)), _circumstances()
+    head = _outcome(any(trial.spread for trial in trials))
+    tail = [*_circumstances(), *_noted(trials)]
     taken = {column.name for column in head + tail}
     metrics = _names([record.metrics for record in (t.record for t in trials)])
     measured = [
@@ -128,6 +130,12 @@ def _circumstances() -> list[Column]:
         _field("epoch_s", "real"),
         Column("ended_at", "time", lambda t: times(t.record)[1]),
     ]
+
+
+def _noted(trials: Sequence[Ended]) -> list[Column]:
+    tags = Column("tags", "text", lambda t: " ".join(t.noted.tags) or None)
+    note = Column("note", "text", lambda t: t.noted.note or None)
+    return [column for column in (tags, note) if any(column.of(trial) for trial in trials)]
 
 
 def _field(name: str, kind: Kind) -> Column:

@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from common.errors import CheckpointError, ConfigError
 from common.folder import durable
 from common.folder.chosen import CONFIG, Chosen, not_launched
+from common.folder.notes import find_notes
 from common.folder.record import Record
 from common.folder.records import StageFolder
 from common.search.search_file import NAME_PATTERN, default_text
@@ -58,18 +59,19 @@ def rank(
     """
     folders, records = read_stages(chosen, stage, warn)
     table, nothing = ranking.frame(records), guessing_so_far(chosen.search, records)
+    notes = find_notes(chosen.folder, warn).trials
     if form == "table":
-        shown = draw_table(ranking.table(table, top, Console().width))
+        shown = draw_table(ranking.table(table, top, Console().width, notes))
         return shown if nothing is None else f"{shown}\n\n{nothing.text}"
     table = table.head(top) if top else table
     present = {str(name) for folder in folders for name in folder.checkpoints()}
     if nothing is not None:
         warn(nothing.text)
     if form == "json":
-        return ranking.as_json(table, present, None if nothing is None else nothing.as_json)
+        return ranking.as_json(table, present, None if nothing is None else nothing.as_json, notes)
     if form == "csv":
-        return ranking.csv(table, present).rstrip("\n")
-    return ranking.markdown(table, present).rstrip("\n")
+        return ranking.csv(table, present, notes).rstrip("\n")
+    return ranking.markdown(table, present, notes).rstrip("\n")
 
 
 def borders(chosen: Chosen, stage: str | None, as_json: bool, warn: Callable[[str], None]) -> str:

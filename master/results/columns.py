@@ -47,14 +47,21 @@ class RankedTrial(BaseModel):
     repeats: dict[str, float | None] | None = Field(
         description="Mean, deviation and number of the runs of its configuration, if repeated."
     )
+    tags: list[str] = Field(default=[], description="Tags that people gave it.")
+    note: str = Field(default="", description="What people wrote about it.")
 
 
 COLUMNS = tuple(RankedTrial.model_fields)
 # Of `leaderboard.csv` and `master rank --format csv`: before the hyperparameters, and after.
 CSV_HEAD = ("rank", "trial", "stage", "state", "metric", "value", "val_acc", "val_loss", "epochs")
 CSV_TAIL = ("checkpoint", "worker", "attempt", "diagnosis", "rung", "drawn", "parents", "reason")
+# What people write about a trial. Tables have these columns if any trial has a value in them.
+NOTED = ("tags", "note")
 # A filter compares, and a table sorts by, all columns but these.
 UNSORTED = frozenset(
-    ("hyperparameters", "checkpoint", "reason", "metric", "max_epochs", "parents", "repeats")
+    (
+        *("hyperparameters", "checkpoint", "reason", "metric", "max_epochs", "parents", "repeats"),
+        *NOTED,
+    )
 )
 SORTED = tuple(name for name in COLUMNS if name not in UNSORTED)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from common.cells import defuse
 from common.errors import ConfigError
+from common.folder.notes import Note
 from common.folder.record import Diagnosis, Record, format_metric
 from common.search.trial import TrialState
 from common.search.values import Value, flat
-from master.results.columns import COLUMNS, CSV_HEAD, CSV_TAIL
+from master.results.columns import COLUMNS, CSV_HEAD, CSV_TAIL, NOTED
 from master.results.repeats import Spread, configuration_of, find_spreads, one_of_each
 
 if TYPE_CHECKING:
@@ -27,13 +28,14 @@ STATE_ORDER = (
     TrialState.FAILED,
 )
 # Columns that are not read off a record as they are.
-COMPUTED = ("rank", "state", "value", "repeats")
+COMPUTED = ("rank", "state", "value", "repeats", *NOTED)
 # Columns that every ranking has. Another metric gets its own column before them.
 MEASURED = ("val_acc", "val_loss")
 # Trials in a table if the user gives no number. Drawing one takes half a millisecond, and nobody
 # reads on.
 MOST_SHOWN = 200
 TABLE_WIDTH = 80  # characters that fit in a terminal, a log and a mail
+NO_NOTES: Mapping[str, Note] = {}
 # Characters that hyperparameters in words need, so that a row has only a few lines.
 LEAST_JOINED = 36
 REASON_WIDTH = 40  # characters of a reason in a table; the record has all of it
@@ -178,7 +180,9 @@ def _has_value(record: Record) -> bool:
     return record.measured is not None and math.isfinite(record.measured)
 
 
-def rows(ranking: pd.DataFrame, checkpoints: Collection[str]) -> list[dict[str, Any]]:
+def rows(
+    ranking: pd.DataFrame, checkpoints: Collection[str], notes: Mapping[str, Note] = NO_NOTES
+) -> list[dict[str, Any]]:
     """Return the ranking as plain values for strict JSON.
 
     A value that is not finite or not known is None.
@@ -187,11 +191,23 @@ def rows(ranking: pd.DataFrame, checkpoints: Collection[str]) -> list[dict[str, 
         ranking: the result of ``frame``.
         checkpoints: names of the weight files that are in the folder now. Other files are gone, so
             they are not named.
+        notes: what people wrote, by trial.
     """
-    present = frozenset(checkpoints)
+    present, names = frozenset(checkpoints), [name for name in COLUMNS if name not in NOTED]
+    plain = [
+        _row(dict(zip(names, values, strict=True)), present)
+        for values in zip(*(ranking[name].tolist() for name in names), strict=True)
+    ]
+    return add_notes(plain, notes)
+
+
+def add_notes(plain: Sequence[dict[str, Any]], notes: Mapping[str, Note]) -> list[dict[str, Any]]:
+    """Return rows of a ranking with what people wrote about their trials."""
     return [
-        _row(dict(zip(COLUMNS, values, strict=True)), present)
-        for values in zip(*(ranking[name].tolist() for name in COLUMNS), strict=True)
+        {**row, "tags": list(own.tags), "note": own.note}
+        if (own := notes.get(row["trial"]))
+        else row
+        for row in plain
     ]
 
 
@@ -199,6 +215,7 @@ def as_json(
     ranking: pd.DataFrame,
     checkpoints: Collection[str],
     guessing: Mapping[str, object] | None = None,
+    notes: Mapping[str, Note] = NO_NOTES,
 ) -> str:
     """Return the rows as strict JSON, one trial per line.
 
@@ -207,23 +224,27 @@ def as_json(
         checkpoints: as for ``rows``.
         guessing: why the best trial cannot be distinguished from guessing, if so. It is added to
             the row of the best trial.
+        notes: as for ``rows``.
     """
-    plain = rows(ranking, checkpoints)
+    plain = rows(ranking, checkpoints, notes)
     if plain and guessing is not None:
         plain[0]["guessing"] = guessing
     return "[" + ",".join(f"\n{json.dumps(row, allow_nan=False)}" for row in plain) + "\n]"
 
 
-def csv(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
+def csv(
+    ranking: pd.DataFrame, checkpoints: Collection[str], notes: Mapping[str, Note] = NO_NOTES
+) -> str:
     """Return the ranking as the text of ``leaderboard.csv``; see ``rows_as_csv``."""
-    return rows_as_csv(rows(ranking, checkpoints))
+    return rows_as_csv(rows(ranking, checkpoints, notes))
 
 
 def rows_as_csv(plain: Sequence[Mapping[str, Any]]) -> str:
     """Return rows of a ranking as CSV.
 
-    There is a column for each hyperparameter. A cell is empty if its value is not known. A
-    spreadsheet does not read any text in the file as a formula.
+    There is a column for each hyperparameter, and columns for tags and notes if there are any. A
+    cell is empty if its value is not known. A spreadsheet does not read any text in the file as a
+    formula.
 
     Args:
         plain: some of the result of ``rows``.
@@ -265,6 +286,7 @@ def rows_as_parquet(plain: Sequence[Mapping[str, Any]]) -> bytes:
 def _cells(plain: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Return the names and the rows of a flat table."""
     names, spread = _names([row["hyperparameters"] for row in plain]), _name_spread(plain)
+    noted = find_noted(plain)
     cells = [
         [
             *(row[c] for c in CSV_HEAD),
@@ -274,15 +296,19 @@ def _cells(plain: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any
                 {**row, "diagnosis": word_of(row), "parents": " ".join(row["parents"])}[c]
                 for c in CSV_TAIL
             ),
+            *(_word_noted(row, c) for c in noted),
         ]
         for row in plain
     ]
-    return [*CSV_HEAD, *spread, *names, *CSV_TAIL], cells
+    return [*CSV_HEAD, *spread, *names, *CSV_TAIL, *noted], cells
 
 
-def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
+def markdown(
+    ranking: pd.DataFrame, checkpoints: Collection[str], notes: Mapping[str, Note] = NO_NOTES
+) -> str:
     """Return the ranking as a Markdown table for a README or a pull request."""
-    plain = rows(ranking, checkpoints)
+    plain = rows(ranking, checkpoints, notes)
+    noted = find_noted(plain)
     names = find_varied([row["hyperparameters"] for row in plain])
     measured = _find_measured(plain)
     header = [
@@ -295,6 +321,7 @@ def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
         *names,
         "checkpoint",
         "reason",
+        *noted,
     ]
     lines = [header, ["---"] * len(header)]
     for row in plain:
@@ -312,6 +339,7 @@ def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
                 *values,
                 row["checkpoint"] or "",
                 one_line(row["reason"] or ""),
+                *(one_line(_word_noted(row, name) or "") for name in noted),
             ]
         )
     return "".join(
@@ -319,7 +347,12 @@ def markdown(ranking: pd.DataFrame, checkpoints: Collection[str]) -> str:
     )
 
 
-def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDTH) -> Table:
+def table(
+    ranking: pd.DataFrame,
+    top: int | None = None,
+    width: int = TABLE_WIDTH,
+    notes: Mapping[str, Note] = NO_NOTES,
+) -> Table:
     """Return the ranking as a table for the terminal.
 
     The hyperparameters that vary get columns if these fit.
@@ -329,14 +362,17 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
         top: number of trials to show. None shows ``MOST_SHOWN``, and a caption says so if there are
             more.
         width: available characters.
+        notes: what people wrote, by trial. Tags get a column; notes are only in the other formats.
     """
     from rich.table import Table
     from rich.text import Text
 
-    shown = rows(ranking.head(MOST_SHOWN if top is None else top), ())
+    shown = rows(ranking.head(MOST_SHOWN if top is None else top), (), notes)
     names = find_varied(list(ranking["hyperparameters"]))
     others = any(row["state"] != TrialState.COMPLETED or row["reason"] for row in shown)
     columns, words = _outcome_columns(shown), [word_of(row) or "" for row in shown]
+    if "tags" in find_noted(shown):
+        columns.append(("tags", [_word_noted(row, "tags") or "" for row in shown]))
     own = [
         (name.replace("_", "_\n"), [cell(row["hyperparameters"].get(name)) for row in shown])
         for name in names
@@ -357,7 +393,7 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
     for header, _ in columns + (own if fits else []):
         drawn.add_column(
             Text(header),
-            justify="left" if header in ("trial", "diagnosis") else "right",
+            justify="left" if header in ("trial", "diagnosis", "tags") else "right",
             no_wrap=True,
         )
     if not fits:
@@ -366,6 +402,16 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
     for cells in zip(*(cells for _, cells in columns + own), strict=True):
         drawn.add_row(*map(Text, cells))
     return drawn
+
+
+def find_noted(plain: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns of what people wrote in which any row has a value."""
+    return [name for name in NOTED if any(row[name] for row in plain)]
+
+
+def _word_noted(row: Mapping[str, Any], name: str) -> str | None:
+    """Return the tags of a row as words, or its note; None where there is none."""
+    return (" ".join(row["tags"]) if name == "tags" else row["note"]) or None
 
 
 def word_of(row: Mapping[str, Any]) -> str | None:
@@ -419,6 +465,8 @@ def _row(values: Mapping[str, Any], present: frozenset[str]) -> dict[str, Any]:
         "max_epochs": max(values["max_epochs"], values["budget_epochs"]),
         "parents": list(values["parents"]),
         "repeats": values["repeats"].as_json if isinstance(values["repeats"], Spread) else None,
+        "tags": [],
+        "note": "",
     }
 
 

@@ -179,7 +179,10 @@ class LiveProgress:
 
 def describe_pace(per_s: float) -> str:
     """Return a pace as text: ``3.2 trials/s``, or ``25 s a trial`` if that is slower than one."""
-    return f"{per_s:.1f} trials/s" if per_s >= 1 else f"{duration(1 / per_s)} a trial"
+    if per_s >= 1:
+        return f"{per_s:.1f} trials/s"
+    each_s = 1 / per_s
+    return f"{each_s:.1f} s a trial" if each_s < 9.95 else f"{duration(each_s)} a trial"
 
 
 def duration(seconds: float) -> str:

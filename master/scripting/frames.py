@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from common.folder.notes import read_notes
 from common.folder.record import Record
 from common.folder.records import SearchFolder
 from common.search.search_file import Search
@@ -34,7 +35,7 @@ def rank_trials(records: Sequence[Record], folder: SearchFolder) -> list[Ended]:
             return None
         return str(folder.stage(record.stage).path / str(record.checkpoint))
 
-    return rank_ended(records, name_weights)
+    return rank_ended(records, name_weights, read_notes(folder).trials)
 
 
 def trials_frame(trials: Sequence[Ended], curves: bool) -> pd.DataFrame:

@@ -136,7 +136,7 @@ class Search:
 
         The columns are those of ``master export``: rank, trial, stage, state, metrics, budget,
         parents, one for each hyperparameter, diagnosis, reason, attempt, checkpoint, worker,
-        seconds, and when it ended.
+        seconds, and when it ended; and tags and notes if any trial has them.
 
         Args:
             stage: Only this stage's trials, ranked among themselves.

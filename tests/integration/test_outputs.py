@@ -38,6 +38,7 @@ PRINTING = [  # after a stage of three trials
     "master ensemble",
     "master export --format csv --out trials.csv",
     "master workers --json",
+    "master note",
     "master retry --state failed",
     "master recover",
     "worker test {checkpoint}",

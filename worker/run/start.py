@@ -28,6 +28,7 @@ from common.errors import ConfigError
 from common.folder.durable import make_folder
 from common.offspring import Offspring
 from common.options import DATA_FOLDER
+from common.output import find_log
 from common.queue.workers import WorkerRegistry
 from common.search.protocol import PROTOCOL
 from common.search.trial import WorkerInfo
@@ -132,7 +133,7 @@ def start_one(request: Request) -> int:
             say(warning)
         registry, cores = WorkerRegistry(broker.client), own_cores()
         heartbeat = Heartbeat(
-            _info(device, request.search, cores),
+            _info(device, request.search, cores, root),
             registry,
             say,
             broker.ensure,
@@ -197,7 +198,7 @@ def _loop(
     )
 
 
-def _info(device: Device, search: str | None, cores: Cores) -> WorkerInfo:
+def _info(device: Device, search: str | None, cores: Cores, root: Path) -> WorkerInfo:
     host = socket.gethostname()
     name = f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
     return WorkerInfo(
@@ -212,6 +213,7 @@ def _info(device: Device, search: str | None, cores: Cores) -> WorkerInfo:
         job=find_job_id(os.environ),
         cores=cores.pool,
         gpus=",".join(device.ids),
+        log=find_log(root),
     )
 
 

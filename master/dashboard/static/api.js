@@ -1,16 +1,17 @@
-// Requests to the server: JSON reads, the kill request, and the stream of events.
-// The kill request has a header that no other site can send.
+// Requests to the server: JSON reads, changes, and the stream of events.
+// A change has a header that no other site can send.
 
 export class Problem extends Error {
-  constructor(message, status) {
+  constructor(message, status, body = {}) {
     super(message);
     this.status = status;
+    this.body = body;
   }
 }
 
 async function answer(response) {
   const body = await response.json().catch(() => ({error: `the server answered ${response.status}`}));
-  if (!response.ok) throw new Problem(body.error ?? `the server answered ${response.status}`, response.status);
+  if (!response.ok) throw new Problem(body.error ?? `the server answered ${response.status}`, response.status, body);
   return body;
 }
 
@@ -26,10 +27,20 @@ export async function get(path, query = {}, signal = undefined) {
   }
 }
 
-export async function kill(target) {
+async function post(path, body) {
   const headers = {"content-type": "application/json", "x-coarsefine": "1"};
-  return answer(await fetch("/api/kill", {method: "POST", headers, body: JSON.stringify(target)}));
+  try {
+    return await answer(await fetch(`/api/${path}`, {method: "POST", headers, body: JSON.stringify(body)}));
+  } catch (error) {
+    if (error instanceof TypeError) throw new Problem("the dashboard's server cannot be reached", 0);
+    throw error;
+  }
 }
+
+export const kill = (target) => post("kill", target);
+
+/** Writes tags and a note: {search, trial, tags, note, edit}. */
+export const writeNote = (change) => post("notes", change);
 
 /**
  * Follows the state of a search. `heard` is called with each state, `broken` with whether the stream

@@ -34,10 +34,11 @@ export function duration(seconds) {
   return whole >= 60 ? `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s` : `${whole} s`;
 }
 
-/** Trials per second, or per minute below one in two seconds. */
+/** "3.2 trials/s", or "3.2 s a trial" if it is slower than one a second. */
 export function pace(perSecond) {
   if (perSecond === null || perSecond === undefined) return "–";
-  return perSecond >= 0.5 ? `${short(perSecond)} trials/s` : `${short(perSecond * 60)} trials/min`;
+  if (perSecond >= 1) return `${perSecond.toFixed(1)} trials/s`;
+  return `${1 / perSecond < 9.95 ? `${(1 / perSecond).toFixed(1)} s` : duration(1 / perSecond)} a trial`;
 }
 
 /** "0.9694 ± 0.0042 over 2 runs", of a configuration that was trained under several seeds. */

@@ -59,6 +59,8 @@ function remember(name, view) {
 
 function show() {
   const wanted = parse(location.hash);
+  const isStart = location.hash.replace(/[#/]/g, "") === "" && !app.session.search;
+  if (isStart && (app.state?.searches.length ?? 0) > 1) wanted.name = "searches"; // the start page of several
   const search = pick(wanted.search);
   if (app.state?.overview && app.state.overview.search !== search) app.state.overview = null; // it belongs to the search shown before
   app.search = search;
@@ -100,7 +102,7 @@ function drawTabs(current) {
   const nav = document.getElementById("pages");
   if (nav.dataset.key !== base + current) fill(nav, tabs);
   nav.dataset.key = base + current;
-  document.querySelector(".brand").href = `${base}/overview`;
+  document.querySelector(".brand").href = (app.state?.searches.length ?? 0) > 1 ? "#/searches" : `${base}/overview`;
 }
 
 function drawSearches() {

@@ -2,8 +2,10 @@
 
 import {fill, h, link, setText, state} from "./dom.js";
 import {askAndKill} from "./ask.js";
-import {budget, count, duration, metric, pace, short} from "./format.js";
+import {budget, count, metric, short} from "./format.js";
 import {FigureBox} from "./figures.js";
+import {drawLive} from "./live.js";
+import {chips, noteBox} from "./notes.js";
 
 const SHOWN = ["completed", "exploded", "stopped", "killed", "failed", "running", "pending"];
 
@@ -13,10 +15,13 @@ export function overviewPage(main, app) {
   const empty = h("section", {class: "empty", hidden: true}, h("h2", {}, "Nothing to show yet"), h("p", {id: "nothing"}));
   const guessing = h("p", {class: "border", id: "guessing", hidden: true});
   const best = h("section", {class: "card", id: "best", hidden: true});
+  const live = h("section", {id: "live-numbers", hidden: true});
+  const written = noteBox(app, {search: app.search ?? ""});
+  const noted = h("section", {id: "noted", hidden: true});
   const cards = h("div", {class: "cards"});
   const figures = h("div", {class: "figures"});
   const notes = h("section", {hidden: true}, h("h2", {}, "Warnings"), h("ul"));
-  main.append(heading, about, empty, guessing, best, cards, figures, notes);
+  main.append(heading, about, empty, guessing, best, written.element, live, cards, noted, figures, notes);
   const stages = new Map(); // stage name -> its card
   let boxes = null; // figures of the stage that is shown
 
@@ -26,7 +31,7 @@ export function overviewPage(main, app) {
       setText(heading, app.search ?? "coarsefine");
       setText(empty.querySelector("#nothing"), nothing(app, health, searches));
       fill(cards);
-      best.hidden = guessing.hidden = true;
+      best.hidden = guessing.hidden = live.hidden = noted.hidden = written.element.hidden = true;
       stages.clear();
       return;
     }
@@ -35,6 +40,9 @@ export function overviewPage(main, app) {
     guessing.hidden = !overview.guessing;
     setText(guessing, overview.guessing?.sentence ?? "");
     drawBest(app, best, overview);
+    drawLive(live, overview);
+    written.update(overview.noted);
+    drawNoted(noted, overview);
     const newest = overview.stages.filter((stage) => stage.launched && stage.version > 0 && stage.ended).at(-1)?.stage;
     for (const stage of overview.stages) {
       if (!stages.has(stage.stage)) {
@@ -93,6 +101,19 @@ function drawBest(app, card, overview) {
     drawn ? h("p", {class: "quiet"}, `Its configuration: ${drawn}`, top.parents.length ? ": " : "", ...top.parents.flatMap((parent, place) => (place ? [", ", to(parent)] : [to(parent)])), ".") : null);
 }
 
+/** Lists the trials with tags or notes. */
+function drawNoted(section, overview) {
+  const key = String(overview.notes_version);
+  section.hidden = !overview.n_noted;
+  if (section.dataset.key === key) return;
+  section.dataset.key = key;
+  const base = `#/s/${encodeURIComponent(overview.search)}`;
+  const more = overview.n_noted - overview.noted_trials.length;
+  fill(section, h("h2", {}, "Trials with tags or notes"), h("ul", {class: "plain"}, overview.noted_trials.map((row) =>
+    h("li", {}, link(`${base}/trial/${encodeURIComponent(row.trial)}`, row.trial), " ", h("span", {class: "tags"}, chips(row.tags)), row.note ? ` ${row.note.split("\n")[0].slice(0, 120)}${row.note.length > 120 ? "…" : ""}` : ""))),
+    more > 0 ? h("p", {class: "quiet"}, `and ${count(more)} more`) : null);
+}
+
 /** Makes the card of a stage: progress bar, counts, best trial and border warnings. */
 function stageCard(app, first) {
   const name = first.stage;
@@ -106,12 +127,13 @@ function stageCard(app, first) {
   const counts = h("p", {class: "counts"});
   const rungs = h("table", {class: "rungs", hidden: true}, h("thead", {}, h("tr", {}, ["budget", "trials", "trained", "run now", "go on"].map((title, place) => h("th", {scope: "col", class: place ? "number" : null}, title)))), h("tbody"));
   const best = h("p", {class: "best"});
+  const cost = h("p", {class: "quiet cost", hidden: true});
   const borders = h("div");
   const button = h("button", {class: "danger small", hidden: true}, "Kill the stage");
   button.addEventListener("click", () =>
     askAndKill(app, {search: app.search, stage: name}, `Kill stage ${name}?`, "All its trials that wait or run end as killed. `master retry` can send them back.", "Kill them all"),
   );
-  const element = h("section", {class: "card", "data-stage": name}, h("div", {class: "row"}, title, budgetText, button), bar, h("p", {}, done, " ", left), counts, rungs, best, borders);
+  const element = h("section", {class: "card", "data-stage": name}, h("div", {class: "row"}, title, budgetText, button), bar, h("p", {}, done, " ", left), counts, rungs, best, cost, borders);
 
   function update(stage, isNewest) {
     const several = stage.rungs.length > 1;
@@ -124,7 +146,9 @@ function stageCard(app, first) {
     const planned = several ? `${count(stage.trainings)} trainings of ${count(stage.trials)} new trials` : `${count(stage.trials)} trials`;
     setText(done, stage.launched ? `${count(stage.trained)} of ${planned}` : `${planned} planned`);
     const ended = stage.trained >= stage.trainings && !(running + pending && !several);
-    setText(left, !stage.launched ? "not launched yet" : ended ? "done" : stage.pace === null ? "none has ended in the last minute" : `${pace(stage.pace)}, about ${duration(stage.left_s)} left`);
+    setText(left, !stage.launched ? "not launched yet" : ended ? "done" : stage.pace === null ? (stage.counts_from === "redis" && !running ? "nothing trains now" : "the pace is not known yet") : `${stage.pace_words}, ${stage.left_words}`);
+    setText(cost, `Cost: ${stage.cost.words}`);
+    cost.hidden = !stage.cost.words;
     fill(counts, SHOWN.filter((word) => by[word]).map((word) => h("span", {class: "count"}, `${count(by[word])} `, state(word))));
     counts.hidden = !counts.childElementCount;
     rungs.hidden = !several;

@@ -4,6 +4,8 @@ import {at, get} from "./api.js";
 import {fill, h, link, setText, state} from "./dom.js";
 import {askAndKill} from "./ask.js";
 import {Charts, chartsOfTrial} from "./curves.js";
+import {followLog} from "./logs.js";
+import {noteBox} from "./notes.js";
 import {clock, count, curve, duration, epochs, metric, short, spread} from "./format.js";
 
 const LEAST_MS = 400;
@@ -30,12 +32,13 @@ export function trialPage(main, app, wanted) {
   const copyButton = h("button", {class: "small", onclick: () => copy(toml, copied)}, "Copy as TOML");
   const attempts = h("table", {}, h("thead", {}, h("tr", {}, ["try", "budget", "state", "metric", "epochs", "trained for", "worker", "device", "ended", "reason"].map((title) => h("th", {scope: "col"}, title)))), h("tbody"));
   const picture = h("section", {hidden: true});
-  const output = h("section", {hidden: true, id: "output"});
+  const output = outputOf(app, id);
+  const written = noteBox(app, {search: app.search ?? "", trial: id});
   const descent = h("section", {class: "card", id: "descent", hidden: true});
   const body = h("div", {hidden: true},
-    facts, descent, diagnosis, reason,
+    facts, written.element, descent, diagnosis, reason,
     h("h2", {}, "Configuration"), h("div", {class: "row"}, copyButton, copied), toml,
-    h("h2", {}, "Curves"), nowhere, single, charts, picture, output,
+    h("h2", {}, "Curves"), nowhere, single, charts, picture, output.element,
     h("h2", {}, "Attempts"), h("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": "Attempts"}, attempts));
   main.append(h("div", {class: "row"}, heading, button), standing, problem, body);
 
@@ -75,8 +78,9 @@ export function trialPage(main, app, wanted) {
   }
 
   function draw(detail) {
-    if (badge.dataset.state !== detail.state) fill(badge, state(detail.state));
-    badge.dataset.state = detail.state;
+    const word = detail.state === "pending" && detail.rung ? "promoted, waits" : null;
+    if (badge.dataset.state !== `${detail.state} ${word}`) fill(badge, word ? h("span", {class: "state pending"}, word) : state(detail.state));
+    badge.dataset.state = `${detail.state} ${word}`;
     setText(standing, standingOf(detail));
     standing.hidden = !standing.textContent;
     button.hidden = !(detail.state === "running" || detail.state === "pending");
@@ -93,8 +97,8 @@ export function trialPage(main, app, wanted) {
       fill(picture, h("h3", {}, "First-layer weights"), h("img", {src: detail.picture, alt: `First-layer weights of ${id}`, class: "weights"}));
       picture.dataset.of = `${detail.attempt}`;
     }
-    output.hidden = !detail.output;
-    if (detail.output) fill(output, h("h2", {}, "Output"), h("p", {class: "quiet"}, `The end of it; all of it: master logs ${id}`), h("pre", {tabindex: "0"}, detail.output));
+    written.update(detail.noted);
+    output.update(detail.outputs);
     drawAttempts(attempts.tBodies[0], detail.attempts);
     drawCurves(detail);
   }
@@ -115,8 +119,45 @@ export function trialPage(main, app, wanted) {
       clearTimeout(again);
       asked?.abort();
       plots.close();
+      output.close();
     },
   };
+}
+
+/** The output of a trial's program or loop, followed while it runs. One of several attempts can be chosen. */
+function outputOf(app, id) {
+  const pick = h("select", {});
+  const chooser = h("label", {hidden: true}, "Attempt ", pick);
+  const place = h("div");
+  const element = h("section", {hidden: true, id: "output"}, h("h2", {}, "Output"), h("p", {class: "quiet"}, `All of it: master logs ${id}`, " ", chooser), place);
+  let log = null;
+  let shown = null; // the attempt
+  let chosen = false; // whether the reader chose it
+
+  function open(attempt) {
+    log?.close();
+    shown = attempt;
+    log = followLog((query) => get(`searches/${at(app.search ?? "")}/trials/${at(id)}/output`, {attempt, ...query}), `output of ${id}, attempt ${attempt}`);
+    fill(place, log.element);
+    pick.value = String(attempt);
+  }
+
+  pick.addEventListener("change", () => {
+    chosen = true;
+    open(Number(pick.value));
+  });
+
+  function update(attempts) {
+    element.hidden = !attempts.length;
+    if (!attempts.length) return;
+    chooser.hidden = attempts.length < 2;
+    if (pick.dataset.key !== attempts.join()) fill(pick, attempts.map((one) => h("option", {value: one}, String(one))));
+    pick.dataset.key = attempts.join();
+    const latest = Math.max(...attempts);
+    if (shown === null || (!chosen && shown !== latest)) open(latest);
+    else pick.value = String(shown);
+  }
+  return {element, update, close: () => log?.close()};
 }
 
 /** Says why a trial with ended attempts waits or runs again. Empty for any other trial. */
@@ -146,6 +187,7 @@ function drawFacts(list, detail) {
     ["Phase", running?.phase],
     ["Running for", running ? duration(running.claimed_s) : null],
     ["Array", running?.array_width ? `${running.array_width} wide` : null],
+    ["Cost", detail.cost.words || null],
     ["Seed", detail.seed],
     ["Weights", detail.checkpoint ? h("code", {class: "path"}, detail.checkpoint) : running || detail.state === "pending" ? null : "not kept"],
   ];
@@ -159,11 +201,24 @@ function drawDescent(app, card, detail) {
   if (card.hidden || card.dataset.key === key) return;
   card.dataset.key = key;
   const rows = detail.rungs.map((rung, place) => h("tr", {}, h("th", {scope: "row"}, `${short(rung.epochs)} ${rung.epochs === 1 ? "epoch" : "epochs"}`),
-    h("td", {class: "number"}, metric(rung.value)), h("td", {}, place ? `promoted${rung.stage ? ` in stage ${rung.stage}` : ""}` : "new")));
+    h("td", {class: "number"}, metric(rung.value)), h("td", {}, place ? "promoted" : "new", rung.stage && place ? [" in stage ", link(`#/s/${encodeURIComponent(app.search)}/trials?stage=${encodeURIComponent(rung.stage)}`, rung.stage)] : "")));
   fill(card, h("h2", {}, "Line of descent"),
     detail.drawn ? h("p", {}, `Its configuration: ${detail.drawn_words}`, detail.parents.length ? ": " : "", ...relatives(app, detail.parents), ".") : null,
-    detail.children.length ? h("p", {}, `${detail.children.length === 1 ? "One trial was" : `${count(detail.children.length)} trials were`} bred from it: `, ...relatives(app, detail.children.slice(0, MOST_CHILDREN)), detail.children.length > MOST_CHILDREN ? ` and ${count(detail.children.length - MOST_CHILDREN)} more` : "", ".") : null,
+    ...OFFSPRING.map(({is, one, many}) => childrenLine(app, detail.children.filter(is), one, many)),
     h("table", {class: "rungs"}, h("thead", {}, h("tr", {}, ["budget", detail.metric, ""].map((title, place) => h("th", {scope: "col", class: place === 1 ? "number" : null}, title)))), h("tbody", {}, rows)));
+}
+
+/** The kinds of children, by how they were drawn, and what the page says of one and of many. */
+const OFFSPRING = [
+  {is: (child) => child.drawn === "repeat", one: "One trial trained its configuration again: ", many: (n) => `${n} trials trained its configuration again: `},
+  {is: (child) => child.drawn === "heir", one: "One trial went on from its weights: ", many: (n) => `${n} trials went on from its weights: `},
+  {is: (child) => child.drawn !== "repeat" && child.drawn !== "heir", one: "One trial was drawn from it: ", many: (n) => `${n} trials were drawn from it: `},
+];
+
+function childrenLine(app, children, one, many) {
+  if (!children.length) return null;
+  const more = children.length - MOST_CHILDREN;
+  return h("p", {}, children.length === 1 ? one : many(count(children.length)), ...relatives(app, children.slice(0, MOST_CHILDREN)), more > 0 ? ` and ${count(more)} more` : "", ".");
 }
 
 function relatives(app, all) {

@@ -4,6 +4,7 @@
 import {at, get} from "./api.js";
 import {fill, h, link, setText, state} from "./dom.js";
 import {MOST} from "./compare.js";
+import {chips} from "./notes.js";
 import {count, duration, epochs, metric, short, spread, times} from "./format.js";
 
 const PER_PAGE = 50;
@@ -74,7 +75,7 @@ export function trialsPage(main, app, wanted) {
       return;
     }
     const live = view.state === "running" || view.state === "pending";
-    const key = JSON.stringify([view, live ? [now.sequence, now.moving] : (stage ?? now.overview).version]);
+    const key = JSON.stringify([view, live ? [now.sequence, now.moving] : [(stage ?? now.overview).version, now.overview.notes_version]]);
     if (key === shown || asked) return;
     clearTimeout(again);
     const wait = lastAt + LEAST_MS - Date.now();
@@ -201,7 +202,17 @@ function rankColumns(page, app) {
     {title: "diagnosis", sort: "diagnosis", cell: (row) => h("span", {title: row.diagnosis?.sentence ?? row.reason}, row.diagnosis?.word ?? row.reason?.split("\n")[0].slice(0, 40) ?? "")},
     ...page.varied.map(hyperparameter),
     {title: "worker", sort: "worker", cell: (row) => row.worker ?? ""},
+    ...noteColumns(page),
   ];
+}
+
+/** The columns of tags and notes, each if a trial of the page has some. */
+function noteColumns(page) {
+  const columns = [
+    {title: "tags", has: (row) => row.tags.length, cell: (row) => h("span", {class: "tags"}, chips(row.tags))},
+    {title: "note", has: (row) => row.note, cell: (row) => h("span", {title: row.note}, row.note.split("\n")[0].slice(0, 60))},
+  ];
+  return columns.filter((column) => page.rows.some(column.has));
 }
 
 /**
@@ -221,7 +232,7 @@ function liveColumns(page, app) {
   const varied = page.varied.map((name) => ({...hyperparameter(name), sort: null}));
   const trial = {title: "trial", cell: (row, base) => link(base + encodeURIComponent(row.trial), row.trial), head: true};
   const wait = {title: "to epochs", number: true, cell: (row) => `${epochs(row.budget_epochs)}${row.max_epochs > row.budget_epochs ? ` of ${short(row.max_epochs)}` : ""}`};
-  if (page.state === "pending") return [tick(app), trial, wait, ...lineColumns(page, app), ...varied];
+  if (page.state === "pending") return [tick(app), trial, wait, ...lineColumns(page, app), ...varied, ...noteColumns(page)];
   return [
     tick(app),
     trial,
@@ -233,6 +244,7 @@ function liveColumns(page, app) {
     {title: "try", number: true, cell: (row) => String(row.attempt)},
     ...varied,
     {title: "worker", cell: (row) => row.worker ?? ""},
+    ...noteColumns(page),
   ];
 }
 

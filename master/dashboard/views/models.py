@@ -59,7 +59,58 @@ class RungProgress(BaseModel):
     decided: bool = Field(description="Whether all promotions from here are decided.")
 
 
-class StageProgress(BaseModel):
+class Cost(BaseModel):
+    """Device time. The time of an array is shared by its slots."""
+
+    device_s: float = 0.0
+    words: str = Field(default="", description="Such as 1.4 device-hours; empty for none.")
+
+
+class Estimate(BaseModel):
+    """Pace and time left, smoothed over the last minute or more; null while nothing trains."""
+
+    pace: float | None = Field(
+        default=None,
+        description="Trainings a second; null when none trained lately, or none is left.",
+    )
+    left_s: float | None = Field(default=None, description="Seconds to go at this pace.")
+    left_range_s: tuple[float, float] | None = Field(
+        default=None, description="Range of about 95 %; null while too little is known."
+    )
+    pace_words: str = ""
+    left_words: str = ""
+
+
+class AtWork(BaseModel):
+    """What a worker does for a search."""
+
+    worker: str
+    device: str
+    does: str = Field(
+        description="trains; elsewhere for trials of another search; else the worker's state."
+    )
+    trials: int
+    stages: dict[str, int] = Field(description="Its trials by stage.")
+    widths: list[int] = Field(description="Widths of its arrays.")
+    backend: str
+
+
+class NoteRow(BaseModel):
+    """Tags and note of a trial or of a search."""
+
+    tags: list[str] = []
+    note: str = ""
+    edit: int = Field(default=0, description="Grows with each change.")
+    at: float | None = Field(default=None, description="Unix time of the last change, s.")
+
+
+class NotedTrial(NoteRow):
+    """Tags and note of a trial."""
+
+    trial: str
+
+
+class StageProgress(Estimate):
     """How far a stage is."""
 
     stage: str
@@ -80,11 +131,7 @@ class StageProgress(BaseModel):
         description="Trainings that have ended; never less when a trial waits for a longer budget."
     )
     rungs: list[RungProgress]
-    pace: float | None = Field(
-        description="Trainings ended a second in the last minute; "
-        "null when none did, or none is left."
-    )
-    left_s: float | None = Field(description="Seconds to go at this pace.")
+    cost: Cost = Field(description="Of its own trials, whichever stage promoted them.")
     best: RankedTrial | None
     borders: list[BorderWarning]
     version: int = Field(
@@ -118,12 +165,26 @@ class Overview(BaseModel):
         default=0, description="Grows with each change of the ranking of all stages."
     )
     stages: list[StageProgress] = []
+    estimate: Estimate = Field(default=Estimate(), description="Of all launched stages together.")
+    to_come: Estimate = Field(
+        default=Estimate(), description="The time that the stages not launched yet will take."
+    )
+    cost: Cost = Cost()
+    at_work: list[AtWork] = Field(
+        default=[], description="What each worker does for the search; the idle ones, too."
+    )
+    noted: NoteRow = NoteRow()
+    noted_trials: list[NotedTrial] = Field(
+        default=[], description="Trials with tags or notes, the latest first; at most 50."
+    )
+    n_noted: int = Field(default=0, description="Number of trials with tags or notes.")
+    notes_version: int = Field(default=0, description="Grows with each change of notes or tags.")
 
     @classmethod
-    def of(cls, search: Search) -> Self:
-        """Return the overview of a search without its stages."""
+    def of(cls, search: Search, name: str) -> Self:
+        """Return the overview of a search without its stages. The name is that of its folder."""
         return cls(
-            search=search.name,
+            search=name,
             id=search.id,
             task=search.task,
             metric=search.metric,
@@ -173,6 +234,8 @@ class UnfinishedTrial(BaseModel):
     )
     still_s: float | None = Field(default=None, description="Seconds since its work last moved.")
     array_width: int | None = None
+    tags: list[str] = []
+    note: str = ""
 
 
 class UnfinishedPage(BaseModel):
@@ -223,6 +286,41 @@ class RungValue(BaseModel):
     stage: str | None = Field(description="Stage that promoted it there; null if unknown.")
 
 
+class NoteChange(BaseModel):
+    """What to write about a trial, or about the search without one, in place of what is there."""
+
+    search: str
+    trial: str | None = None
+    tags: list[str] = []
+    note: str = ""
+    edit: int | None = Field(
+        default=None,
+        description="The edit that this one follows; refused (409) if there is a later one.",
+    )
+
+
+class LogPart(BaseModel):
+    """A part of what a trial or a worker wrote."""
+
+    where: str = Field(description="The file.")
+    text: str
+    begin: int = Field(description="Byte at which the text begins.")
+    end: int = Field(description="Byte at which the next part begins.")
+    size: int = Field(description="Bytes of the file.")
+    file: str = Field(description="Names the file; another one means that it was replaced.")
+    over: bool = Field(description="Whether nothing more will be written.")
+    attempt: int | None = None
+    attempts: list[int] = Field(default=[], description="Attempts that have an output.")
+
+
+class LogFile(BaseModel):
+    """A log of a worker or a job in a search's folder."""
+
+    name: str = Field(description="Below the folder logs/.")
+    size: int
+    at: float = Field(description="Unix time of the last line, s.")
+
+
 class TrialDetail(BaseModel):
     """All that is known of a trial."""
 
@@ -266,6 +364,9 @@ class TrialDetail(BaseModel):
     output: str | None = Field(
         description="The end of what its loop or program wrote to stdout and stderr: 16 KiB."
     )
+    outputs: list[int] = Field(description="Attempts that have an output.")
+    noted: NoteRow
+    cost: Cost
     checkpoint: str | None = Field(description="Path of the weights, if they are kept.")
     picture: str | None = Field(description="Address of the picture of its first layer's weights.")
     running: UnfinishedTrial | None
@@ -288,6 +389,10 @@ class WorkerRow(BaseModel):
     reason: str = Field(description="Why it is put aside; else empty.")
     protocol: int = Field(description="Its protocol; it trains only searches of the same protocol.")
     job: str = Field(description="Id of the scheduler's job that it runs in; else empty.")
+    log: str = Field(
+        description="The file of its messages, relative to the checkpoint root if it is in there; "
+        "empty for none."
+    )
     pace: float | None = Field(description="Trials done a second in the last minute.")
 
 
@@ -315,6 +420,13 @@ class SearchLine(BaseModel):
     ended: int
     running: int
     trials: int
+    trained: int = Field(description="Trainings that have ended, over all rungs and stages.")
+    trainings: int
+    best: RankedTrial | None
+    estimate: Estimate
+    cost: Cost
+    tags: list[str]
+    note: str
 
 
 class State(BaseModel):
@@ -361,6 +473,12 @@ class Problem(BaseModel):
     """Message of an error."""
 
     error: str
+
+
+class Conflict(Problem):
+    """Message about a note that somebody else has changed, and what it says now."""
+
+    noted: NoteRow
 
 
 class FigureName(BaseModel):

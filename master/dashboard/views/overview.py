@@ -1,4 +1,4 @@
-"""All stages of a search: their common ranking, its best trial, and the progress on each rung."""
+"""All stages of a search: their common ranking, its best trial, and the promotions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.errors import CheckpointError
-from common.folder.record import ROUNDING_EPOCHS, Record
 from common.folder.records import SearchFolder
 from common.search.search_file import Search
 from common.search.stage import Stage
-from common.search.trial import Running
-from master.dashboard.views import models
 from master.dashboard.views.stage_view import (
     FRESH_S,
     MAX_SHARE,
@@ -24,7 +21,6 @@ from master.dashboard.views.stage_view import (
 from master.results import ranking
 from master.results.repeats import one_of_each
 from master.stages.promotions import Decision, read_decisions
-from master.stages.rungs import Rung, rungs_so_far
 from master.strategy.borders import Border, borders_of
 from master.strategy.guessing import Guessing, guessing_of, has_ended
 
@@ -134,100 +130,3 @@ class Promotions:
                 for trial in decision.trials:
                     found.setdefault((trial, decision.epochs), stage.name)
         return found
-
-
-@dataclass(frozen=True)
-class Climb:
-    """How far a stage is on its rungs."""
-
-    rungs: tuple[models.RungProgress, ...]
-    left_epochs: float  # epochs that its trainings still have to train
-    lately: float  # epochs of the trainings that ended in the last minute
-    n_lately: int  # number of these trainings
-
-    @property
-    def trained(self) -> int:
-        """Number of trainings that have ended, over all rungs.
-
-        It does not decrease when a promoted trial waits again.
-        """
-        return sum(rung.trained for rung in self.rungs)
-
-    @property
-    def trainings(self) -> int:
-        """Number of trainings that the stage takes, over all rungs."""
-        return sum(rung.planned for rung in self.rungs)
-
-
-def climb(
-    view: StageView,
-    decisions: Sequence[Decision],
-    records: Mapping[str, Record],
-    running: Sequence[Running],
-    lately: Sequence[tuple[str, float]],
-    n_ended: int,
-    resumes: bool,
-) -> Climb:
-    """Return how far a stage is.
-
-    Args:
-        view: The stage.
-        decisions: The decisions on its rungs.
-        records: The last record of each trial of all stages, by name. A stage may promote trials of
-            earlier stages.
-        running: The running trials of all stages.
-        lately: (trial, budget) of the trainings of all stages that ended in the last minute.
-        n_ended: How many of the stage's own trials have ended, by Redis, which may be ahead of the
-            folder.
-        resumes: Whether a promoted trial goes on from its saved state.
-    """
-    name, rungs = view.stage.name, rungs_so_far(view.stage, decisions)
-    told, left, epochs_lately, n_lately, before = list[models.RungProgress](), 0.0, 0.0, 0, 0.0
-    is_certain = True  # whether no further trial will be sent to this rung
-    for number, rung in enumerate(rungs):
-        own = set(rung.names) if rung.names is not None else None
-        planned = rung.awaited if is_certain and number else rung.planned
-        trained = (
-            _count_trained(rung, records) if own is not None else max(len(view.records), n_ended)
-        )
-        planned = max(planned, trained)
-        n_running = sum(
-            _belongs(one.trial.id, one.trial.epochs, rung, own, name) for one in running
-        )
-        n_lately_here = sum(_belongs(trial, epochs, rung, own, name) for trial, epochs in lately)
-        step = rung.epochs - before
-        left += (planned - trained) * step
-        epochs_lately += n_lately_here * step
-        n_lately += n_lately_here
-        told.append(
-            models.RungProgress(
-                epochs=rung.epochs,
-                planned=planned,
-                awaited=planned if own is None else len(own),
-                trained=trained,
-                running=n_running,
-                promoted=rung.promoted,
-                decided=rung.is_decided,
-            )
-        )
-        before, is_certain = (rung.epochs if resumes else 0.0), is_certain and rung.is_decided
-    return Climb(tuple(told), left, epochs_lately, n_lately)
-
-
-def _count_trained(rung: Rung, records: Mapping[str, Record]) -> int:
-    """Return how many trials of a rung have ended.
-
-    They may have ended at the rung, on the way to it, or further up.
-    """
-    found = (records.get(trial) for trial in rung.names or ())
-    return sum(
-        record is not None and record.budget_epochs >= rung.epochs - ROUNDING_EPOCHS
-        for record in found
-    )
-
-
-def _belongs(trial: str, epochs: float, rung: Rung, own: set[str] | None, stage: str) -> bool:
-    """Return whether a training belongs to this rung."""
-    if abs(epochs - rung.epochs) > ROUNDING_EPOCHS:
-        return False
-    return trial.startswith(f"{stage}-") if own is None else trial in own

@@ -6,7 +6,6 @@ Each record is read once, and the trials are ranked again only when the records 
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,10 @@ from common.search.space import Space
 from common.search.stage import Stage
 from common.search.trial import TrialState, violates
 from master.results import ranking
+from master.results.cost import Held, held_by
 from master.results.lineage import at_rungs
+from master.run.climb import Seen, seen_of
+from master.run.estimate import MOST_SEEN
 from master.strategy.guessing import Look, look_of
 from master.strategy.ranges import read_frozen
 
@@ -102,8 +104,9 @@ class StageView:
         self._superseded: list[Record] = []
         self._read: set[str] = set()  # file names
         self._damaged: dict[str, str] = {}  # file name -> what is wrong
-        # (Unix time, trial, budget) of each record that was written, ascending.
-        self._written: list[tuple[float, str, float]] = []
+        self.held: list[Held] = []  # the time of each attempt that trained
+        # Trainings that have ended, by the time when their records were written.
+        self._seen: list[Seen] = []
         self._stamp: tuple[int, int] | None = None
         self._looked = 0.0
         self._changed = False
@@ -141,14 +144,9 @@ class StageView:
         self._rank_at = time.monotonic() + (MAX_SHARE - 1) * (time.thread_time() - began)
         return True
 
-    def lately(self, since_s: float) -> list[tuple[str, float]]:
-        """Return (trial, budget) of the trainings that ended since then."""
-        first = bisect_left(self._written, (since_s, "", 0.0))
-        return [(trial, epochs) for _, trial, epochs in self._written[first:]]
-
-    def began_s(self) -> float:
-        """Return the Unix time of the launch in s, or 0 if not launched."""
-        return read_mtime_ns(self.folder.ranges) / 1e9
+    def lately(self) -> list[Seen]:
+        """Return the latest trainings that have ended."""
+        return self._seen[-MOST_SEEN:]
 
     def space(self) -> Space | None:
         """Return the ranges that the stage samples.
@@ -172,8 +170,9 @@ class StageView:
                 self._superseded,
                 self._read,
                 self._damaged,
-                self._written,
-            ) = {}, {}, [], set(), {}, []
+                self._seen,
+                self.held,
+            ) = {}, {}, [], set(), {}, [], []
         new = sorted(
             (file for name, file in files.items() if name not in self._read),
             key=lambda file: file.attempt,
@@ -182,7 +181,7 @@ class StageView:
             if (record := self._record(file.path)) is not None:
                 self._take(record)
                 changed = True
-        self._written.sort()
+        self._seen.sort(key=lambda one: one.ended)
         return changed
 
     def _take(self, record: Record) -> None:
@@ -210,7 +209,10 @@ class StageView:
                 self._warn(str(error))
             return None
         self._read.add(path.name)
-        self._written.append((read_mtime_ns(path) / 1e9, record.trial, record.budget_epochs))
+        if (held := held_by(record)) is not None:
+            self.held.append(held)
+        if (seen := seen_of(record, read_mtime_ns(path) / 1e9)) is not None:
+            self._seen.append(seen)
         self._looks[record.trial, record.attempt] = look_of(record)
         return record.model_copy(
             update={

@@ -22,7 +22,8 @@ from common.search.space import Space
 from common.search.trial import ENDED, Running, Trial, TrialState
 from common.search.values import Value
 from master.dashboard.views import models
-from master.dashboard.views.search_view import SearchView
+from master.dashboard.views.live import as_cost
+from master.dashboard.views.search_view import SearchView, note_row
 from master.dashboard.views.stage_view import StageView
 from master.results.columns import DiagnosisRow
 from master.results.lineage import budget_words, children_of, longest_of, rung_values, way_of
@@ -32,6 +33,7 @@ from master.strategy.ranges import write_table
 # As in the names of records. It allows no path to another folder.
 TRIAL_PATTERN = re.compile(r"([A-Za-z][A-Za-z0-9_]{0,31})-\d{4,9}")
 MOST_ATTEMPTS = 1000  # searched for; a trial has a few
+FOR_GOOD = (TrialState.COMPLETED, TrialState.STOPPED, TrialState.EXPLODED)
 OUTPUT_BYTES = 16 << 10  # of the end of an output: some screenfuls
 
 
@@ -56,12 +58,24 @@ def trial_detail(
     light = stage.records.get(trial_id)
     highest = max(told.attempt, light.attempt if light else 0)
     records = {r.attempt: r for r in _records(stage.folder, trial_id, highest)}
-    ended = told.state in ENDED or (told.state is None and bool(records))
     last = records[max(records)] if records else None
+    ended = told.state in ENDED or (told.state is None and last is not None)
+    if last is not None and not ended and _is_behind(told, last):
+        told.state, told.running, ended = last.state, None, True
     known = _trial(told, last, ended)
     if known is None:
         return None
     return _detail(view, stage, told, last if ended else None, records, known)
+
+
+def _is_behind(told: _Told, last: Record) -> bool:
+    """Return whether Redis does not know yet, or no longer, that a trial has ended for good.
+
+    Its record comes first, and a Redis that has lost writes hears of it later. Only a promotion
+    sends a trial on that completed, stopped or exploded.
+    """
+    promoted = told.trial is not None and told.trial.rung > last.rung
+    return last.state in FOR_GOOD and not promoted and told.attempt <= last.attempt
 
 
 def _trial(told: _Told, last: Record | None, ended: bool) -> Trial | None:
@@ -128,7 +142,7 @@ def _detail(
     row = stage.ranked.by_trial.get(trial.id) if last else None
     checkpoint = row["checkpoint"] if row else None
     picture = stage.folder.picture_path(trial.id, last.attempt) if last else None
-    outputs = stage.folder.outputs(trial.id)
+    outputs = stage.folder.outputs_by_attempt(trial.id)
     running = make_unfinished_row(told.running) if told.running else None
     curves, curves_from = _curves(told, record, last)
     value = (
@@ -137,7 +151,7 @@ def _detail(
         else (_finite(last.measured) if last else None)
     )
     return models.TrialDetail(
-        search=view.search.name,
+        search=view.folder.name,
         trial=trial.id,
         stage=stage.stage.name,
         state=(told.state or (record.state if record else TrialState.PENDING)).value,
@@ -176,7 +190,10 @@ def _detail(
         else None,
         reason=record.reason if record else None,
         traceback=record.traceback if record else None,
-        output=next((read_end(path, OUTPUT_BYTES) for path in outputs[:1]), None),
+        output=read_end(outputs[max(outputs)], OUTPUT_BYTES) if outputs else None,
+        outputs=list(outputs),
+        noted=note_row(view.notes.of(trial.id)),
+        cost=as_cost(view.costs.by_trial.get(trial.id, 0.0)),
         checkpoint=str(stage.folder.path / checkpoint) if checkpoint else None,
         picture=f"/api/searches/{view.folder.name}/trials/{trial.id}/picture"
         if picture and picture.is_file()

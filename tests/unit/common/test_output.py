@@ -125,3 +125,25 @@ def test_a_program_that_is_started_without_outputs_says_so_where_it_can() -> Non
         preexec_fn=lambda: os.close(2),
     )
     assert (failed, said) == (3, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_a_program_finds_the_file_of_its_log(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom common.output import find_log\n"
+        "print(find_log(Path(sys.argv[1])))"
+    )
+    root, own = tmp_path / "root", tmp_path / "root" / "digits" / "logs" / "worker-1.log"
+    own.parent.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(root)
+    for file, base, found in (
+        (own, root, "digits/logs/worker-1.log"),
+        (own, link, "digits/logs/worker-1.log"),
+        (tmp_path / "x.log", root, str(tmp_path / "x.log")),
+        (Path("/dev/null"), root, ""),
+    ):
+        with file.open("ab") as stderr:
+            command = [sys.executable, "-P", "-c", code, str(base)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+        assert done.stdout.strip() == found

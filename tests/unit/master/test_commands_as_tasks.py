@@ -133,6 +133,27 @@ def test_logs_show_the_last_attempt_and_follow_it_to_its_end(
     assert b"".join(parts) == b"try 10\nmore\n"
 
 
+def test_logs_show_an_attempt_or_all_of_them(write: Callable[..., Chosen], tmp_path: Path) -> None:
+    chosen, parts = write("sh"), list[bytes]()
+    stage = SearchFolder(tmp_path / "checkpoints", "own").stage("coarse")
+    for attempt in (2, 10):
+        path = stage.output_path("coarse-0001", attempt)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"try %d\n" % attempt)
+    show_logs(chosen, "coarse-0001", False, parts.append, wanted="2")
+    assert parts == [b"try 2\n"]
+    parts.clear()
+    show_logs(chosen, "coarse-0001", False, parts.append, wanted="all")
+    assert b"".join(parts) == (
+        b"==> coarse-0001, attempt 2 <==\ntry 2\n==> coarse-0001, attempt 10 <==\ntry 10\n"
+    )
+    with pytest.raises(ConfigError, match=r"--attempt 3: has no output of coarse-0001; .*: 2, 10"):
+        show_logs(chosen, "coarse-0001", False, parts.append, wanted="3")
+    for bad in ("first", "-1", "\u0661"):
+        with pytest.raises(ConfigError, match="neither a number nor last nor all"):
+            show_logs(chosen, "coarse-0001", False, parts.append, wanted=bad)
+
+
 def test_a_file_that_was_cut_is_followed_from_its_end(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     path.write_bytes(b"one\n")

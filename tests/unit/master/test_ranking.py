@@ -20,7 +20,7 @@ CONTRACT = [
     "rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "hyperparameters",
     "checkpoint", "worker", "attempt", "reason",
     "metric", "value", "diagnosis", "budget_epochs", "max_epochs", "rung", "drawn", "parents",
-    "repeats",
+    "repeats", "tags", "note",
 ]  # fmt: skip
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 
@@ -224,7 +224,7 @@ def test_rows_have_exactly_the_keys_of_the_contract() -> None:
         "checkpoint": "a.pt", "worker": "w", "attempt": 2,
         "reason": None, "metric": "val_acc", "value": 0.9, "diagnosis": None,
         "budget_epochs": 7.0, "max_epochs": 20.0, "rung": 2, "drawn": "child",
-        "parents": ["coarse-0003"], "repeats": None,
+        "parents": ["coarse-0003"], "repeats": None, "tags": [], "note": "",
     }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def train(path: Path, loop: Callable[[OwnTrial], object], n_trials: int = 2) -> 
 
 
 def read(folder: StageFolder, index: int) -> str:
-    (file,) = folder.outputs(f"coarse-{index:04d}")
+    (file,) = folder.outputs_by_attempt(f"coarse-{index:04d}").values()
     return file.read_text()
 
 
@@ -81,7 +81,7 @@ def test_a_report_writes_out_what_was_printed_before_it(tmp_path: Path) -> None:
         print("half a line", end="")
         trial.report(1, val_acc=0.5)
         until = time.monotonic() + 60
-        while not folder.outputs(trial.id) and time.monotonic() < until:
+        while not folder.outputs_by_attempt(trial.id) and time.monotonic() < until:
             time.sleep(0.01)
         seen.write_text(read(folder, 0))
 
@@ -125,7 +125,7 @@ def test_a_trial_that_prints_nothing_has_no_file_and_a_folder_that_is_gone_is_no
 ) -> None:
     folder = stage(tmp_path)
     train(tmp_path, lambda trial: trial.report(1, val_acc=0.5), 1)
-    assert not folder.outputs("coarse-0000")
+    assert not folder.outputs_by_attempt("coarse-0000")
     shutil.rmtree(folder.path)
     train(tmp_path, write_in_all_ways, 1)
     assert not folder.path.exists() and "coarse-0000 prints" in capfd.readouterr().err

@@ -73,7 +73,7 @@ class Runs:
         return ended
 
     def output(self) -> str:
-        (file,) = self.folder.stage("coarse").outputs("coarse-0000")
+        (file,) = self.folder.stage("coarse").outputs_by_attempt("coarse-0000").values()
         return file.read_text()
 
 
@@ -394,7 +394,8 @@ def test_told_to_stop_a_program_ends_and_its_trial_goes_on_from_its_checkpoint(
     assert (ended.state, ended.epochs, ended.value) == (TrialState.COMPLETED, 4.0, 0.4)
     assert ended.curves["epoch"] == [1, 2, 3, 4] and ended.checkpoint is not None
     assert ended.checkpoint() == b"weights of 4\n"
-    assert runs.folder.stage("coarse").outputs("coarse-0000")[0].read_text() == "weights of 2\n"
+    outputs = runs.folder.stage("coarse").outputs_by_attempt("coarse-0000")
+    assert outputs[max(outputs)].read_text() == "weights of 2\n"
 
 
 def test_the_best_checkpoint_is_kept_as_it_was_reported(runs: Runs) -> None:
