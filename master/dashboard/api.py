@@ -16,7 +16,7 @@ from common.broker.connection import Broker
 from common.errors import QueueError
 from common.folder import pictures
 from common.search.trial import DRAWN, TrialState
-from master.dashboard.filtering import FilterError, select
+from master.dashboard.filtering import FilterError, check_names, select
 from master.dashboard.views import models
 from master.dashboard.views.search_view import SearchView
 from master.dashboard.views.stage_view import Ranked, StageView
@@ -27,7 +27,7 @@ from master.dashboard.views.trial_page import (
     trial_detail,
 )
 from master.dashboard.watch import Watch
-from master.figures.names import FIGURES
+from master.figures.names import FIGURE_TITLES, FIGURES
 from master.results import ranking
 from master.results.columns import RankedTrial
 
@@ -188,6 +188,14 @@ class Question:
 
 
 TheQuestion = Annotated[Question, Depends()]
+Columns = Annotated[
+    str,
+    Query(
+        max_length=4 * MOST_TEXT,
+        description="Columns, hyperparameters and metrics, separated by commas; empty for those of "
+        "`leaderboard.csv`.",
+    ),
+]
 
 
 @router.get("/searches/{search}/ranking")
@@ -209,23 +217,32 @@ def read_ranking(stage: TheStage, question: TheQuestion) -> models.RankingPage:
 
 
 @router.get("/searches/{search}/download.{form}", response_class=Response, responses=TABLE)
-def download_of_all(view: TheSearch, form: Form, question: TheQuestion) -> Response:
+def download_of_all(
+    view: TheSearch, form: Form, question: TheQuestion, columns: Columns = ""
+) -> Response:
     """Return all rows of all stages that pass the filter, as CSV or Parquet."""
-    return _download(view.whole.ranked, view.search.name, form, question)
+    return _download(view.whole.ranked, view.search.name, form, question, columns)
 
 
 @router.get(
     "/searches/{search}/stages/{stage}/download.{form}", response_class=Response, responses=TABLE
 )
-def download(view: TheSearch, stage: TheStage, form: Form, question: TheQuestion) -> Response:
+def download(
+    view: TheSearch, stage: TheStage, form: Form, question: TheQuestion, columns: Columns = ""
+) -> Response:
     """Return all rows of a stage that pass the filter, as CSV or Parquet."""
-    return _download(stage.ranked, f"{view.search.name}-{stage.stage.name}", form, question)
+    name = f"{view.search.name}-{stage.stage.name}"
+    return _download(stage.ranked, name, form, question, columns)
 
 
-def _download(now: Ranked, name: str, form: Form, asked: Question) -> Response:
+def _download(now: Ranked, name: str, form: Form, asked: Question, columns: str) -> Response:
     found = select(now.rows, asked.filter, asked.state, asked.sort, asked.order == "desc")
+    names = list(dict.fromkeys(filter(None, columns.split(","))))
+    check_names(names, now.rows)
     content: str | bytes = (
-        ranking.rows_as_csv(found) if form == "csv" else ranking.rows_as_parquet(found)
+        ranking.rows_as_csv(found, names)
+        if form == "csv"
+        else ranking.rows_as_parquet(found, names)
     )
     return Response(
         content,
@@ -382,8 +399,11 @@ def picture(view: TheSearch, trial: str, broker: TheBroker) -> Response:
 
 @router.get("/figures")
 def figures() -> list[models.FigureName]:
-    """Return the names and titles of the figures that a stage has."""
-    return [models.FigureName(name=name, title=title) for name, title in FIGURES.items()]
+    """Return the names, titles and descriptions of the figures that a stage has."""
+    return [
+        models.FigureName(name=name, title=FIGURE_TITLES[name], about=about)
+        for name, about in FIGURES.items()
+    ]
 
 
 @router.get(
@@ -395,13 +415,17 @@ def figure(
     stage: TheStage,
     figure: str,
     columns: Annotated[int, Query(ge=1, le=2)] = 2,
+    filter: Annotated[str, Query(max_length=MOST_TEXT)] = "",
 ) -> Response:
-    """Return a figure as plotly's JSON (``data`` and ``layout``)."""
+    """Return a figure as plotly's JSON (``data`` and ``layout``).
+
+    With a filter, figures that show single trials show those that pass it.
+    """
     if figure not in FIGURES:
         raise HTTPException(404, f"{figure!r}: no such figure; there are {', '.join(FIGURES)}")
     if not stage.ranked.rows:
         raise HTTPException(404, f"stage {stage.stage.name!r}: no trial has ended yet")
     return Response(
-        request.app.state.drawings.figure(view, stage, figure, columns),
+        request.app.state.drawings.figure(view, stage, figure, columns, filter.strip()),
         media_type="application/json",
     )

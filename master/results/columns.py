@@ -47,14 +47,15 @@ class RankedTrial(BaseModel):
     repeats: dict[str, float | None] | None = Field(
         description="Mean, deviation and number of the runs of its configuration, if repeated."
     )
+    seconds: float | None = Field(description="Seconds that its training took, at all budgets.")
+    metrics: dict[str, float | None] = Field(description="All metrics of its best epoch.")
 
 
 COLUMNS = tuple(RankedTrial.model_fields)
 # Of `leaderboard.csv` and `master rank --format csv`: before the hyperparameters, and after.
 CSV_HEAD = ("rank", "trial", "stage", "state", "metric", "value", "val_acc", "val_loss", "epochs")
 CSV_TAIL = ("checkpoint", "worker", "attempt", "diagnosis", "rung", "drawn", "parents", "reason")
-# A filter compares, and a table sorts by, all columns but these.
-UNSORTED = frozenset(
-    ("hyperparameters", "checkpoint", "reason", "metric", "max_epochs", "parents", "repeats")
-)
+# A filter compares, and a table sorts by, all columns but these, and what is in them.
+UNSORTED = frozenset(("hyperparameters", "metrics", "metric", "repeats"))
+SPREAD = ("mean", "deviation")  # columns of the runs of a repeated configuration
 SORTED = tuple(name for name in COLUMNS if name not in UNSORTED)

@@ -368,3 +368,4 @@ class FigureName(BaseModel):
 
     name: str
     title: str
+    about: str
