@@ -425,7 +425,8 @@ def figure(
         raise HTTPException(404, f"{figure!r}: no such figure; there are {', '.join(FIGURES)}")
     if not stage.ranked.rows:
         raise HTTPException(404, f"stage {stage.stage.name!r}: no trial has ended yet")
-    return Response(
-        request.app.state.drawings.figure(view, stage, figure, columns, filter.strip()),
-        media_type="application/json",
-    )
+    words, matching = filter.strip(), None
+    if words:
+        matching = frozenset(row["trial"] for row in select(view.rows_until(stage), words))
+    drawn = request.app.state.drawings.figure(view, stage, figure, columns, words, matching)
+    return Response(drawn, media_type="application/json")

@@ -163,7 +163,7 @@ function drawDescent(app, card, detail) {
   fill(card, h("h2", {}, "Line of descent"),
     detail.drawn ? h("p", {}, `Its configuration: ${detail.drawn_words}`, detail.parents.length ? ": " : "", ...relatives(app, detail.parents), ".") : null,
     detail.children.length ? h("p", {}, `${detail.children.length === 1 ? "One trial was" : `${count(detail.children.length)} trials were`} bred from it: `, ...relatives(app, detail.children.slice(0, MOST_CHILDREN)), detail.children.length > MOST_CHILDREN ? ` and ${count(detail.children.length - MOST_CHILDREN)} more` : "", ".") : null,
-    h("table", {class: "rungs"}, h("thead", {}, h("tr", {}, ["budget", detail.metric, ""].map((title, place) => h("th", {scope: "col", class: place === 1 ? "number" : null}, title)))), h("tbody", {}, rows)));
+    h("table", {class: "rungs"}, h("thead", {}, h("tr", {}, ["budget", detail.metric, "how"].map((title, place) => h("th", {scope: "col", class: place === 1 ? "number" : null}, title)))), h("tbody", {}, rows)));
 }
 
 function relatives(app, all) {

@@ -17,7 +17,6 @@ from common.errors import ConfigError
 from common.folder import pictures
 from common.folder.record import Record
 from common.search.space import Space
-from master.dashboard.filtering import select
 from master.dashboard.views.search_view import SearchView
 from master.dashboard.views.stage_view import Ranked, StageView
 from master.figures.catalogue import NARROW_COLUMNS, OF_ALL, WIDE_COLUMNS, Material, draw
@@ -58,7 +57,13 @@ class Drawings:
         self._mutex = threading.Lock()
 
     def figure(
-        self, view: SearchView, stage: StageView, name: str, columns: int, words: str = ""
+        self,
+        view: SearchView,
+        stage: StageView,
+        name: str,
+        columns: int,
+        words: str = "",
+        matching: Collection[str] | None = None,
     ) -> str:
         """Return the figure of that name, as JSON.
 
@@ -67,11 +72,11 @@ class Drawings:
             stage: A stage of which at least one trial has ended.
             name: The name of the figure.
             columns: The number of panels side by side.
-            words: The filter that trials must pass, see ``filtering``. The ``meta`` of a figure
-                that follows it says how many do.
+            words: The filter that trials must pass; empty for all.
+            matching: The trials that pass it, of this stage and those before it. The ``meta`` of a
+                figure that follows the filter says how many they are.
 
         Raises:
-            FilterError: The filter cannot be read.
             SearchError: What the stage sampled cannot be read.
         """
         key = (
@@ -84,24 +89,27 @@ class Drawings:
         with self._mutex:
             kept, now = self._kept.get(key), time.monotonic()
             if kept is None or (kept.version != view.version(stage) and now >= kept.again_at):
-                kept = self._kept[key] = self._draw(view, stage, name, key[3], words)
+                kept = self._kept[key] = self._draw(view, stage, name, key[3], matching)
             self._kept.move_to_end(key)
             while len(self._kept) > MOST_KEPT:
                 self._kept.popitem(last=False)
             return kept.json
 
     def _draw(
-        self, view: SearchView, stage: StageView, name: str, columns: int, words: str
+        self,
+        view: SearchView,
+        stage: StageView,
+        name: str,
+        columns: int,
+        matching: Collection[str] | None,
     ) -> Drawn:
         began, ranked, current = time.monotonic(), stage.ranked, view.version(stage)
-        rows = [row for one in _until(view, stage) for row in one.ranked.rows]
-        matching = frozenset(row["trial"] for row in select(rows, words)) if words else None
         chosen = _choose_records(stage, ranked, matching) if name in WITH_CURVES else []
         light = self._light(view, stage, ranked)
         material = replace(light, trials=_add_curves(light.trials, chosen), matching=matching)
         figure = draw(name, material, _find_shown(name, chosen), columns)
         if matching is not None and name not in OF_ALL:
-            count = {"matching": len(matching), "of": len(rows)}
+            count = {"matching": len(matching), "of": len(view.rows_until(stage))}
             figure.update_layout(meta={**(figure.layout.meta or {}), **count})
         json = str(figure.to_json())
         ended = time.monotonic()
@@ -121,15 +129,10 @@ class Drawings:
         return material
 
 
-def _until(view: SearchView, stage: StageView) -> list[StageView]:
-    """Return the stages up to this one, whose trials its figures show."""
-    return view.stages[: view.stages.index(stage) + 1]
-
-
 def _material(view: SearchView, stage: StageView, ranked: Ranked) -> Material:
     """Do what ``master.report.figure_data.gather`` does, without reading all records again."""
     records = list(ranked.records)
-    until = _until(view, stage)
+    until = view.until(stage)
     earlier = [record for one in until[:-1] for record in one.ranked.records]
     superseded = [record for one in until for record in one.ranked.superseded]
     ranges = {one.stage.name: space for one in until if (space := one.space()) is not None}
