@@ -335,7 +335,7 @@ def _ring(
         name=f"best of {safe(stage)}",
         marker=marker,
         showlegend=False,
-        text=[safe(f"the best of {stage}: {best['trial'].iloc[0]}")],
+        text=[safe(f"the best of {stage}: {_words(next(best.itertuples()))}")],
         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
         **axes,
     )

@@ -269,6 +269,7 @@ def test_every_view_is_accessible_and_fits(
             go(page, SEARCH, view)
             expect(page.locator("h1")).to_be_visible()
             if page.locator("figure").count():
+                page.locator("figure").first.scroll_into_view_if_needed()
                 expect(page.locator("figure .main-svg").first).to_be_visible()
             for theme in ("light", "dark"):
                 page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]

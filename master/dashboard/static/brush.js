@@ -29,7 +29,7 @@ export class Brush {
     const known = selections(filter);
     const strips = axes.map((axis, place) => {
       const strip = make("rect", {class: "strip", x: x(place) - width / 2, width, y: y(1) - 8, height: y(0) - y(1) + 16, "data-axis": axis.name});
-      const part = make("rect", {class: "part", x: x(place) - 8, width: 16, rx: 2});
+      const part = make("rect", {class: "part", x: x(place) - 11, width: 13, rx: 2});
       const demand = known.get(axis.name);
       show(part, demand ? partOf(axis, demand) : null, y);
       this.#listen(strip, part, axis, y, Boolean(demand));
