@@ -17,7 +17,7 @@ from common.broker.connection import Broker
 from common.errors import QueueError
 from common.folder import pictures
 from common.search.trial import DRAWN, TrialState
-from master.dashboard.filtering import FilterError, select
+from master.dashboard.filtering import FilterError, check_names, select
 from master.dashboard.views import models
 from master.dashboard.views.search_view import SearchView
 from master.dashboard.views.stage_view import Ranked, StageView
@@ -28,7 +28,7 @@ from master.dashboard.views.trial_page import (
     trial_detail,
 )
 from master.dashboard.watch import Watch
-from master.figures.names import FIGURES
+from master.figures.names import FIGURE_TITLES, FIGURES
 from master.results import ranking
 from master.results.columns import RankedTrial
 
@@ -189,6 +189,14 @@ class Question:
 
 
 TheQuestion = Annotated[Question, Depends()]
+Columns = Annotated[
+    str,
+    Query(
+        max_length=4 * MOST_TEXT,
+        description="Columns, hyperparameters and metrics, separated by commas; empty for those of "
+        "`leaderboard.csv`.",
+    ),
+]
 
 
 @router.get("/searches/{search}/ranking")
@@ -210,23 +218,34 @@ def read_ranking(view: TheSearch, stage: TheStage, question: TheQuestion) -> mod
 
 
 @router.get("/searches/{search}/download.{form}", response_class=Response, responses=TABLE)
-def download_of_all(view: TheSearch, form: Form, question: TheQuestion) -> Response:
+def download_of_all(
+    view: TheSearch, form: Form, question: TheQuestion, columns: Columns = ""
+) -> Response:
     """Return all rows of all stages that pass the filter, as CSV or Parquet."""
-    return _download(view, view.whole.ranked, view.search.name, form, question)
+    return _download(view, view.whole.ranked, view.search.name, form, question, columns)
 
 
 @router.get(
     "/searches/{search}/stages/{stage}/download.{form}", response_class=Response, responses=TABLE
 )
-def download(view: TheSearch, stage: TheStage, form: Form, question: TheQuestion) -> Response:
+def download(
+    view: TheSearch, stage: TheStage, form: Form, question: TheQuestion, columns: Columns = ""
+) -> Response:
     """Return all rows of a stage that pass the filter, as CSV or Parquet."""
-    return _download(view, stage.ranked, f"{view.search.name}-{stage.stage.name}", form, question)
+    name = f"{view.search.name}-{stage.stage.name}"
+    return _download(view, stage.ranked, name, form, question, columns)
 
 
-def _download(view: SearchView, now: Ranked, name: str, form: Form, asked: Question) -> Response:
+def _download(
+    view: SearchView, now: Ranked, name: str, form: Form, asked: Question, columns: str
+) -> Response:
     found = _select(view, now, asked)
+    names = list(dict.fromkeys(filter(None, columns.split(","))))
+    check_names(names, now.rows)
     content: str | bytes = (
-        ranking.rows_as_csv(found) if form == "csv" else ranking.rows_as_parquet(found)
+        ranking.rows_as_csv(found, names)
+        if form == "csv"
+        else ranking.rows_as_parquet(found, names)
     )
     return Response(
         content,
@@ -394,8 +413,11 @@ def picture(view: TheSearch, trial: str, broker: TheBroker) -> Response:
 
 @router.get("/figures")
 def figures() -> list[models.FigureName]:
-    """Return the names and titles of the figures that a stage has."""
-    return [models.FigureName(name=name, title=title) for name, title in FIGURES.items()]
+    """Return the names, titles and descriptions of the figures that a stage has."""
+    return [
+        models.FigureName(name=name, title=FIGURE_TITLES[name], about=about)
+        for name, about in FIGURES.items()
+    ]
 
 
 @router.get(
@@ -407,13 +429,18 @@ def figure(
     stage: TheStage,
     figure: str,
     columns: Annotated[int, Query(ge=1, le=2)] = 2,
+    filter: Annotated[str, Query(max_length=MOST_TEXT)] = "",
 ) -> Response:
-    """Return a figure as plotly's JSON (``data`` and ``layout``)."""
+    """Return a figure as plotly's JSON (``data`` and ``layout``).
+
+    With a filter, figures that show single trials show those that pass it.
+    """
     if figure not in FIGURES:
         raise HTTPException(404, f"{figure!r}: no such figure; there are {', '.join(FIGURES)}")
     if not stage.ranked.rows:
         raise HTTPException(404, f"stage {stage.stage.name!r}: no trial has ended yet")
-    return Response(
-        request.app.state.drawings.figure(view, stage, figure, columns),
-        media_type="application/json",
-    )
+    words, matching = filter.strip(), None
+    if words:
+        matching = frozenset(row["trial"] for row in select(view.rows_until(stage), words))
+    drawn = request.app.state.drawings.figure(view, stage, figure, columns, words, matching)
+    return Response(drawn, media_type="application/json")

@@ -18,11 +18,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from common.errors import ConfigError
-from master.results.columns import SORTED
+from master.results import ranking
 
 COMPARISON = re.compile(r"([A-Za-z_][\w.]*)(>=|<=|!=|=|>|<)(.+)")
 TAGGED = re.compile(r"tag:(.+)")  # a trial with this tag
-SPREAD = ("mean", "deviation")  # of the runs of a repeated configuration
 QUOTED = re.compile(r'"([^"]*)"')
 MOST_WORDS = 60  # of a filter, parentheses included; this also limits how deep they are nested
 Row = Mapping[str, Any]
@@ -60,22 +59,18 @@ def select(
     found = [row for row in rows if state in (None, row["state"]) and test(row)]
     if sort == "rank" and not descending:
         return found
-    if problem := _unknown(sort, rows):
-        raise ConfigError(problem)
+    check_names([sort], rows)
     have = [row for row in found if value_of(row, sort) is not None]
     have.sort(key=lambda row: _order(value_of(row, sort)), reverse=descending)
     return have + [row for row in found if value_of(row, sort) is None]
 
 
 def value_of(row: Row, name: str) -> Any:
-    """Return the value of a column or a hyperparameter, or None where the row has none."""
-    if name == "diagnosis":
-        return row["diagnosis"]["word"] if row["diagnosis"] else None
-    if name in SORTED:
-        return row[name]
-    if name in SPREAD and row["repeats"]:
-        return row["repeats"][name]
-    value = row["hyperparameters"].get(name)
+    """Return the value of a column, a hyperparameter or a metric, or None where the row has none.
+
+    A list or a table is text.
+    """
+    value = ranking.value_of(row, name)
     return _as_json(value) if isinstance(value, list | dict) else value
 
 
@@ -108,13 +103,22 @@ def _order(value: Any) -> tuple[int, Any]:
     return (0, value) if isinstance(value, int | float) else (1, str(value))
 
 
+def check_names(names: Sequence[str], rows: Sequence[Row]) -> None:
+    """Check that the rows have these columns, hyperparameters or metrics.
+
+    Raises:
+        ConfigError: They have not.
+    """
+    for name in names:
+        if problem := _unknown(name, rows):
+            raise ConfigError(problem)
+
+
 def _unknown(name: str, rows: Sequence[Row]) -> str | None:
     """Return what is wrong with a column name, or None if it is known."""
-    own = list(dict.fromkeys(key for row in rows for key in row["hyperparameters"]))
-    if any(row["repeats"] for row in rows):
-        own += SPREAD
-    if name not in SORTED and rows and name not in own:
-        return f"{name}: no such column or hyperparameter; use one of {', '.join([*SORTED, *own])}"
+    known = ranking.names_of(rows)
+    if rows and name not in known:
+        return f"{name}: no such column or hyperparameter; use one of {', '.join(known)}"
     return None
 
 

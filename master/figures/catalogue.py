@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,17 +12,20 @@ from common.search.space import Space
 from master.figures.curves import accuracies, choose_trials, losses, ratios
 from master.figures.hyperparameters import hyperparameters
 from master.figures.inside import histograms, weights
+from master.figures.names import FIGURE_TITLES
 from master.figures.outcomes import outcomes
 from master.figures.parallel import parallel
 from master.figures.progress import best_so_far
 from master.figures.rungs import rungs
-from master.figures.telling import importance
+from master.figures.style import empty
+from master.figures.telling import importance, telling
 from master.figures.timeline import timeline
 
 NARROW_COLUMNS, WIDE_COLUMNS = 1, 2  # columns of panels: on a phone, on a screen
 # Number of best trials that are searched for a picture. Kept trials have one, and 50 are kept by
 # default.
 LOOKED_AT = 50
+OF_ALL = ("importance",)  # figures of all trials, also if only some match
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Material:
         following: The same, with the ranges proposed for the next stage.
         picture: Returns the first layer's weights of a trial as a PNG, given its name. None if it
             has none.
+        matching: The names of the trials to draw. None for all.
     """
 
     stage: str
@@ -48,11 +52,21 @@ class Material:
     ranges: Mapping[str, Space]
     following: Mapping[str, Space]
     picture: Callable[[str], bytes | None] = lambda trial: None
+    matching: Collection[str] | None = None
 
     @property
     def sampled(self) -> dict[str, Space]:
         """The ranges of the stages that sample, up to this one."""
         return {stage: space for stage, space in self.ranges.items() if space.sampled}
+
+    @property
+    def selected(self) -> Material:
+        """The material without the trials that do not match."""
+        if self.matching is None:
+            return self
+        tables = (self.trials, self.history, self.attempts)
+        trials, history, attempts = (one[one["trial"].isin(self.matching)] for one in tables)
+        return replace(self, trials=trials, history=history, attempts=attempts)
 
 
 Drawer = Callable[[Material, Sequence[str], int], go.Figure]
@@ -73,6 +87,14 @@ def draw(
     Raises:
         KeyError: There is no figure of that name.
     """
+    if material.matching is not None and name not in (*OF_ALL, "parallel"):
+        chosen = material.selected
+        if not len(chosen.history):
+            return empty(FIGURE_TITLES[name], "No trial matches the filter.")
+        if name == "outcomes":  # the axes stay when the filter changes
+            axes = telling(material.history, material.sampled)
+            return outcomes(chosen.history, material.sampled, axes)
+        material = chosen
     return _DRAWERS[name](material, trials, columns)
 
 
@@ -88,7 +110,7 @@ def _weights(material: Material, trials: Sequence[str]) -> go.Figure:
 _DRAWERS: dict[str, Drawer] = {
     "hyperparameters": lambda m, _, columns: hyperparameters(m.history, m.following, columns),
     "rungs": lambda m, *_: rungs(m.history),
-    "parallel": lambda m, *_: parallel(m.history, m.sampled),
+    "parallel": lambda m, *_: parallel(m.history, m.sampled, m.matching),
     "importance": lambda m, *_: importance(m.history, m.sampled),
     "outcomes": lambda m, *_: outcomes(m.history, m.sampled),
     "losses": lambda m, trials, _: losses(m.trials, trials or choose_trials(m.trials)),

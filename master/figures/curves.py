@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from master.figures.style import LINE_COLOURS, METRIC_TITLES, empty, frame, safe
+from master.figures.names import FIGURE_TITLES
+from master.figures.style import LINE_COLOURS, METRIC_TITLES, empty, frame, name_layers, safe
 from master.figures.table import best_first
 
 MOST_MARKED = 40  # evaluations; with more, the marks would hide the line
@@ -49,7 +50,7 @@ def losses(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
     return _pairs(
         trials,
         names,
-        "Loss over epochs",
+        FIGURE_TITLES["losses"],
         "loss (nats, log scale)",
         ("train_loss", "val_loss"),
         log=True,
@@ -68,7 +69,11 @@ def accuracies(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
     metric = str(trials["metric"].iloc[0]) if len(trials) else "val_acc"
     if metric == "val_acc" or metric == "val_loss":
         return _pairs(
-            trials, names, "Accuracy over epochs", "accuracy (share)", ("train_acc", "val_acc")
+            trials,
+            names,
+            FIGURE_TITLES["accuracies"],
+            "accuracy (share)",
+            ("train_acc", "val_acc"),
         )
     return _pairs(
         trials,
@@ -88,7 +93,7 @@ def ratios(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
         trials: See ``table``.
         names: The trials to show. If empty, the best.
     """
-    title = "Update:weight ratio"
+    title = FIGURE_TITLES["ratios"]
     found = _rows(trials, names or choose_trials(trials)[:1])
     figure = frame(
         go.Figure(), title, "About 1e-3 is healthy; higher learns in jumps, lower hardly learns."
@@ -97,10 +102,11 @@ def ratios(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
     for number, row in enumerate(found):
         curves = row["curves"]
         layers = [name for name in curves if name.startswith(RATIO)]
+        words = name_layers([layer.removeprefix(RATIO) for layer in layers])
         for colour, layer in enumerate(layers):
             epochs, values = _points(curves, layer, log=True)
             ends += epochs
-            name = f"layer {layer.removeprefix(RATIO)}" + (
+            name = words[layer.removeprefix(RATIO)] + (
                 f", {row['trial']}" if len(found) > 1 else ""
             )
             _line(
@@ -131,7 +137,7 @@ def ratios(trials: pd.DataFrame, names: Sequence[str] = ()) -> go.Figure:
     figure.update_layout(title_text=f"{title}{shown}")
     figure.update_xaxes(title_text="epoch")
     figure.update_yaxes(
-        title_text="update norm / weight norm (log scale)",
+        title_text="update norm / weight norm",
         type="log",
         exponentformat="power",
         dtick=1,

@@ -16,6 +16,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from common.search.space import Space
+from master.figures.names import FIGURE_TITLES
 from master.figures.scales import Scale, scales, segments, zones
 from master.figures.style import (
     BLACK,
@@ -30,7 +31,7 @@ from master.figures.style import (
 )
 from master.figures.table import is_min
 
-TITLE = "Hyperparameters and their ranges"
+TITLE = FIGURE_TITLES["hyperparameters"]
 ROW = 240  # pixels of a panel's upper part
 BAR = 18  # pixels of a stage's range below it
 GAP = 66  # pixels between rows, for an axis with its title
@@ -59,6 +60,7 @@ DRAWN_TITLES = {
     "grid": "grid",
     "suggested": "suggested",
 }
+MOST_KIN = 20  # trials of the line of descent that is drawn
 BORDER_TINT = "rgba(213, 94, 0, 0.13)"  # vermilion, for the border zones behind the points
 
 
@@ -113,7 +115,11 @@ def hyperparameters(
     drawn, thinning = _thin_stages(trials, max(LEAST_POINTS, MOST_POINTS // len(shown)))
     colours = {stage: STAGE_COLOURS[i % len(STAGE_COLOURS)] for i, stage in enumerate(ranges)}
     larger = "Larger: longer budget. " if drawn["budget_epochs"].nunique() > 1 else ""
-    note = f"Orange: outer 5 % of the range. Ringed: best of a stage. {larger}{thinning}".strip()
+    kin = _find_kin(trials)
+    descent = "Thin line: how the best descends. " if len(kin) else ""
+    note = (
+        f"Orange: outer 5 % of the range. Ringed: best of a stage. {descent}{larger}{thinning}"
+    ).strip()
     columns = min(columns, len(shown))
     rows = math.ceil(len(shown) / columns)
     height = TOP + BOTTOM + rows * (ROW + BAR * len(ranges)) + (rows - 1) * GAP
@@ -121,6 +127,7 @@ def hyperparameters(
     figure.update_layout(margin={"t": TOP, "b": BOTTOM}, legend_itemsizing="constant")
     for panel in _panels(shown, columns, len(ranges), height - TOP - BOTTOM):
         _draw(figure, panel, drawn, ranges, colours)
+        _descent(figure, panel, kin)
     _explain_symbols(figure, drawn)
     return figure
 
@@ -245,9 +252,57 @@ def _points(
     _ring(figure, part[part["good"]], panel, stage, axes)
 
 
+def _find_kin(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return the ancestors of the best trial, each with a row for its child before it.
+
+    The rows come in pairs: a child, then its parent.
+    """
+    good = trials[trials["good"]]
+    places = dict(zip(trials["trial"], range(len(trials)), strict=True))
+    if not len(good):
+        return trials.iloc[:0]
+    first = places[good.sort_values("standing", kind="stable")["trial"].iloc[0]]
+    pairs, waiting, seen = list[int](), [first], {first}
+    while waiting and len(seen) < MOST_KIN:
+        child = waiting.pop(0)
+        for parent in dict.fromkeys(trials["parents"].iloc[child]):
+            if (place := places.get(parent)) is not None and place not in seen:
+                pairs += [child, place]
+                waiting.append(place)
+                seen.add(place)
+    return trials.iloc[pairs]
+
+
+def _descent(figure: go.Figure, panel: _Panel, kin: pd.DataFrame) -> None:
+    """Draw a line from each trial of ``_find_kin`` to its parent, with a mark at the parent."""
+    if not len(kin):
+        return
+    x, y = panel.scale.places(kin), kin["value"].to_numpy(dtype=float)
+    gap = np.full(len(kin) // 2, np.nan)
+    words = [safe(_words(row)) for row in kin.itertuples()]
+    text = [told for n in range(0, len(words), 2) for told in (*words[n : n + 2], "")]
+    figure.add_scatter(
+        x=np.column_stack([x[0::2], x[1::2], gap]).ravel(),
+        y=np.column_stack([y[0::2], y[1::2], gap]).ravel(),
+        mode="lines+markers",
+        connectgaps=False,
+        line={"color": BLACK, "width": 1},
+        marker={"color": BLACK, "size": 4},
+        opacity=0.7,
+        name="line of descent",
+        showlegend=False,
+        text=text,
+        hovertemplate="%{text}<extra>an ancestor of the best</extra>",
+        xaxis=panel.x_axis,
+        yaxis=panel.y_axis,
+    )
+
+
 def _words(row: Any) -> str:
-    """Return the hover text, such as ``middle-0037: completed at 20 epochs, child``."""
+    """Return the hover text: ``fine-0037: completed at 20 epochs, child of middle-0007``."""
     drawn = f", {DRAWN_TITLES.get(row.drawn, row.drawn)}" if row.drawn else ""
+    if drawn and len(row.parents):
+        drawn += f" of {' and '.join(dict.fromkeys(row.parents))}"
     return f"{row.trial}: {row.state} at {row.budget_epochs:g} epochs{drawn}"
 
 
@@ -280,7 +335,7 @@ def _ring(
         name=f"best of {safe(stage)}",
         marker=marker,
         showlegend=False,
-        text=[safe(f"the best of {stage}: {best['trial'].iloc[0]}")],
+        text=[safe(f"the best of {stage}: {_words(next(best.itertuples()))}")],
         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
         **axes,
     )

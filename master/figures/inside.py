@@ -14,7 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from master.figures.style import BLUE, VERMILION, empty, frame, safe
+from master.figures.names import FIGURE_TITLES
+from master.figures.style import BLUE, VERMILION, empty, frame, name_layers, safe
 from master.figures.table import best_first
 
 ROW = 170  # pixels of a row of histograms
@@ -45,14 +46,15 @@ def histograms(trials: pd.DataFrame, name: str | None = None, columns: int = 2) 
         name: The trial. If None, the best that has histograms.
         columns: The number of columns; 1 on a phone.
     """
-    title, chosen = "Activations and gradients", name or find_portrayed(trials)
+    title, chosen = FIGURE_TITLES["histograms"], name or find_portrayed(trials)
     rows = trials[trials["trial"] == chosen] if chosen else trials.iloc[:0]
     portrait = rows["portrait"].iloc[0] if len(rows) else None
     if not portrait:
         return empty(title, NOT_KEPT)
     panels = _panels(portrait, columns)
     n_rows = -(-len(panels) // columns)
-    titles = [_title(panel) for panel in panels]
+    words = {part: name_layers(portrait.get(part) or {}) for part in PARTS}
+    titles = [_title(panel, words) for panel in panels]
     figure = make_subplots(
         rows=n_rows,
         cols=columns,
@@ -83,7 +85,7 @@ def weights(picture: bytes | None, name: str = "") -> go.Figure:
         picture: A PNG, as workers write it for image models whose checkpoint is kept.
         name: The trial.
     """
-    title = "First-layer weights"
+    title = FIGURE_TITLES["weights"]
     if picture is None:
         return empty(
             title, "No chosen trial has a picture: only image models with a kept checkpoint do."
@@ -119,15 +121,16 @@ def _panels(portrait: dict[str, Any], columns: int) -> list[tuple[str, str, dict
     ]
 
 
-def _title(panel: tuple[str, str, dict[str, Any]] | None) -> str:
+def _title(panel: tuple[str, str, dict[str, Any]] | None, words: dict[str, dict[str, str]]) -> str:
     if panel is None:
         return ""
     part, layer, found = panel
+    layer = words[part][layer]
     kind = f" ({safe(found['kind'])})" if "kind" in found else ""
     return (
-        f"layer {safe(layer)}{kind}, {found.get('zeros', 0.0):.0%} zeros"
+        f"{safe(layer)}{kind}, {found.get('zeros', 0.0):.0%} zeros"
         if part == "activations"
-        else f"layer {safe(layer)}"
+        else safe(layer)
     )
 
 

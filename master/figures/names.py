@@ -5,6 +5,20 @@ This module does not import plotly, so a command can list the figures at once.
 
 from __future__ import annotations
 
+FIGURE_TITLES = {
+    "hyperparameters": "Hyperparameters and their ranges",
+    "rungs": "Promotions",
+    "parallel": "Parallel coordinates",
+    "importance": "Which hyperparameter matters",
+    "outcomes": "Where trials ended",
+    "losses": "Loss over epochs",
+    "accuracies": "Accuracy over epochs",
+    "ratios": "Update:weight ratio",
+    "histograms": "Activations and gradients",
+    "weights": "First-layer weights",
+    "progress": "Best so far",
+    "timeline": "Workers over time",
+}
 FIGURES: dict[str, str] = {  # in the order of the report
     "hyperparameters": "the metric against each hyperparameter, by stage and how drawn, "
     "with ranges, border zones and the best",

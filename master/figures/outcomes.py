@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from common.search.space import Space
+from master.figures.names import FIGURE_TITLES
 from master.figures.scales import scales
 from master.figures.style import (
     STATE_COLOURS,
@@ -20,7 +21,7 @@ from master.figures.style import (
 )
 from master.figures.telling import telling
 
-TITLE = "Where trials ended"
+TITLE = FIGURE_TITLES["outcomes"]
 
 
 def outcomes(

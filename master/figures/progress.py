@@ -9,10 +9,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from master.figures.names import FIGURE_TITLES
 from master.figures.style import BLUE, GREY, empty, frame, metric_axis, safe, thin
 from master.figures.table import is_min, with_shares
 
-TITLE = "Best so far"
+TITLE = FIGURE_TITLES["progress"]
 UNITS = ((1.0, "s"), (60.0, "min"), (3600.0, "h"), (86400.0, "days"))  # (seconds, name)
 BEGUN = 0.02  # share of the trials; the axis begins near the best of the first ones
 MARGIN = 0.25  # share of the shown span, added below and above

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from master.figures.names import FIGURE_TITLES
 from master.figures.scales import GOLDEN
 from master.figures.style import (
     BLACK,
@@ -30,7 +31,7 @@ from master.figures.style import (
 from master.figures.table import is_min
 from master.results.lineage import describe_draw
 
-TITLE = "Promotions"
+TITLE = FIGURE_TITLES["rungs"]
 # By the longest budget that a promoted trial reached, the shortest first.
 WENT_ON_COLOURS = (SKY, GREEN, BLUE, PURPLE, ORANGE)
 # Decades to either side over which trials of the same budget are spread, else they would hide each

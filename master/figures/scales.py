@@ -65,7 +65,7 @@ class Scale:
         )
         pad = 0.03 * (high - low) or 0.5  # so that points at the ends are not cut off
         decades = (
-            {"dtick": max(1, round((high - low) / 8)), "exponentformat": "power"}
+            {"dtick": max(1, math.ceil((high - low) / 6)), "exponentformat": "power"}
             if self.log and high - low > FEW_DECADES
             else {}
         )
@@ -134,7 +134,7 @@ class Scale:
         return [
             (
                 (mark - low) / ((high - low) or 1),
-                f"{10.0**mark:.0e}" if mark in whole else f"{10.0**mark:.2g}",
+                _tick(10.0**mark),
             )
             for mark in marks
         ]
@@ -205,6 +205,11 @@ def _scale(name: str, parameters: list[Parameter]) -> Scale:
     ends = [p.from_scale(end) for p in intervals for end in p.scaled]
     first = intervals[0]
     return Scale(name, first.log, first.integer, None, min(ends), max(ends), first.pitch)
+
+
+def _tick(value: float) -> str:
+    """Return a power of ten, or a value near one, in few characters: ``0.01``, ``1e-6``."""
+    return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e")
 
 
 def _number(value: object, log: bool) -> float:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,7 @@ _AXIS = {
     "tickcolor": GREY,
     "ticklen": 4,
     "automargin": True,
+    "exponentformat": "power",
     "title": {"standoff": 6},
 }
 _TEMPLATE = go.layout.Template(
@@ -151,6 +153,18 @@ def safe(text: object) -> str:
     """
     printable = "".join(c if c.isprintable() else " " for c in str(text))
     return html.escape(printable, quote=False).replace("%{", "% {")
+
+
+def name_layers(layers: Iterable[str]) -> dict[str, str]:
+    """Return the layers' names in words.
+
+    PyTorch numbers the modules of a sequence, activations among them. The layers of a kind are
+    counted anew from 1, so that "0", "3" and "6" are the layers 1, 2 and 3. Other names stay.
+    """
+    names = list(layers)
+    if not all(name.isdecimal() for name in names):
+        return {name: f"layer {name}" for name in names}
+    return {name: f"layer {n}" for n, name in enumerate(sorted(names, key=int), start=1)}
 
 
 def metric_title(trials: pd.DataFrame) -> str:

@@ -13,10 +13,11 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from common.search.space import Space
+from master.figures.names import FIGURE_TITLES
 from master.figures.scales import scales
 from master.figures.style import BLUE, empty, frame, safe
 
-TITLE = "Which hyperparameter matters"
+TITLE = FIGURE_TITLES["importance"]
 BINS = 8  # with equal numbers of trials; enough to see a peak
 LEAST_TRIALS = 30  # below this a random forest says nothing
 FEW_TRIALS = 100  # below this the figure has a caution

@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from master.figures.names import FIGURE_TITLES
 from master.figures.progress import in_unit
 from master.figures.style import BLACK, GREEN, ORANGE, STATE_COLOURS, empty, frame, safe
 from master.figures.table import with_shares
 
-TITLE = "Workers over time"
+TITLE = FIGURE_TITLES["timeline"]
 # Lanes of a worker. It trains hundreds of trials at once, and a lane needs a pixel or two.
 MOST_LANES = 16
 WORKER_PIXELS = 64

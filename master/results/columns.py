@@ -47,6 +47,8 @@ class RankedTrial(BaseModel):
     repeats: dict[str, float | None] | None = Field(
         description="Mean, deviation and number of the runs of its configuration, if repeated."
     )
+    seconds: float | None = Field(description="Seconds that its training took, at all budgets.")
+    metrics: dict[str, float | None] = Field(description="All metrics of its best epoch.")
     tags: list[str] = Field(default=[], description="Tags that people gave it.")
     note: str = Field(default="", description="What people wrote about it.")
 
@@ -57,11 +59,7 @@ CSV_HEAD = ("rank", "trial", "stage", "state", "metric", "value", "val_acc", "va
 CSV_TAIL = ("checkpoint", "worker", "attempt", "diagnosis", "rung", "drawn", "parents", "reason")
 # What people write about a trial. Tables have these columns if any trial has a value in them.
 NOTED = ("tags", "note")
-# A filter compares, and a table sorts by, all columns but these.
-UNSORTED = frozenset(
-    (
-        *("hyperparameters", "checkpoint", "reason", "metric", "max_epochs", "parents", "repeats"),
-        *NOTED,
-    )
-)
+# A filter compares, and a table sorts by, all columns but these, and what is in them.
+UNSORTED = frozenset(("hyperparameters", "metrics", "metric", "repeats"))
+SPREAD = ("mean", "deviation")  # columns of the runs of a repeated configuration
 SORTED = tuple(name for name in COLUMNS if name not in UNSORTED)

@@ -13,7 +13,7 @@ from common.folder.notes import Note
 from common.folder.record import Diagnosis, Record, format_metric
 from common.search.trial import TrialState
 from common.search.values import Value, flat
-from master.results.columns import COLUMNS, CSV_HEAD, CSV_TAIL, NOTED
+from master.results.columns import COLUMNS, CSV_HEAD, CSV_TAIL, NOTED, SORTED, SPREAD
 from master.results.repeats import Spread, configuration_of, find_spreads, one_of_each
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def csv(
     return rows_as_csv(rows(ranking, checkpoints, notes))
 
 
-def rows_as_csv(plain: Sequence[Mapping[str, Any]]) -> str:
+def rows_as_csv(plain: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> str:
     """Return rows of a ranking as CSV.
 
     There is a column for each hyperparameter, and columns for tags and notes if there are any. A
@@ -248,17 +248,19 @@ def rows_as_csv(plain: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         plain: some of the result of ``rows``.
+        columns: the columns to write, as ``value_of`` names them. If empty, those of
+            ``leaderboard.csv``.
     """
     import pandas as pd
 
-    names, cells = _cells(plain)
+    names, cells = _cells(plain, columns)
     safe = [[defuse(value) for value in row] for row in cells]
     return pd.DataFrame(safe, columns=[defuse(name) for name in names], dtype=object).to_csv(
         index=False, lineterminator="\n"
     )
 
 
-def rows_as_parquet(plain: Sequence[Mapping[str, Any]]) -> bytes:
+def rows_as_parquet(plain: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> bytes:
     """Return rows of a ranking as Parquet, with the columns of ``rows_as_csv``.
 
     A hyperparameter whose values have several types, such as 32 and "auto", becomes text.
@@ -268,7 +270,7 @@ def rows_as_parquet(plain: Sequence[Mapping[str, Any]]) -> bytes:
     """
     import pandas as pd
 
-    names, cells = _cells(plain)
+    names, cells = _cells(plain, columns)
     table = pd.DataFrame(cells, columns=names, dtype=object)
     for name in names:
         kinds = {type(value) for value in table[name] if value is not None}
@@ -283,8 +285,39 @@ def rows_as_parquet(plain: Sequence[Mapping[str, Any]]) -> bytes:
         ) from None
 
 
-def _cells(plain: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
-    """Return the names and the rows of a flat table."""
+def value_of(row: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a column, a hyperparameter or a metric; None where the row has none.
+
+    A diagnosis is its word, and parents and tags are joined by spaces.
+    """
+    if name == "diagnosis":
+        return word_of(row)
+    if name in ("parents", "tags"):
+        return " ".join(row[name]) or None
+    if name == "note":
+        return row["note"] or None
+    if name in SORTED:
+        return row[name]
+    if name in SPREAD and row["repeats"]:
+        return row["repeats"][name]
+    if name in row["hyperparameters"]:
+        return row["hyperparameters"][name]
+    return row["value"] if name == row["metric"] else row["metrics"].get(name)
+
+
+def names_of(plain: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return all names for which ``value_of`` has a value in these rows."""
+    own = [name for row in plain for part in ("hyperparameters", "metrics") for name in row[part]]
+    metrics = [row["metric"] for row in plain[:1]]
+    return list(dict.fromkeys([*SORTED, *_name_spread(plain), *own, *metrics]))
+
+
+def _cells(
+    plain: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()
+) -> tuple[list[str], list[list[Any]]]:
+    """Return the names and the rows of a flat table, by default that of ``leaderboard.csv``."""
+    if columns:
+        return list(columns), [[flat(value_of(row, name)) for name in columns] for row in plain]
     names, spread = _names([row["hyperparameters"] for row in plain]), _name_spread(plain)
     noted = find_noted(plain)
     cells = [
@@ -465,6 +498,7 @@ def _row(values: Mapping[str, Any], present: frozenset[str]) -> dict[str, Any]:
         "max_epochs": max(values["max_epochs"], values["budget_epochs"]),
         "parents": list(values["parents"]),
         "repeats": values["repeats"].as_json if isinstance(values["repeats"], Spread) else None,
+        "metrics": {n: _plain(v) for n, v in values["metrics"].items()},
         "tags": [],
         "note": "",
     }
@@ -493,7 +527,7 @@ def _names(hyperparameters: Sequence[Mapping[str, Value]]) -> list[str]:
 
 def _name_spread(plain: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return the columns about the runs of a configuration, if any was repeated."""
-    return ("mean", "deviation") if any(row["repeats"] for row in plain) else ()
+    return SPREAD if any(row["repeats"] for row in plain) else ()
 
 
 def _find_measured(plain: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -110,9 +110,9 @@ def read_before(
     """
     own = str(search.id)
     found = [
-        (folder.stage(stage.name), record)
-        for stage in stages
-        for record in folder.stage(stage.name).records(warn)
+        (place, record)
+        for place in [folder.stage(stage.name) for stage in stages]
+        for record in place.records(warn)
     ]
     records = [_with_curves(place, record) for place, record in found if record.search_id == own]
     decisions = read_decisions(folder, own, [stage for stage in stages if stage.searches])

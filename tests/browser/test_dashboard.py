@@ -377,7 +377,7 @@ def _compares(page: Page, pictures: Path) -> None:
     expect(table.locator("tr").filter(has_text="budget")).to_be_visible()
     page.get_by_label("only what differs").check()
     expect(table.locator("tr").filter(has_text="budget")).to_have_count(0)
-    lines = page.locator('figure[aria-label="val_loss"] .scatterlayer .trace')
+    lines = page.locator('figure[aria-label="Validation loss"] .scatterlayer .trace')
     expect(lines).to_have_count(4)
     picture(page, pictures, "compare")
 
@@ -389,7 +389,7 @@ def _downloads(page: Page) -> None:
     with page.expect_download() as told:
         page.get_by_role("link", name="CSV").click()
     lines = told.value.path().read_text().splitlines()
-    assert lines[0].startswith("rank,trial,stage,state,") and len(lines) == matching + 1
+    assert lines[0].startswith("rank,trial,state,val_acc,") and len(lines) == matching + 1
 
 
 def _follows_addresses(page: Page) -> None:

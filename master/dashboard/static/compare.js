@@ -11,7 +11,7 @@ export const MOST = 20; // trials side by side
 export function comparePage(main, app, wanted) {
   const ids = [...new Set((wanted.query.get("trials") ?? "").split(",").filter(Boolean))].slice(0, MOST);
   const problem = h("p", {class: "problem", role: "alert", hidden: true});
-  const only = h("input", {type: "checkbox", id: "only"});
+  const only = h("input", {type: "checkbox", id: "only", checked: wanted.query.get("only") === "1"});
   const table = h("table", {id: "comparison"}, h("thead"), h("tbody"));
   const charts = h("div", {class: "figures"});
   const plots = new Charts(charts, (error) => setText(problem, error.message), (trial) => app.go(`#/s/${encodeURIComponent(app.search)}/trial/${encodeURIComponent(trial)}`));
@@ -57,7 +57,10 @@ export function comparePage(main, app, wanted) {
     plots.draw(chartsOfTrials(details));
   }
 
-  only.addEventListener("change", draw);
+  only.addEventListener("change", () => {
+    app.remember("compare", {trials: ids.join(","), only: only.checked ? "1" : ""});
+    draw();
+  });
   return {
     update,
     close: () => {

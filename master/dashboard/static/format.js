@@ -7,12 +7,23 @@ export function metric(value) {
   return size >= 1e4 || (size > 0 && size < 1e-3) ? value.toPrecision(3) : value.toFixed(4);
 }
 
-/** The name of a curve in words: "update ratio, layer 1" for update_ratio.0. Names of metrics stay. */
-export function curve(name) {
-  const [what, ...layer] = name.split(".");
-  if (!layer.length) return name;
-  const place = layer.join(".");
-  return `${what.replaceAll("_", " ")}, layer ${/^\d+$/.test(place) ? Number(place) + 1 : place}`;
+const WORDS = {train: "training", val: "validation", acc: "accuracy", grad: "gradient"};
+const inWords = (name) => name.split("_").map((part) => (Object.hasOwn(WORDS, part) ? WORDS[part] : part)).join(" ");
+
+/**
+ * The names of a trial's curves in words: "validation loss" for val_loss, "update ratio, layer 2" for
+ * update_ratio.3. PyTorch numbers all modules of a sequence; here the layers of a kind are counted.
+ */
+export function curveWords(names) {
+  const layersOf = new Map();
+  const split = (name) => [name.split(".")[0], name.split(".").slice(1).join(".")];
+  for (const [what, layer] of names.map(split)) layersOf.set(what, [...(layersOf.get(what) ?? []), layer]);
+  return new Map(names.map((name) => {
+    const [what, layer] = split(name);
+    const layers = layersOf.get(what);
+    const counted = layers.every((one) => /^\d+$/.test(one)) ? layers.toSorted((a, b) => a - b).indexOf(layer) + 1 : layer;
+    return [name, layer ? `${inWords(what)}, layer ${counted}` : inWords(name)];
+  }));
 }
 
 /** Three significant digits. A list or a table as JSON. */

@@ -12,6 +12,8 @@ import {workersPage} from "./workers.js";
 
 const PAGES = {overview: overviewPage, trials: trialsPage, figures: figuresPage, workers: workersPage, trial: trialPage, compare: comparePage, searches: searchesPage};
 const TABS = [["overview", "Overview"], ["trials", "Trials"], ["figures", "Figures"], ["workers", "Workers"]];
+const FILTERED = ["trials", "figures"]; // pages of the trials that pass the filter
+const USUAL = {sort: "rank", order: "asc"}; // what the address leaves out
 const main = document.getElementById("main");
 
 const app = {session: {may_change: false, search: null, version: ""}, state: null, search: null, go: (hash) => (location.hash = hash), remember};
@@ -50,11 +52,18 @@ function pick(wanted) {
 
 const keyOf = (search, wanted) => JSON.stringify([search, wanted.name, wanted.trial, wanted.query.toString()]);
 
-/** Keeps what a page shows in the address, so that it can be shared and survives a reload. */
-function remember(name, view) {
-  const pairs = Object.entries(view).filter(([, value]) => value !== "" && value !== null && value !== 0);
-  history.replaceState(null, "", `#/s/${encodeURIComponent(app.search)}/${name}?${new URLSearchParams(pairs)}`);
-  place = keyOf(app.search, parse(location.hash));
+/**
+ * Keeps what a page shows in the address, so that it can be shared and survives a reload. The
+ * browser's Back undoes it, unless it is a quiet change, such as another letter of a filter.
+ */
+function remember(name, view, quiet = false) {
+  const query = new URLSearchParams(Object.entries(view).filter(([key, value]) => value && value !== USUAL[key])).toString();
+  const address = `#/s/${encodeURIComponent(app.search)}/${name}${query && `?${query}`}`;
+  const wanted = parse(address);
+  if (keyOf(app.search, wanted) === place) return;
+  history[quiet ? "replaceState" : "pushState"](null, "", address);
+  place = keyOf(app.search, wanted);
+  drawTabs(wanted);
 }
 
 function show() {
@@ -74,7 +83,7 @@ function show() {
     document.title = `${wanted.trial ?? TABS.find(([name]) => name === wanted.name)?.[1] ?? (wanted.name === "compare" ? "Comparison" : "Searches")} · ${search ?? "coarsefine"}`;
     window.scrollTo(0, 0);
   }
-  drawTabs(wanted.name);
+  drawTabs(parse(location.hash));
   drawHealth();
   if (app.state) page.update(app.state);
 }
@@ -96,12 +105,16 @@ function heard(state) {
   else page.update(state);
 }
 
-function drawTabs(current) {
+/** Draws the links to the pages. The trials and the figures of a stage have the same filter. */
+function drawTabs({name: current, query}) {
   const base = app.search ? `#/s/${encodeURIComponent(app.search)}` : "#";
-  const tabs = TABS.map(([name, title]) => h("a", {href: `${base}/${name}`, "aria-current": name === current ? "page" : null}, title));
+  const shared = new URLSearchParams(["stage", "filter"].filter((name) => query.get(name)).map((name) => [name, query.get(name)]));
+  const suffix = FILTERED.includes(current) && shared.size ? `?${shared}` : "";
+  const tabs = TABS.map(([name, title]) => h("a", {href: `${base}/${name}${FILTERED.includes(name) ? suffix : ""}`, "aria-current": name === current ? "page" : null}, title));
   const nav = document.getElementById("pages");
-  if (nav.dataset.key !== base + current) fill(nav, tabs);
-  nav.dataset.key = base + current;
+  const key = base + current + suffix;
+  if (nav.dataset.key !== key) fill(nav, tabs);
+  nav.dataset.key = key;
   document.querySelector(".brand").href = (app.state?.searches.length ?? 0) > 1 ? "#/searches" : `${base}/overview`;
 }
 

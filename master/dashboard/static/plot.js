@@ -1,10 +1,13 @@
 // Loads plotly.js when the first figure is drawn, since it is 5 MB.
 
-const TRIAL = /\b[A-Za-z][A-Za-z0-9_]{0,31}-\d{4,9}\b/; // the name of a trial
+import {fill, h} from "./dom.js";
+
+const TRIAL = /\b[A-Za-z][A-Za-z0-9_]{0,31}-\d{4,9}\b/g; // the name of a trial
 
 let loading = null;
 
-function plotly() {
+/** Loads plotly.js, once. */
+export function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
     script.src = "/static/plotly.min.js";
@@ -23,20 +26,43 @@ const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, pl
 
 /**
  * Draws or redraws a figure in an element. The reader's zoom stays while the data grow.
- * A click on a point whose text or line names a trial calls `open` with the name.
+ * A click on a point whose text or line names a trial calls `open` with the name. If the text names
+ * the trials that it was drawn around, too, the reader chooses one of them.
  */
 export async function draw(element, figure, open = null) {
   const library = await plotly();
   if (!element.isConnected) return;
   const isNew = !element.classList.contains("js-plotly-plot");
   await library.react(element, figure.data, {...figure.layout, uirevision: "kept"}, CONFIG);
-  if (isNew && open) element.on("plotly_click", ({points}) => {
-    const named = points.map(({text, data}) => `${text ?? ""} ${data.name ?? ""}`.match(TRIAL)?.[0]).find(Boolean);
-    if (named) open(named);
+  if (isNew && open) element.on("plotly_click", ({points, event}) => {
+    const named = points.map(({text, data}) => (String(text ?? "").match(TRIAL) ?? String(data.name ?? "").match(TRIAL))).find(Boolean);
+    const trials = [...new Set(named)];
+    if (trials.length > 1) offer(trials, event, open);
+    else if (trials.length) open(trials[0]);
   });
+}
+
+/** Shows a trial and those that it was drawn around beside the pointer, to go to one of them. */
+function offer([trial, ...parents], event, open) {
+  document.getElementById("kin")?.remove();
+  const go = (name) => () => {
+    menu.remove();
+    open(name);
+  };
+  const button = (name) => h("button", {class: "small", type: "button", onclick: go(name)}, name);
+  const menu = h("div", {id: "kin", role: "group", "aria-label": `${trial} and its parents`});
+  fill(menu, h("p", {}, button(trial)), h("p", {}, "drawn around ", ...parents.map(button)));
+  document.getElementById("main").append(menu);
+  const width = menu.offsetWidth;
+  menu.style.left = `${Math.max(8, Math.min(event.pageX ?? 0, window.innerWidth - width - 8))}px`;
+  menu.style.top = `${(event.pageY ?? 0) + 8}px`;
+  menu.querySelector("button").focus({preventScroll: true});
+  menu.addEventListener("keydown", ({key}) => key === "Escape" && menu.remove());
+  menu.addEventListener("focusout", ({relatedTarget}) => menu.contains(relatedTarget) || menu.remove());
 }
 
 /** Frees the resources of a figure. */
 export function forget(element) {
+  document.getElementById("kin")?.remove();
   if (window.Plotly && element.classList.contains("js-plotly-plot")) window.Plotly.purge(element);
 }

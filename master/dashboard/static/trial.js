@@ -6,7 +6,7 @@ import {askAndKill} from "./ask.js";
 import {Charts, chartsOfTrial} from "./curves.js";
 import {followLog} from "./logs.js";
 import {noteBox} from "./notes.js";
-import {clock, count, curve, duration, epochs, metric, short, spread} from "./format.js";
+import {clock, count, curveWords, duration, epochs, metric, short, spread} from "./format.js";
 
 const LEAST_MS = 400;
 const MOST_CHILDREN = 20; // shown on the page; the best trial of a large search has hundreds
@@ -108,7 +108,7 @@ export function trialPage(main, app, wanted) {
     const wantedCharts = once ? [] : chartsOfTrial(detail.curves);
     nowhere.hidden = wantedCharts.length > 0 || once;
     single.hidden = !once;
-    if (once) fill(single, h("div", {class: "whole quiet"}, `One evaluation, after epoch ${epochs(detail.curves.epoch[0])}:`), Object.entries(detail.curves).filter(([name]) => name !== "epoch").map(([name, values]) => h("div", {}, h("dt", {}, curve(name)), h("dd", {}, short(values[0])))));
+    if (once) fill(single, h("div", {class: "whole quiet"}, `One evaluation, after epoch ${epochs(detail.curves.epoch[0])}:`), [...curveWords(Object.keys(detail.curves).filter((name) => name !== "epoch"))].map(([name, words]) => h("div", {}, h("dt", {}, words), h("dd", {}, short(detail.curves[name][0])))));
     setText(nowhere, detail.state === "running" ? "No epoch has ended yet; the curves appear here by themselves." : detail.state === "pending" ? "It waits for a worker." : "It left no curves.");
     plots.draw(wantedCharts);
   }
@@ -205,7 +205,7 @@ function drawDescent(app, card, detail) {
   fill(card, h("h2", {}, "Line of descent"),
     detail.drawn ? h("p", {}, `Its configuration: ${detail.drawn_words}`, detail.parents.length ? ": " : "", ...relatives(app, detail.parents), ".") : null,
     ...OFFSPRING.map(({is, one, many}) => childrenLine(app, detail.children.filter(is), one, many)),
-    h("table", {class: "rungs"}, h("thead", {}, h("tr", {}, ["budget", detail.metric, ""].map((title, place) => h("th", {scope: "col", class: place === 1 ? "number" : null}, title)))), h("tbody", {}, rows)));
+    h("table", {class: "rungs"}, h("thead", {}, h("tr", {}, ["budget", detail.metric, "how"].map((title, place) => h("th", {scope: "col", class: place === 1 ? "number" : null}, title)))), h("tbody", {}, rows)));
 }
 
 /** The kinds of children, by how they were drawn, and what the page says of one and of many. */

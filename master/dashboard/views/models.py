@@ -486,3 +486,4 @@ class FigureName(BaseModel):
 
     name: str
     title: str
+    about: str

@@ -83,7 +83,15 @@ class SearchView:
 
         Trials of an earlier stage may go on in a later one.
         """
-        return sum(view.ranked.version for view in self.stages[: self.stages.index(stage) + 1])
+        return sum(view.ranked.version for view in self.until(stage))
+
+    def until(self, stage: StageView) -> list[StageView]:
+        """Return the stages up to this one, whose trials its figures show."""
+        return self.stages[: self.stages.index(stage) + 1]
+
+    def rows_until(self, stage: StageView) -> list[dict[str, Any]]:
+        """Return the rows of the stages up to this one."""
+        return [row for one in self.until(stage) for row in one.ranked.rows]
 
     def records(self) -> dict[str, Record]:
         """Return the last record of each trial, in the light form without full curves."""

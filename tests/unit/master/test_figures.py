@@ -21,7 +21,7 @@ from master.figures.outcomes import outcomes
 from master.figures.parallel import parallel
 from master.figures.progress import best_so_far
 from master.figures.scales import scales
-from master.figures.style import CONFIG, MOST_POINTS, thin
+from master.figures.style import CONFIG, MOST_POINTS, name_layers, thin
 from master.figures.table import table
 from master.figures.telling import importance, telling
 from master.figures.timeline import timeline
@@ -187,9 +187,26 @@ def test_losses_stand_on_a_log_axis_which_has_no_zero() -> None:
 
 def test_ratios_have_a_line_a_layer_and_the_one_at_a_thousandth() -> None:
     figure = draw("ratios", material([record(0, {"x": 1.0}, val_acc=0.9, curves=CURVES | RATIOS)]))
-    assert [trace.name for trace in figure.data] == ["layer 0", "layer 3", "1e-3"]
+    assert [trace.name for trace in figure.data] == ["layer 1", "layer 2", "1e-3"]
     assert list(figure.data[1].x) == [2.0] and set(figure.data[2].y) == {1e-3}
     assert figure.layout.yaxis.type == "log"
+
+
+def test_layers_of_a_kind_are_counted_and_names_stay() -> None:
+    assert name_layers(["0", "10", "2"]) == {"0": "layer 1", "2": "layer 2", "10": "layer 3"}
+    assert name_layers(["0", "head"]) == {"0": "layer 0", "head": "layer head"}
+
+
+def test_the_best_has_its_line_of_descent() -> None:
+    kin = [
+        record(0, {"x": 1.0}, val_acc=0.5),
+        record(1, {"x": 2.0}, val_acc=0.7, drawn="child", parents=("coarse-0000", "gone-0001")),
+        record(2, {"x": 3.0}, val_acc=0.9, drawn="child", parents=("coarse-0001",)),
+    ]
+    figure = draw("hyperparameters", material(kin, Space.parse({"x": {"uniform": [0.0, 4.0]}})))
+    line = next(trace for trace in figure.data if trace.name == "line of descent")
+    assert [x for x in line.x if not math.isnan(x)] == [3.0, 2.0, 2.0, 1.0]
+    assert "child of coarse-0001" in line.text[0]
 
 
 def test_histograms_are_shares_of_each_layer() -> None:
@@ -298,10 +315,9 @@ def test_names_are_letters_and_never_markup() -> None:
         record(i, {"optimizer": o, "x": 0.5}, val_acc=0.5)
         for i, o in enumerate(["<a href='http://x'>sgd</a>", "%{x}"])
     ]
-    text = (
-        draw("hyperparameters", material(records, space)).to_json()
-        + draw("parallel", material(records, space)).to_json()
-    )
+    lines = draw("parallel", material(records, space))
+    lines.layout.meta = None  # what a page compares with; it is never drawn
+    text = draw("hyperparameters", material(records, space)).to_json() + lines.to_json()
     assert "<a " not in text.replace("\\u003c", "<") and "% {x}" in text
 
 

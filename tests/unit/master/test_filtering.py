@@ -12,8 +12,10 @@ from master.dashboard.filtering import MOST_WORDS, FilterError, select
 def row(trial: str, **hyperparameters: object) -> dict[str, Any]:
     return {
         **dict.fromkeys(
-            ("diagnosis", "reason", "worker", "checkpoint", "drawn", "val_acc", "repeats")
+            ("diagnosis", "reason", "worker", "checkpoint", "drawn", "val_acc", "repeats", "value")
         ),
+        "metric": "auc",
+        "metrics": {"f1": len(trial + str(hyperparameters)) / 100},
         "trial": trial,
         "state": "completed",
         "parents": [],
@@ -47,6 +49,19 @@ ROWS = [
 )
 def test_words_alternatives_and_groups(text: str, found: list[int]) -> None:
     assert select(ROWS, text) == [ROWS[place] for place in found]
+
+
+def test_metrics_and_parents_are_compared_and_sorted_by() -> None:
+    values = [row["metrics"]["f1"] for row in ROWS]
+    assert select(ROWS, f"f1>={max(values)}") == [ROWS[values.index(max(values))]]
+    own = [{**row, "value": place / 10} for place, row in enumerate(ROWS)]
+    assert [row["trial"] for row in select(own, "auc>0.1", sort="auc", descending=True)] == [
+        "fine-0000",
+        "coarse-0002",
+    ]
+    parents = (["b"], [], ["a"], [])
+    bred = [{**row, "parents": names} for row, names in zip(ROWS, parents, strict=True)]
+    assert [row["parents"] for row in select(bred, sort="parents")] == [["a"], ["b"], [], []]
 
 
 @pytest.mark.parametrize(

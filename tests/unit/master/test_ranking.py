@@ -20,7 +20,7 @@ CONTRACT = [
     "rank", "trial", "stage", "state", "val_acc", "val_loss", "epochs", "hyperparameters",
     "checkpoint", "worker", "attempt", "reason",
     "metric", "value", "diagnosis", "budget_epochs", "max_epochs", "rung", "drawn", "parents",
-    "repeats", "tags", "note",
+    "repeats", "seconds", "metrics", "tags", "note",
 ]  # fmt: skip
 NUMBERS = st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True))
 
@@ -201,6 +201,13 @@ def test_the_csv_tells_how_a_trial_came_about() -> None:
     assert (row["rung"], row["drawn"], row["parents"]) == ("1", "child", "coarse-0003 coarse-0001")
 
 
+def test_the_csv_has_the_columns_that_are_asked_for() -> None:
+    one = record(7, {"x": 1}, val_acc=0.9, parents=("a-0003",), metrics={"auc": 0.7})
+    columns = ["trial", "auc", "x", "parents", "diagnosis"]
+    text = ranking.rows_as_csv(ranking.rows(ranking.frame([one]), ()), columns)
+    assert text == "trial,auc,x,parents,diagnosis\ncoarse-0007,0.7,1,a-0003,\n"
+
+
 def test_rows_have_exactly_the_keys_of_the_contract() -> None:
     one = record(
         7,
@@ -214,6 +221,8 @@ def test_rows_have_exactly_the_keys_of_the_contract() -> None:
         passed=(1.0, 2.0),
         drawn="child",
         parents=("coarse-0003",),
+        seconds=12.5,
+        metrics={"val_acc": 0.9, "val_loss": 0.5, "auc": math.nan},
     )
     row = ranking.rows(ranking.frame([one]), {"a.pt"})[0]
     assert list(row) == CONTRACT
@@ -224,7 +233,8 @@ def test_rows_have_exactly_the_keys_of_the_contract() -> None:
         "checkpoint": "a.pt", "worker": "w", "attempt": 2,
         "reason": None, "metric": "val_acc", "value": 0.9, "diagnosis": None,
         "budget_epochs": 7.0, "max_epochs": 20.0, "rung": 2, "drawn": "child",
-        "parents": ["coarse-0003"], "repeats": None, "tags": [], "note": "",
+        "parents": ["coarse-0003"], "repeats": None, "seconds": 12.5,
+        "metrics": {"val_acc": 0.9, "val_loss": 0.5, "auc": None}, "tags": [], "note": "",
     }  # fmt: skip
 
 

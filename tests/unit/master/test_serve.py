@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import shutil
 import tempfile
 import time
@@ -640,6 +641,39 @@ def test_figures_are_plotlys_json(page: Dashboard) -> None:
         page.client().get("/api/searches/digits/stages/coarse/figures/nothing").status_code == 404
     )
     assert page.client().get("/api/searches/digits/stages/fine/figures/losses").status_code == 404
+
+
+def test_figures_of_single_trials_follow_the_filter(page: Dashboard) -> None:
+    base = "/api/searches/digits/stages/coarse/figures"
+    rows = page.get("/api/searches/digits/stages/coarse/ranking?filter=val_acc>0.4&limit=1000")
+    matching = {row["trial"] for row in rows["rows"]}
+    assert 0 < len(matching) < 16
+    drawn = page.get(f"{base}/hyperparameters?filter=val_acc>0.4")
+    text = " ".join(str(trace.get("text")) for trace in drawn["data"])
+    assert set(re.findall(r"coarse-\d{4}", text)) == matching
+    assert drawn["layout"]["meta"] == {"matching": len(matching), "of": 20}
+    shown = page.get(f"{base}/parallel?filter=val_acc>0.4")
+    pale = next(trace for trace in shown["data"] if trace["name"] == "do not match")
+    assert len({told for told in pale["text"] if told}) == 16 - len(matching)
+    axes = {axis["name"]: axis for axis in shown["layout"]["meta"]["axes"]}
+    assert axes["learning_rate"]["log"] and axes["hidden"]["options"] == [64, 128, 256]
+    assert list(axes)[-1] == "val_acc"
+    nobody = page.get(f"{base}/losses?filter=val_acc>2")
+    assert "No trial matches" in nobody["layout"]["annotations"][0]["text"]
+    wrong = page.client().get(f"{base}/losses?filter=nothing>2")
+    assert wrong.status_code == 422 and "no such column" in wrong.json()["error"]
+
+
+def test_a_download_has_the_columns_of_the_table(page: Dashboard) -> None:
+    base = "/api/searches/digits/stages/coarse/download"
+    columns = "trial,val_acc,learning_rate,seconds"
+    text = page.client().get(f"{base}.csv?columns={columns}&filter=val_acc>0.4").text
+    assert text.splitlines()[0] == columns
+    content = page.client().get(f"{base}.parquet?columns={columns}").content
+    table = pd.read_parquet(io.BytesIO(content))
+    assert ",".join(table.columns) == columns and len(table) == 20
+    wrong = page.client().get(f"{base}.csv?columns=trial,nothing")
+    assert wrong.status_code == 422 and "no such column" in wrong.json()["error"]
 
 
 def test_every_question_is_documented(page: Dashboard) -> None:
