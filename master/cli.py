@@ -6,32 +6,20 @@ Each command imports its heavy modules itself, so that ``--help`` is fast.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from common.options import Number, common_options, data_option, fail_with_message
+from common.options import (
+    Number,
+    common_options,
+    data_option,
+    fail_with_message,
+    search_options,
+)
 from common.output import outlive_readers, run_program
 from master.redis_cli import redis
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def search_options(command: F) -> F:
-    """Add the options ``--config`` and ``--search`` to a command."""
-    config = click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="The search file.",
-    )
-    search = click.option(
-        "--search", metavar="NAME", help="The search's folder below the checkpoint root."
-    )
-    return config(search(command))
-
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
 stage_option = click.option(
@@ -154,8 +142,7 @@ def launch(
     # Started first, so that it imports torch in the meantime.
     spawner = start_early(shared.checkpoints, wanted=is_local and options["workers"] != "0")
 
-    from rich.console import Console
-
+    from common.console import open_console
     from common.ending import end_process
     from common.folder.chosen import choose
     from master.run.launch import launch
@@ -165,7 +152,7 @@ def launch(
     places = {"redis": shared.redis, "checkpoints": shared.checkpoints, "data": shared.data}
     request = Request(**places, config=config, search=search, spawner=spawner, **options)
     outlive_readers()
-    end_process(launch(request, chosen, Console(stderr=True)))
+    end_process(launch(request, chosen, open_console(stderr=True)))
 
 
 @cli.command()

@@ -16,7 +16,13 @@ import click
 from common.ending import end_process
 from common.errors import ConfigError
 from common.offspring import Offspring
-from common.options import Number, common_options, data_option, fail_with_message
+from common.options import (
+    Number,
+    common_options,
+    data_option,
+    fail_with_message,
+    search_options,
+)
 from common.output import outlive_readers, run_program
 
 weights_option = click.option(
@@ -237,13 +243,7 @@ def predict(context: click.Context, /, **options: Any) -> None:
 @cli.command()
 @common_options
 @data_option
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The search file.",
-)
-@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@search_options
 @click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
 @click.option("--table", is_flag=True, hidden=True, help="With --json: the table too, on stderr.")
 @click.pass_context
@@ -273,13 +273,7 @@ def check(
 @cli.command()
 @common_options
 @data_option
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The search file.",
-)
-@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@search_options
 @click.option(
     "--array-width",
     "widths",
@@ -340,13 +334,7 @@ def fork_server() -> None:
 @cli.command(hidden=True)
 @common_options
 @data_option
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The search file.",
-)
-@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@search_options
 @click.option(
     "--array-width",
     "widths",

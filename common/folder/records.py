@@ -40,6 +40,7 @@ from common.folder.checkpoint_name import CheckpointName
 from common.folder.record import Record
 from common.search.search_file import NAME_PATTERN, Search, load_search
 from common.search.trial import STAGE_PATTERN, TRIAL_PATTERN
+from common.shell_command import shell_command
 
 MAX_RECORD_BYTES = 16 << 20  # a million epochs; a larger file is not a record
 _TRIAL = rf"(?P<trial>{TRIAL_PATTERN.pattern})"
@@ -364,8 +365,8 @@ class SearchFolder:
             search = load_search(self.search_file)
         except ConfigError as error:
             remedy = (
-                "the file as launched; `master recover --config FILE` puts your own copy of it "
-                "in its place"
+                f"the file as launched; `{shell_command('master recover --config FILE')}` puts "
+                "your own copy of it in its place"
             )
             raise CheckpointError(f"{error} ({remedy})") from None
         if search.id is None:
@@ -400,8 +401,8 @@ def home_of(checkpoint: Path) -> tuple[SearchFolder, CheckpointName]:
     folder = SearchFolder(stage.parent.parent, stage.parent.name)
     if name is None or not folder.launched:
         raise CheckpointError(
-            f"{checkpoint}: not a checkpoint in a search's folder; give one that `master rank` "
-            "names"
+            f"{checkpoint}: not a checkpoint in a search's folder; give one that "
+            f"`{shell_command('master rank')}` names"
         )
     return folder, name
 

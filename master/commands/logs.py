@@ -11,6 +11,7 @@ from common.folder.chosen import Chosen
 from common.folder.output import Follower
 from common.folder.records import StageFolder
 from common.search.trial import TRIAL_PATTERN
+from common.shell_command import shell_command
 
 LOOK_S = 0.2  # between looks at a file that is followed
 
@@ -54,7 +55,9 @@ def show_logs(
 
 def _stage_of(chosen: Chosen, trial: str) -> StageFolder:
     if not TRIAL_PATTERN.fullmatch(trial):
-        raise ConfigError(f"{trial}: not a trial; name one as `master rank` does: coarse-0042")
+        raise ConfigError(
+            f"{trial}: not a trial; name one as `{shell_command('master rank')}` does: coarse-0042"
+        )
     return chosen.folder.stage(chosen.search.stage(trial.rpartition("-")[0]).name)
 
 
@@ -62,8 +65,8 @@ def _check_known(chosen: Chosen, folder: StageFolder, trial: str) -> None:
     search, (name, _, index) = chosen.folder.search() or chosen.search, trial.rpartition("-")
     if not folder.has_begun:
         raise ConfigError(
-            f"{trial}: stage {name!r} of search {search.name!r} has not been launched; run `master "
-            f"launch --stage {name}`"
+            f"{trial}: stage {name!r} of search {search.name!r} has not been launched; run "
+            f"`{shell_command('master launch --stage', name)}`"
         )
     if int(index) >= search.stage(name).trials:
         raise ConfigError(

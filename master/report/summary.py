@@ -16,6 +16,7 @@ from rich.text import Text
 from common.search.parameters import Choice, Fixed, Parameter
 from common.search.space import Space
 from common.search.values import flat
+from common.shell_command import find_program, join_options
 from master.report.kinds import REPORTS
 from master.report.lines import (
     Ended,
@@ -128,13 +129,8 @@ def next_command(stage: str, options: Mapping[str, str | Sequence[str] | None], 
             and one with several values is repeated.
         flags: options without a value.
     """
-    parts = ["master launch", f"--stage {shlex.quote(stage)}"]
-    parts += [
-        f"{name} {shlex.quote(value)}"
-        for name, values in options.items()
-        for value in ([values] if isinstance(values, str) else values or ())
-    ]
-    parts += flags
+    program = shlex.join([*find_program("master"), "launch"])
+    parts = [program, *join_options({"--stage": stage, **options}), *flags]
     if len(" ".join(parts)) + len("Next: ") <= WIDTH:
         return " ".join(parts)
     return f"{parts[0]} {parts[1]}" + "".join(f" \\\n{' ' * INDENT}{part}" for part in parts[2:])

@@ -10,6 +10,7 @@ from rich.console import Console
 from common.folder import durable
 from common.folder.records import SearchFolder
 from common.search.stage import Stage
+from common.shell_command import shell_command
 from master.launchers.background import draw_reports_in_background
 from master.report.kinds import REPORTS
 from master.report.lines import Ended
@@ -129,7 +130,7 @@ class Reports:
         if not self._waiting:
             return
         if draw_reports_in_background(self._folder, self._waiting) is None:
-            self._say("no report is drawn; `master report` draws it")
+            self._say(f"no report is drawn; `{shell_command('master report')}` draws it")
         else:
             paths = ", ".join(
                 str(self._folder.stage(stage).path / REPORT) for stage in self._waiting

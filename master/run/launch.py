@@ -14,6 +14,7 @@ from rich.console import Console
 from common.broker.connection import Broker, open_broker
 from common.broker.eviction import eviction_warning
 from common.broker.sandbox import sandbox_warning
+from common.console import open_console
 from common.ending import BY_SIGNAL, Handler, hear_end, unhear_end
 from common.errors import ConfigError, SearchError
 from common.folder.chosen import Chosen
@@ -26,6 +27,7 @@ from common.queue.workers import WorkerRegistry
 from common.search.search_file import RESERVED_STAGE
 from common.search.stage import Stage
 from common.search.trial import TrialState
+from common.shell_command import shell_command
 from master.launchers.gpus import auto_count, check_gpus
 from master.launchers.local import (
     count_wanted_workers,
@@ -270,8 +272,8 @@ class Run:
             if self._request.detach:
                 rungs = "promotions need a running master: " if len(stage.plan.rungs) > 1 else ""
                 self._say(
-                    f"detached: follow with `master status`; {rungs}the same launch command "
-                    "attaches again and ends with the ranking"
+                    f"detached: follow with `{shell_command('master status')}`; {rungs}the same "
+                    "launch command attaches again and ends with the ranking"
                 )
                 return 0
             self._conclude(ended)
@@ -442,7 +444,7 @@ class Run:
         )
         if done.to_folder:  # verdicts whose records could not be written in an outage
             before = read_before(search, folder, search.up_to(stage.name), self._say)
-        out, names_next = Console(file=sys.stdout), self._request.stage != RESERVED_STAGE
+        out, names_next = open_console(sys.stdout), self._request.stage != RESERVED_STAGE
         conclude(
             self._launched, published, before, out, self._say, self._request.repeated, names_next
         )

@@ -20,6 +20,7 @@ from common.folder import durable
 from common.folder.records import SearchFolder, home_of
 from common.options import DATA_FOLDER
 from common.search.search_file import Search, check_name
+from common.shell_command import shell_command
 from worker.commands.inputs import read_inputs
 from worker.tasks import trees
 from worker.tasks.base import Task
@@ -233,13 +234,13 @@ def _read_list(request: Request) -> list[Path]:
     except (ValueError, KeyError, IndexError, TypeError) as error:
         told = f"{type(error).__name__}: {error}"
         raise ConfigError(
-            f"--ensemble {request.ensemble}: not what `master ensemble --json` prints ({told}); "
-            "write it again"
+            f"--ensemble {request.ensemble}: not what `{shell_command('master ensemble --json')}` "
+            f"prints ({told}); write it again"
         ) from None
     if not paths:
         raise ConfigError(
-            f"--ensemble {request.ensemble}: holds no model; write it again with `master ensemble "
-            "--json`"
+            f"--ensemble {request.ensemble}: holds no model; write it again with "
+            f"`{shell_command('master ensemble --json')}`"
         )
     return paths
 
@@ -265,7 +266,8 @@ def _best(request: Request, search_name: str) -> tuple[SearchFolder, list[Path]]
     ]
     if not names:
         raise CheckpointError(
-            f"{stage.path}: holds no checkpoint; `master rank --search {search.name} --stage "
-            f"{name}` shows the results"
+            f"{stage.path}: holds no checkpoint; "
+            f"`{shell_command('master rank --search', search.name, '--stage', name)}` shows the "
+            "results"
         )
     return folder, [stage.path / str(found) for found in names]

@@ -27,6 +27,7 @@ from common.safe_read import is_odd
 from common.search.protocol import tell_apart
 from common.search.search_file import Search
 from common.search.trial import Claim
+from common.shell_command import shell_command
 from worker.own import LoopHost, OwnLoop, Source
 from worker.own.loop import PROGRAM
 from worker.own.program import Place, ProgramHost, visible
@@ -385,8 +386,8 @@ class Sessions:
             )
         if folder.path.is_dir():
             return (
-                f"is left alone: {folder.search_file} is missing; `master recover --config FILE` "
-                "puts your own copy in its place"
+                f"is left alone: {folder.search_file} is missing; "
+                f"`{shell_command('master recover --config FILE')}` puts your own copy in its place"
             )
         return (
             f"is not in {self._root}: this worker is on another volume than its master, "
