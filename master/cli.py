@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from common.errors import ConfigError
 from common.options import (
     Number,
     common_options,
@@ -274,10 +275,20 @@ def borders(
     metavar="NAME",
     help="The stage; may be repeated. Without: the last one launched.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one file that needs no other, to be copied or mailed.",
+)
 @click.pass_context
 @fail_with_message
 def report(
-    context: click.Context, config: Path | None, search: str | None, stages: tuple[str, ...]
+    context: click.Context,
+    config: Path | None,
+    search: str | None,
+    stages: tuple[str, ...],
+    out: Path | None,
 ) -> None:
     """Write report.html into a stage's folder: what was found in words, the ranking, the figures.
     Reads the folder alone.
@@ -285,12 +296,15 @@ def report(
     \b
     Example:
         master report --stage coarse
+        master report --stage fine --out fine.html
     """
+    if out is not None and len(stages) > 1:
+        raise ConfigError(f"--out {out}: is one stage's report; name one with --stage")
     from master.report.stage_report import report
 
     chosen = _choose(context, config, search)
     for stage in stages or (None,):
-        _show(report(chosen, stage, _say))
+        _show(report(chosen, stage, _say, out, stages))
 
 
 @cli.command()

@@ -2,9 +2,19 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["PATH"] = os.pathsep.join(
-    [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
-)
-os.environ.pop("COLUMNS", None)
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def commands_in_the_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Put these two into the PATH, and nothing else of this environment."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("master", "worker"):
+        (folder / name).symlink_to(Path(sys.executable).parent / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([os.environ.get("PATH", os.defpath), str(folder)]))
+        patch.delenv("COLUMNS", raising=False)
+        yield

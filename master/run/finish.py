@@ -25,7 +25,7 @@ from master.strategy.box import Proposal
 from master.strategy.guessing import guessing
 from master.strategy.ranges import write_proposal
 
-REPORT = "report.html"  # the name that master/report/stage_report.py uses
+REPORT = "report.html"  # the name that master/report/contents.py uses
 DRAW_EVERY_S = 60.0  # in a launch of so many seconds, some seconds of drawing do not matter
 
 
@@ -132,10 +132,8 @@ class Reports:
         if draw_reports_in_background(self._folder, self._waiting) is None:
             self._say(f"no report is drawn; `{shell_command('master report')}` draws it")
         else:
-            paths = ", ".join(
-                str(self._folder.stage(stage).path / REPORT) for stage in self._waiting
-            )
-            self._say(f"being drawn: {paths}")
+            stages = ", ".join(self._waiting)
+            self._say(f"being drawn: {self._folder.path / REPORT} ({stages})")
         self._drawn_at, self._waiting = self._clock(), []
 
 

@@ -158,7 +158,7 @@ class LiveProgress:
 
         The final snapshot is always printed as a line, unless it equals the last line.
         """
-        # The window may have changed. The bar does not depend on the text, which would make it jump.
+        # The window may have changed. The text has no say, or the bar would jump with it.
         width = self._console.width
         bar = self._bar_column.bar_width = max(LEAST_BAR, width // LEAST_SHARE, width - WHOLE_TEXT)
         taken = len(f"{snapshot.stage} {snapshot.done}/{snapshot.total}") + bar + 3

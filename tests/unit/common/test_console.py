@@ -53,5 +53,6 @@ def test_one_column_may_take_several_lines_and_gets_what_is_left() -> None:
     )
     table.width = 40
     lines = [line.split() for line in draw(table).splitlines()]
-    assert lines[1][0] == "coarse-0001" and " ".join(sum(lines[1:], [])[1:]) == words
+    shown = [word for line in lines[1:] for word in line]
+    assert shown[0] == "coarse-0001" and " ".join(shown[1:]) == words
     assert len(lines) == 3

@@ -183,7 +183,7 @@ def test_an_ensemble_as_the_master_prints_it(root: Path, tmp_path: Path, test_da
         table(text), total / sum(member["weight"] for member in members), atol=1e-5
     )
     for content, told in [
-        ("[]", "not what `master ensemble --json` prints"),
+        ("[]", "not what `master ensemble --json --checkpoints"),
         ('{"search": "digits", "ensembles": [{"members": []}]}', "no model"),
     ]:
         file.write_text(content)
