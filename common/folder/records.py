@@ -174,7 +174,7 @@ class StageFolder:
         Damaged files are skipped.
 
         Args:
-            warn: called with a message about each damaged file.
+            warn: called with a message if files are damaged: the first of them, and their number.
             set_aside: whether to rename damaged files, so that they are not met again.
 
         Raises:
@@ -185,9 +185,15 @@ class StageFolder:
         by_trial: dict[str, list[AttemptFile]] = {}
         for file in sorted(self.attempts(self.trials), key=lambda f: f.attempt, reverse=True):
             by_trial.setdefault(file.trial_id, []).append(file)
-        with _without_collection():
-            found = (self._last_of(files, warn, set_aside) for files in by_trial.values())
-            return sorted((record for record in found if record is not None), key=lambda r: r.index)
+        damaged: list[str] = []
+        try:
+            with _without_collection():
+                last = (self._last_of(own, damaged.append, set_aside) for own in by_trial.values())
+                return sorted((own for own in last if own is not None), key=lambda own: own.index)
+        finally:
+            if damaged:
+                more = f" ({len(damaged)} records of this stage are damaged)"
+                warn(damaged[0] + (more if len(damaged) > 1 else ""))
 
     @staticmethod
     def _last_of(

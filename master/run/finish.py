@@ -37,6 +37,7 @@ def conclude(
     say: Callable[[str], None],
     options: Mapping[str, str | Sequence[str] | None],
     name_next: bool = True,
+    told: set[object] | None = None,
 ) -> None:
     """Conclude a stage that has ended.
 
@@ -50,6 +51,7 @@ def conclude(
         say: prints warnings, on stderr.
         options: options of the command that runs the next stage, as ``next_command`` takes them.
         name_next: whether to print that command; False if the next stage follows by itself.
+        told: keys of the borders that this launch has told; the new ones are added.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -91,12 +93,14 @@ def conclude(
         else None
     )
     out.print(
-        stage_between(ended, proposal)
+        stage_between(ended, proposal, told or ())
         if follows
         else stage_end(ended, proposal, command, out.width, note, anew)
     )
     if follows and note is not None:
         out.print(note)
+    if told is not None:
+        told.update(border.key for border in found)
 
 
 class Reports:

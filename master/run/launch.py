@@ -24,6 +24,7 @@ from common.options import INTERRUPTED
 from common.queue.reconcile import reconcile
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import WorkerRegistry
+from common.repeats import say_once
 from common.search.search_file import RESERVED_STAGE
 from common.search.stage import Stage
 from common.search.trial import TrialState
@@ -219,6 +220,8 @@ class Run:
         self._broker = broker
         self._console = console
         self._say = _printer(console)
+        self._warn = say_once(self._say)  # the folder is read several times
+        self._told_borders: set[object] = set()
         self._n_workers = n_workers
         self._jobs = jobs
         self._queue = TrialQueue(broker.client, launched.id, launched.search.stragglers.lease_s)
@@ -301,7 +304,7 @@ class Run:
         )
         if not begun or stage in begun or not stage.rungs or stage.more:
             return
-        left = replan(search, begun, read_before(search, folder, begun, self._say).records)
+        left = replan(search, begun, read_before(search, folder, begun, self._warn).records)
         if left == [own.plan for own in search.to_plan_anew([own.name for own in begun])]:
             return
         self._launched = plan_anew(self._launched, left)
@@ -332,7 +335,7 @@ class Run:
                 stage,
                 self._queue,
                 self._request.ranges,
-                self._say,
+                self._warn,
                 overlaps,
                 release,
             )
@@ -437,16 +440,23 @@ class Run:
         if published is None:
             return
         search, folder, stage = self._launched.search, self._launched.folder, published.stage
-        before = read_before(search, folder, search.up_to(stage.name), self._say)
+        before = read_before(search, folder, search.up_to(stage.name), self._warn)
         own = published.ladder.standings.of_stage(stage.name)
         done = reconcile(
             self._queue, folder, own, [r for r in before.records if r.stage == stage.name]
         )
         if done.to_folder:  # verdicts whose records could not be written in an outage
-            before = read_before(search, folder, search.up_to(stage.name), self._say)
+            before = read_before(search, folder, search.up_to(stage.name), self._warn)
         out, names_next = open_console(sys.stdout), self._request.stage != RESERVED_STAGE
         conclude(
-            self._launched, published, before, out, self._say, self._request.repeated, names_next
+            self._launched,
+            published,
+            before,
+            out,
+            self._warn,
+            self._request.repeated,
+            names_next,
+            self._told_borders,
         )
         sys.stdout.flush()  # a reader has the outcome now, even if a signal ends this process
         self._how_far.note_ranked(stage.name)

@@ -18,6 +18,7 @@ from common.errors import QueueError, SearchError
 from common.queue import wire
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import QUIT, WorkerRegistry
+from common.repeats import list_few
 from common.search.trial import Claim, Fence, Progress, WorkerInfo
 from worker.training.types import View
 
@@ -399,9 +400,10 @@ class Heartbeat:
             for trial_id in news:
                 del self._held[trial_id]
             self._lost |= news.keys()
-        for trial_id, why in news.items():
+        for reason in sorted(set(news.values())):
+            trials = list_few([t for t, why in news.items() if why == reason])
             self._say(
-                f"{trial_id}: the lease is gone ({why}); its work here stops and changes nothing"
+                f"{trials}: the lease is gone ({reason}); the work here stops and changes nothing"
             )
         if STUCK in news.values():
             self._stuck = (self._beat, time.monotonic())
