@@ -18,7 +18,8 @@ import click
 from click.core import ParameterSource
 
 from common.errors import SearchError
-from common.shell_command import forget_given, note_given, without_password
+from common.redact import redact
+from common.shell_command import forget_given, note_given
 
 DATA_FOLDER = Path("data")  # for built-in data sets
 INTERRUPTED = 130
@@ -38,7 +39,7 @@ def _set_redis(context: click.Context, option: click.Parameter, value: str | Non
     shared = context.ensure_object(Shared)
     if value is not None and not _is_from_environment(context, option):
         shared.redis = value or None
-        _note(context, option, without_password(value))
+        _note(context, option, redact(value))
 
 
 def _set_checkpoints(context: click.Context, option: click.Parameter, value: Path | None) -> None:

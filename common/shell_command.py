@@ -12,7 +12,6 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 # The options that the command in progress was given and that others need as well, by name.
 _given: dict[str, str] = {}
@@ -96,15 +95,6 @@ def find_program(name: str) -> list[str]:
     if found is not None and script.samefile(found):
         return [name]
     return [_shorten(script)]
-
-
-def without_password(url: str) -> str:
-    """Return a URL with ``***`` in the place of its password, since messages end up in logs."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return url
-    return url.replace(f":{password}@", ":***@") if password else url
 
 
 def _takes(name: str, option: str, own: Sequence[str]) -> bool:

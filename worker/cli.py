@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import click
 
 from common.ending import end_process
-from common.errors import ConfigError
 from common.offspring import Offspring
 from common.options import (
     Number,
@@ -129,7 +128,7 @@ def start(
         worker start --device all --gpus-per-trial 2
         REDIS_URL=redis://host:6379/0 worker start --checkpoints /shared/checkpoints
     """
-    from worker.run.start import Request, start_workers
+    from worker.run.request import Request
 
     outlive_readers()
     request = Request(
@@ -146,6 +145,9 @@ def start(
         max_hours,
         stop_grace,
     )
+    request.check()  # before torch is imported, which takes seconds
+    from worker.run.start import start_workers
+
     end_process(start_workers(request))
 
 
@@ -164,6 +166,11 @@ def test(context: click.Context, checkpoint: Path, weights: str) -> None:
     Example:
         worker test checkpoints/digits/fine/val_acc=0.9861-trial=fine-0012-epoch=018-try=1.pt
     """
+    from common.folder.records import home_of
+    from worker.commands.chosen_models import require_file
+
+    require_file(checkpoint)  # before torch is imported, which takes seconds
+    home_of(checkpoint)
     from worker.commands.test_look import look
 
     click.echo(look(checkpoint, weights, context.obj.data))
@@ -230,11 +237,13 @@ def predict(context: click.Context, /, **options: Any) -> None:
         master ensemble --of greedy --json > greedy.json && worker predict \
 --ensemble greedy.json --inputs new.csv
     """
-    if not options["inputs"].exists():  # before torch is imported, which takes seconds
-        raise ConfigError(f"--inputs {options['inputs']}: no such file")
-    from worker.commands.predict import Request, predict
+    from worker.commands.chosen_models import Request, choose_models
 
-    text, told = predict(Request(root=context.obj.checkpoints, data=context.obj.data, **options))
+    request = Request(root=context.obj.checkpoints, data=context.obj.data, **options)
+    models = choose_models(request)  # before torch is imported, which takes seconds
+    from worker.commands.predict import predict
+
+    text, told = predict(request, models)
     click.echo(told, err=True)
     if text:
         click.echo(text)
@@ -262,11 +271,12 @@ def check(
     """
     from common.folder.chosen import choose
     from common.output import keep_stdout
-    from worker.checks.command import check
 
     # With --table the master has printed these messages.
     say = (lambda message: None) if table else (lambda message: click.echo(message, err=True))
     chosen = choose(context.obj.checkpoints, config, search, say, builtin=True)
+    from worker.checks.command import check
+
     end_process(check(chosen, context.obj.data, as_json, table or not as_json, keep_stdout()))
 
 
@@ -308,7 +318,6 @@ def profile(
         worker profile --search digits --array-width 64 --backend traced
     """
     from common.folder.chosen import choose
-    from worker.commands.profile import profile
 
     chosen = choose(
         context.obj.checkpoints,
@@ -317,6 +326,8 @@ def profile(
         lambda message: click.echo(message, err=True),
         builtin=True,
     )
+    from worker.commands.profile import profile
+
     profile(chosen, context.obj.data, widths or (1, 8, 32), backend)
 
 
@@ -354,9 +365,10 @@ def pace(
 
     from common.folder.chosen import choose
     from common.output import keep_stdout
-    from worker.commands.pace import measure_pace
 
     chosen = choose(context.obj.checkpoints, config, search, lambda message: None, builtin=True)
+    from worker.commands.pace import measure_pace
+
     out = keep_stdout()
     print(
         json.dumps(measure_pace(chosen, context.obj.data, widths or (1, 8, 32))),

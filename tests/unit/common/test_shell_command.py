@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from common import shell_command as module
-from common.shell_command import find_program, note_given, shell_command, without_password
+from common.shell_command import find_program, note_given, shell_command
 from master.cli import cli as master_cli
 from worker.cli import cli as worker_cli
 
@@ -102,9 +102,16 @@ def test_what_the_command_line_gave_is_repeated_where_it_is_needed(installed: Pa
     assert "--config" not in shell_command("master rank")
 
 
-def test_a_password_is_not_printed() -> None:
-    assert without_password("redis://user:secret@host:1/0") == "redis://user:***@host:1/0"
-    assert without_password("rediss://host:1") == "rediss://host:1"
+def test_a_password_is_not_printed(tmp_path: Path) -> None:
+    url = "redis://user:secret@127.0.0.1:1/0?ssl_password=hidden"
+    answer = CliRunner().invoke(
+        master_cli, ["retry", "--redis", url, "--state", "failed", "--search", "nothing"]
+    )
+    assert answer.exit_code == 2
+    with click.Context(master_cli) as context:
+        master_cli.make_context("master", ["--redis", url, "status"], parent=context)
+        told = shell_command("master status")
+    assert "secret" not in told and "hidden" not in told and "redis://user:***@" in told
 
 
 def test_the_options_are_noted_from_the_command_line_alone_and_end_with_it(

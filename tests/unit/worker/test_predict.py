@@ -375,6 +375,6 @@ def test_what_is_no_model_of_this_search_is_refused(
         in run(root, "predict", "--search", "none", "--inputs", inputs, code=2).stderr
     )
     assert (
-        "cannot be written; use .csv or .npz"
+        "is not a known kind of file; use .csv or .npz"
         in run(root, "predict", weights(root), "--inputs", inputs, "--out", "x.txt", code=2).stderr
     )
