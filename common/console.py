@@ -47,6 +47,7 @@ def fit_columns(
     spare: Sequence[str] = (),
     right: Sequence[str] = (),
     wraps: str = "",
+    caption: str | None = None,
 ) -> Table:
     """Return columns as a table without lines.
 
@@ -58,6 +59,7 @@ def fit_columns(
         right: headers of columns that are aligned to the right.
         wraps: header of the one column whose cells may take several lines. It gets what the others
             leave.
+        caption: a line below the table.
     """
     kept = {header: [str(cell) for cell in cells] for header, cells in columns.items()}
     least = {header: [] if header == wraps else cells for header, cells in kept.items()}
@@ -67,7 +69,14 @@ def fit_columns(
         kept.pop(header, None)
         least.pop(header, None)
     gap = GAP if measure(least) <= width else 1
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, gap, 0, 0))
+    table = Table(
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        padding=(0, gap, 0, 0),
+        caption=caption,
+        caption_justify="left",
+    )
     for header in kept:
         justify: JustifyMethod = "right" if header in right else "left"
         table.add_column(Text(header), no_wrap=header != wraps, justify=justify)

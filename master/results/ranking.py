@@ -351,11 +351,12 @@ def table(ranking: pd.DataFrame, top: int | None = None, width: int = TABLE_WIDT
     else:
         columns = _join_columns(shown, names, (outcome | told, outcome, short), width)
     right = [header for header in columns if header not in ("trial", "diagnosis", JOINED)]
-    drawn = fit_columns(columns, width, spare, right, wraps=JOINED)
-    if top is None and len(ranking) > len(shown):
-        drawn.caption = f"the best {len(shown):,} of {len(ranking):,} trials; --top N shows N"
-        drawn.caption_justify = "left"
-    return drawn
+    more = (
+        f"the best {len(shown):,} of {len(ranking):,} trials; --top N shows N"
+        if top is None and len(ranking) > len(shown)
+        else None
+    )
+    return fit_columns(columns, width, spare, right, wraps=JOINED, caption=more)
 
 
 def _join_columns(

@@ -56,6 +56,7 @@ from master.stages.prepare import Launched, examine, plan_anew, settle
 from master.stages.publishing import Published, publish, queue_again
 from master.stages.sampling import crowding
 from master.stages.source import read_before
+from master.strategy.ranges import load_ranges
 
 NOTHING_COMPLETED = 3
 HEARD_S = 3.0  # seconds within which every live worker has had a heartbeat
@@ -79,6 +80,8 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
         SearchError: the search cannot begin or cannot go on.
     """
     stages = _stages(request, chosen)
+    if request.ranges is not None:
+        load_ranges(request.ranges, chosen.search.space)  # before the checks, which take longer
     n_workers, jobs = request.n_workers, request.jobs
     if jobs is not None and request.dry_run:
         folder = SearchFolder(chosen.folder.root, request.new_name or chosen.search.name)
