@@ -351,8 +351,13 @@ class Supervisor:
         )
 
     def _tell_reaped(self, reaped: Reaped) -> None:
+        one = len(reaped.finished) == 1
         for trials, what in (
-            (reaped.finished, "the worker is gone, but had written its record; its result is used"),
+            (
+                reaped.finished,
+                f"{'its worker is' if one else 'their workers are'} gone, but had written "
+                f"{'its record; its result is used' if one else 'records; these are used'}",
+            ),
             (reaped.returned, "no heartbeat for a lease; back to the queue"),
             (reaped.failed, "lost too often, each time while training alone; FAILED"),
         ):
