@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 PINS := pyproject.toml constraints.txt
 PROGRAM := coarsefine common master worker
-CODE := $(PROGRAM) docker tests $(wildcard benchmarks examples)
+CODE := $(PROGRAM) docker tests docs $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup search test test-processes test-training test-unit fault-test slow-test fuzz companions-test check bench browser-test chaos compose-test slurm-test ray-test pictures clean
@@ -73,12 +73,12 @@ slurm-test: setup  ## searches whose workers are jobs of a real Slurm (needs roo
 ray-test: $(VENV)/.ray  ## a search whose workers are actors of a real Ray, which is started here (installs it)
 	$(BIN)/python -m pytest tests/ray $(PYTEST_ARGS)
 
-pictures: setup  ## the README's pictures, from real runs (needs Chromium)
+pictures: setup  ## the pictures of the README and of docs, from real runs (needs Chromium)
 	folder=$$(mktemp -d) && trap "rm -rf $$folder" EXIT && $(BIN)/master --checkpoints $$folder launch --stage all && \
 	$(BIN)/master --checkpoints $$folder plot hyperparameters --out docs/pictures/hyperparameters.png && \
 	$(BIN)/master --checkpoints $$folder plot rungs --out docs/pictures/rungs.png && \
 	ls -r $$folder/digits/fine/*.pt | head -3 && \
-	BROWSER_PICTURES=$$folder/pictures $(BIN)/python -m pytest tests/browser && cp $$folder/pictures/overview.png docs/pictures/dashboard.png
+	$(BIN)/python docs/pictures/take.py $$folder --out docs/pictures
 
 clean:  ## remove what was installed and cached; checkpoints stay
 	rm -rf $(VENV) *.egg-info build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,18 +1,27 @@
-"""The cost of monitoring: epochs of an array of 64 on digits, with and without it, in turns.
+"""The cost of watching a search: what curves cost its training, and what a page costs its visitor.
 
+**Curves.** Epochs of an array of 64 on digits, with and without monitoring, in turns.
 Perceptron 64-64-64-10, batches of 64: 16 steps per epoch, then validation. Two engines with the
 same trials take turns, epoch by epoch, in one process with one thread. Processor time is counted,
 so that other processes on the machine disturb less. Below the totals is the time of each part.
 
-    python benchmarks/watching.py [--quick]
+**Pages.** Visits of `master serve` in Chromium, beside optuna-dashboard with the same trials: the
+bytes of a first and of a second visit, and the seconds until the best trial and a figure are shown.
+The two take turns, each visit in a new browser; figures are medians.
+
+    python benchmarks/watching.py [--quick] [--only curves|pages] [--trials 50 1000 10000]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -23,6 +32,9 @@ from common.search.values import Scalar
 from worker.tasks.digits import Digits
 from worker.training.engine.engine import Boundary, Engine, TrainingOptions
 from worker.training.stacked.monitor import Monitor
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # `benchmarks` is not installed
 
 SEARCH_SEED = 231
 CPU = torch.device("cpu")
@@ -126,8 +138,43 @@ def timed(own: Callable[..., Any], name: str, spent: Counter[str]) -> Callable[.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="15 epochs instead of 100")
-    epochs = 15 if parser.parse_args().quick else 100
+    parser.add_argument("--quick", action="store_true", help="15 epochs, not 100; 1 visit, not 3")
+    parser.add_argument("--only", choices=["curves", "pages"])
+    parser.add_argument("--trials", type=int, nargs="+", default=[50, 1000, 10_000])
+    options = parser.parse_args()
+    if options.only != "curves":
+        compare_pages(options.trials, 1 if options.quick else 3)
+    if options.only != "pages":
+        compare_curves(15 if options.quick else 100)
+
+
+def compare_pages(numbers: list[int], n_visits: int) -> None:
+    from benchmarks.watched.servers import make_search, serve_optuna, serve_ours
+    from benchmarks.watched.visits import Visit, middle, visit_twice
+
+    print("| trials | page | first visit | second | best trial shown | figure | of the second |")
+    print("|---|---|---|---|---|---|---|")
+    for n_trials in numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder)
+            best = make_search(root, n_trials)
+            with serve_ours(root, best) as ours, serve_optuna(root) as optuna:
+                seen: dict[str, list[tuple[Visit, Visit]]] = {ours.name: [], optuna.name: []}
+                for _ in range(n_visits):
+                    for served in (ours, optuna):
+                        seen[served.name].append(visit_twice(served))
+        for name, visits in seen.items():
+            first, second = (middle([pair[n] for pair in visits]) for n in (0, 1))
+            print(
+                f"| {n_trials:,} | {name} | {first.n_bytes / 1e6:.2f} MB | "
+                f"{second.n_bytes / 1e6:.3f} MB | {first.content_s:.2f} s | "
+                f"{first.figure_s:.2f} s | {second.content_s:.2f} s, {second.figure_s:.2f} s |",
+                flush=True,
+            )
+    print(f"load of this machine at the end: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")
+
+
+def compare_curves(epochs: int) -> None:
     torch.set_num_threads(1)
     shares = []
     print(

@@ -18,6 +18,8 @@ import click
 from click.core import ParameterSource
 
 from common.errors import SearchError
+from common.redact import redact
+from common.shell_command import forget_given, note_given
 
 DATA_FOLDER = Path("data")  # for built-in data sets
 INTERRUPTED = 130
@@ -37,18 +39,34 @@ def _set_redis(context: click.Context, option: click.Parameter, value: str | Non
     shared = context.ensure_object(Shared)
     if value is not None and not _is_from_environment(context, option):
         shared.redis = value or None
+        _note(context, option, redact(value))
 
 
 def _set_checkpoints(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     shared = context.ensure_object(Shared)
     if value is not None and not _is_from_environment(context, option):
         shared.checkpoints = value
+        _note(context, option, str(value))
 
 
 def _set_data(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     shared = context.ensure_object(Shared)
     if value is not None and not _is_from_environment(context, option):
         shared.data = value
+        _note(context, option, str(value))
+
+
+def _set_search(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    if value is not None:
+        _note(context, option, str(value))
+    return value
+
+
+def _note(context: click.Context, option: click.Parameter, value: str) -> None:
+    """Note an option of the command line for the commands that messages name."""
+    if context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+        note_given(option.opts[0], value)
+        context.find_root().call_on_close(forget_given)
 
 
 def _is_from_environment(context: click.Context, option: click.Parameter) -> bool:
@@ -115,6 +133,24 @@ def data_option(command: F) -> F:
         type=click.Path(path_type=Path, file_okay=False),
         help="Files of the built-in data sets [DATA_DIR; ./data].",
     )(command)
+
+
+def search_options(command: F) -> F:
+    """Add the options ``--config`` and ``--search`` to a command."""
+    config = click.option(
+        "--config",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        callback=_set_search,
+        help="The search file.",
+    )
+    search = click.option(
+        "--search",
+        metavar="NAME",
+        callback=_set_search,
+        help="The search's folder below the checkpoint root.",
+    )
+    return config(search(command))
 
 
 def fail_with_message(command: F) -> F:

@@ -6,32 +6,21 @@ Each command imports its heavy modules itself, so that ``--help`` is fast.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from common.options import Number, common_options, data_option, fail_with_message
+from common.errors import ConfigError
+from common.options import (
+    Number,
+    common_options,
+    data_option,
+    fail_with_message,
+    search_options,
+)
 from common.output import outlive_readers, run_program
 from master.redis_cli import redis
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def search_options(command: F) -> F:
-    """Add the options ``--config`` and ``--search`` to a command."""
-    config = click.option(
-        "--config",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="The search file.",
-    )
-    search = click.option(
-        "--search", metavar="NAME", help="The search's folder below the checkpoint root."
-    )
-    return config(search(command))
-
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
 stage_option = click.option(
@@ -154,8 +143,7 @@ def launch(
     # Started first, so that it imports torch in the meantime.
     spawner = start_early(shared.checkpoints, wanted=is_local and options["workers"] != "0")
 
-    from rich.console import Console
-
+    from common.console import open_console
     from common.ending import end_process
     from common.folder.chosen import choose
     from master.run.launch import launch
@@ -165,7 +153,7 @@ def launch(
     places = {"redis": shared.redis, "checkpoints": shared.checkpoints, "data": shared.data}
     request = Request(**places, config=config, search=search, spawner=spawner, **options)
     outlive_readers()
-    end_process(launch(request, chosen, Console(stderr=True)))
+    end_process(launch(request, chosen, open_console(stderr=True)))
 
 
 @cli.command()
@@ -287,10 +275,20 @@ def borders(
     metavar="NAME",
     help="The stage; may be repeated. Without: the last one launched.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one file that needs no other, to be copied or mailed.",
+)
 @click.pass_context
 @fail_with_message
 def report(
-    context: click.Context, config: Path | None, search: str | None, stages: tuple[str, ...]
+    context: click.Context,
+    config: Path | None,
+    search: str | None,
+    stages: tuple[str, ...],
+    out: Path | None,
 ) -> None:
     """Write report.html into a stage's folder: what was found in words, the ranking, the figures.
     Reads the folder alone.
@@ -298,12 +296,15 @@ def report(
     \b
     Example:
         master report --stage coarse
+        master report --stage fine --out fine.html
     """
+    if out is not None and len(stages) > 1:
+        raise ConfigError(f"--out {out}: is one stage's report; name one with --stage")
     from master.report.stage_report import report
 
     chosen = _choose(context, config, search)
     for stage in stages or (None,):
-        _show(report(chosen, stage, _say))
+        _show(report(chosen, stage, _say, out, stages))
 
 
 @cli.command()

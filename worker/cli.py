@@ -14,9 +14,14 @@ from typing import Any, TypeVar
 import click
 
 from common.ending import end_process
-from common.errors import ConfigError
 from common.offspring import Offspring
-from common.options import Number, common_options, data_option, fail_with_message
+from common.options import (
+    Number,
+    common_options,
+    data_option,
+    fail_with_message,
+    search_options,
+)
 from common.output import outlive_readers, run_program
 
 weights_option = click.option(
@@ -123,7 +128,7 @@ def start(
         worker start --device all --gpus-per-trial 2
         REDIS_URL=redis://host:6379/0 worker start --checkpoints /shared/checkpoints
     """
-    from worker.run.start import Request, start_workers
+    from worker.run.request import Request
 
     outlive_readers()
     request = Request(
@@ -140,6 +145,9 @@ def start(
         max_hours,
         stop_grace,
     )
+    request.check()  # before torch is imported, which takes seconds
+    from worker.run.start import start_workers
+
     end_process(start_workers(request))
 
 
@@ -158,6 +166,11 @@ def test(context: click.Context, checkpoint: Path, weights: str) -> None:
     Example:
         worker test checkpoints/digits/fine/val_acc=0.9861-trial=fine-0012-epoch=018-try=1.pt
     """
+    from common.folder.records import home_of
+    from worker.commands.chosen_models import require_file
+
+    require_file(checkpoint)  # before torch is imported, which takes seconds
+    home_of(checkpoint)
     from worker.commands.test_look import look
 
     click.echo(look(checkpoint, weights, context.obj.data))
@@ -224,11 +237,13 @@ def predict(context: click.Context, /, **options: Any) -> None:
         master ensemble --of greedy --json > greedy.json && worker predict \
 --ensemble greedy.json --inputs new.csv
     """
-    if not options["inputs"].exists():  # before torch is imported, which takes seconds
-        raise ConfigError(f"--inputs {options['inputs']}: no such file")
-    from worker.commands.predict import Request, predict
+    from worker.commands.chosen_models import Request, choose_models
 
-    text, told = predict(Request(root=context.obj.checkpoints, data=context.obj.data, **options))
+    request = Request(root=context.obj.checkpoints, data=context.obj.data, **options)
+    models = choose_models(request)  # before torch is imported, which takes seconds
+    from worker.commands.predict import predict
+
+    text, told = predict(request, models)
     click.echo(told, err=True)
     if text:
         click.echo(text)
@@ -237,13 +252,7 @@ def predict(context: click.Context, /, **options: Any) -> None:
 @cli.command()
 @common_options
 @data_option
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The search file.",
-)
-@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@search_options
 @click.option("--json", "as_json", is_flag=True, help="Strict JSON on stdout.")
 @click.option("--table", is_flag=True, hidden=True, help="With --json: the table too, on stderr.")
 @click.pass_context
@@ -262,24 +271,19 @@ def check(
     """
     from common.folder.chosen import choose
     from common.output import keep_stdout
-    from worker.checks.command import check
 
     # With --table the master has printed these messages.
     say = (lambda message: None) if table else (lambda message: click.echo(message, err=True))
     chosen = choose(context.obj.checkpoints, config, search, say, builtin=True)
+    from worker.checks.command import check
+
     end_process(check(chosen, context.obj.data, as_json, table or not as_json, keep_stdout()))
 
 
 @cli.command()
 @common_options
 @data_option
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The search file.",
-)
-@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@search_options
 @click.option(
     "--array-width",
     "widths",
@@ -314,7 +318,6 @@ def profile(
         worker profile --search digits --array-width 64 --backend traced
     """
     from common.folder.chosen import choose
-    from worker.commands.profile import profile
 
     chosen = choose(
         context.obj.checkpoints,
@@ -323,6 +326,8 @@ def profile(
         lambda message: click.echo(message, err=True),
         builtin=True,
     )
+    from worker.commands.profile import profile
+
     profile(chosen, context.obj.data, widths or (1, 8, 32), backend)
 
 
@@ -340,13 +345,7 @@ def fork_server() -> None:
 @cli.command(hidden=True)
 @common_options
 @data_option
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="The search file.",
-)
-@click.option("--search", metavar="NAME", help="The search's folder below the checkpoint root.")
+@search_options
 @click.option(
     "--array-width",
     "widths",
@@ -366,9 +365,10 @@ def pace(
 
     from common.folder.chosen import choose
     from common.output import keep_stdout
-    from worker.commands.pace import measure_pace
 
     chosen = choose(context.obj.checkpoints, config, search, lambda message: None, builtin=True)
+    from worker.commands.pace import measure_pace
+
     out = keep_stdout()
     print(
         json.dumps(measure_pace(chosen, context.obj.data, widths or (1, 8, 32))),

@@ -26,8 +26,9 @@ from common.broker.embedded_server import EmbeddedServer
 from common.broker.errors import translate_errors
 from common.broker.server_program import MIN_VERSION, parse_version, version_text
 from common.broker.shared_server import Record, SharedServer, read_password
-from common.broker.urls import EXAMPLE, Address, parse, redact, where_of
+from common.broker.urls import EXAMPLE, Address, parse, where_of
 from common.errors import ConfigError, NotAllowedError, QueueError
+from common.redact import redact
 
 PASSWORD_FILE = "REDIS_PASSWORD_FILE"
 CONNECT_TIMEOUT_S = 5.0

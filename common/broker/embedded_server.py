@@ -40,6 +40,7 @@ from common.broker.server_folder import (
 from common.errors import QueueError
 from common.folder import durable
 from common.folder.filelock import RETRY_S, FileLock
+from common.shell_command import shell_command
 
 FOLDER = ".redis"
 # Another process may be starting or stopping the server; this takes long with a large append-only
@@ -47,7 +48,6 @@ FOLDER = ".redis"
 LOCK_PATIENCE_S = 120.0
 STOP_PATIENCE_S = 30.0  # a slow disk may still be writing
 ANSWER_TIMEOUT_S = 5.0
-ELSEWHERE = "`master redis start` starts a server that other hosts reach"
 
 
 class EmbeddedServer:
@@ -146,7 +146,7 @@ class EmbeddedServer:
         if known and known.may_run_elsewhere():
             raise QueueError(
                 f"{self.folder}: its Redis server may be running on the host {known.host}; run "
-                f"this there, or end what runs there, or, for several hosts, {ELSEWHERE}. If "
+                f"this there, or end what runs there, or, for several hosts, {_elsewhere()}. If "
                 f"{known.host} is gone for good, delete {self._place_file}"
             )
         return None if known and known.is_outlived() else known
@@ -164,7 +164,7 @@ class EmbeddedServer:
             ("unixsocketperm", "700"),
         ]
         self._process = self._server.start(
-            program, settings, self._answers, "embedded", f", or {ELSEWHERE}"
+            program, settings, self._answers, "embedded", f", or {_elsewhere()}"
         )
 
     def _answers(self, deadline: Deadline) -> bool:
@@ -236,3 +236,7 @@ class EmbeddedServer:
             same = self.folder.exists() and os.path.samestat(place.stat(), self.folder.stat())
             if self._pid is not None and is_ours and not same:
                 os.kill(self._pid, number)
+
+
+def _elsewhere() -> str:
+    return f"`{shell_command('master redis start')}` starts a server that other hosts reach"

@@ -25,6 +25,7 @@ from common.errors import QueueError
 from common.folder import durable
 from common.folder.filelock import RETRY_S, FileLock
 from common.offspring import disown
+from common.shell_command import shell_command
 
 # From start or discovery to the first answer; loading the data is not counted.
 ANSWER_PATIENCE_S = 60.0
@@ -149,7 +150,7 @@ class ServerFolder:
                     f"{self.path}: the {name} Redis server did not start: {program} {what}. "
                     f"{self.log} ends with\n{log_tail(self.log)}\n"
                     "Repair what it names (a damaged append-only file: redis-check-aof --fix), or "
-                    f"move {self.path} away and run `master recover`{otherwise}"
+                    f"move {self.path} away and run `{shell_command('master recover')}`{otherwise}"
                 )
             time.sleep(RETRY_S)
         return process

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import QueueError
+from common.shell_command import shell_command
 
 MIN_VERSION = (6, 2)  # the oldest version on which the scripts are tested
 NAMES = ("redis-server", "valkey-server")
@@ -73,7 +74,7 @@ def choose(programs: Iterable[Program], written: tuple[int, ...], folder: Path) 
         raise QueueError(
             f"{folder}: Redis {version_text(written)} wrote the data there, and an older major "
             f"version would start without it (found: {names}); install redis-server {written[0]} "
-            "or newer, or move the folder away and run `master recover`"
+            f"or newer, or move the folder away and run `{shell_command('master recover')}`"
         )
     raise QueueError(
         f"there is no Redis server of version {version_text(MIN_VERSION)} or newer to start "

@@ -14,6 +14,7 @@ from redis.connection import parse_url
 from redis.sentinel import SentinelConnectionPool
 
 from common.errors import ConfigError
+from common.redact import redact
 
 EXAMPLE = (
     "write redis://HOST:6379/0, rediss://HOST:6379/0 (TLS), unix:///path/to/redis.sock, "
@@ -21,8 +22,6 @@ EXAMPLE = (
     "special characters of a password as %XX"
 )
 PARSE: Callable[[str], dict[str, Any]] = parse_url  # redis-py has no type for it
-# The password of the login, of the Sentinels, or of a key.
-PASSWORD_OPTION = re.compile(r"([?&]\w*password=)[^&]*")
 MANY_HOSTS = re.compile(
     r"(rediss?)\+(sentinel|cluster)://((?:[^@/?#]*@)?)([^@/?#]+)(?:/([^?#]*))?(\?[^#]*)?"
 )
@@ -58,18 +57,6 @@ def parse(url: str) -> Address:
     if url.startswith("unix://") and not options.get("path"):
         raise ConfigError(f"{redact(url)} names no socket; {EXAMPLE}")
     return Address("server", options)
-
-
-def redact(url: str) -> str:
-    """Return the URL without its passwords, for messages. This also works for a malformed URL."""
-    url = PASSWORD_OPTION.sub(r"\1***", url)
-    scheme, mark, rest = url.partition("://") if "://" in url else ("", "", url)
-    if "@" not in rest or rest.startswith("/"):
-        return f"{scheme}{mark}{rest}"
-    login, _, place = rest.rpartition("@")
-    # A login without a colon may be a password.
-    user = f"{login.partition(':')[0]}:" if ":" in login else ""
-    return f"{scheme}{mark}{user}***@{place}"
 
 
 def _options(url: str) -> dict[str, Any]:

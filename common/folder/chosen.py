@@ -16,6 +16,7 @@ from common.search.search_file import (
     parse_search,
     read_text,
 )
+from common.shell_command import shell_command
 
 CONFIG = Path("search.toml")
 
@@ -79,11 +80,14 @@ def _without_a_word(root: Path, say: Callable[[str], None], builtin: bool) -> Ch
         return _from_folder(found[0])
     if not builtin:
         raise ConfigError(
-            f"no search in {root}, and no ./{CONFIG}; start one with `master launch`, or name "
-            "the folder with --checkpoints"
+            f"no search in {root}, and no ./{CONFIG}; start one with "
+            f"`{shell_command('master launch --stage all')}`, or name the folder with --checkpoints"
         )
     search = parse_search(default_text(), "built-in search")
-    say(f"the built-in search {search.name!r}; `master init` writes its file for you to edit")
+    say(
+        f"the built-in search {search.name!r}; `{shell_command('master init')}` writes its file "
+        "for you to edit"
+    )
     return Chosen(search, default_text(), Path(), SearchFolder(root, search.name))
 
 
@@ -128,6 +132,6 @@ def not_launched(chosen: Chosen) -> ConfigError:
     """Return the error for a command that needs a launched search."""
     search, first = chosen.search, chosen.search.stages[0].name
     return ConfigError(
-        f"search {search.name!r} has not been launched in {chosen.folder.root}; run `master "
-        f"launch --stage {first}`"
+        f"search {search.name!r} has not been launched in {chosen.folder.root}; run "
+        f"`{shell_command('master launch --stage', first)}`"
     )

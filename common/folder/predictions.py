@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from common import safe_read
 from common.errors import DamagedFileError
 from common.folder import durable
+from common.shell_command import shell_command
 
 # A million examples of 256 classes. A file that claims to be larger, packed or unpacked, is not
 # this program's.
@@ -103,8 +104,8 @@ def read(path: Path) -> Predictions:
         raise
     except DAMAGE as error:
         remedy = (
-            "remove the file or set it aside with `master recover`: its model then takes part "
-            "in no ensemble"
+            f"remove the file or set it aside with `{shell_command('master recover')}`: its model "
+            "then takes part in no ensemble"
         )
         raise DamagedFileError(f"{path}: damaged predictions ({error}); {remedy}") from None
     except OSError as error:

@@ -42,6 +42,7 @@ from common.folder.checkpoint_name import CheckpointName
 from common.folder.record import Record
 from common.search.search_file import NAME_PATTERN, Search, load_search
 from common.search.trial import STAGE_PATTERN, TRIAL_PATTERN
+from common.shell_command import shell_command
 
 MAX_RECORD_BYTES = 16 << 20  # a million epochs; a larger file is not a record
 _TRIAL = rf"(?P<trial>{TRIAL_PATTERN.pattern})"
@@ -174,7 +175,7 @@ class StageFolder:
         Damaged files are skipped.
 
         Args:
-            warn: called with a message about each damaged file.
+            warn: called with a message if files are damaged: the first of them, and their number.
             set_aside: whether to rename damaged files, so that they are not met again.
 
         Raises:
@@ -185,9 +186,15 @@ class StageFolder:
         by_trial: dict[str, list[AttemptFile]] = {}
         for file in sorted(self.attempts(self.trials), key=lambda f: f.attempt, reverse=True):
             by_trial.setdefault(file.trial_id, []).append(file)
-        with _without_collection():
-            found = (self._last_of(files, warn, set_aside) for files in by_trial.values())
-            return sorted((record for record in found if record is not None), key=lambda r: r.index)
+        damaged: list[str] = []
+        try:
+            with _without_collection():
+                last = (self._last_of(own, damaged.append, set_aside) for own in by_trial.values())
+                return sorted((own for own in last if own is not None), key=lambda own: own.index)
+        finally:
+            if damaged:
+                more = f" ({len(damaged)} records of this stage are damaged)"
+                warn(damaged[0] + (more if len(damaged) > 1 else ""))
 
     @staticmethod
     def _last_of(
@@ -365,8 +372,8 @@ class SearchFolder:
             search = load_search(self.search_file)
         except ConfigError as error:
             remedy = (
-                "the file as launched; `master recover --config FILE` puts your own copy of it "
-                "in its place"
+                f"the file as launched; `{shell_command('master recover --config FILE')}` puts "
+                "your own copy of it in its place"
             )
             raise CheckpointError(f"{error} ({remedy})") from None
         if search.id is None:
@@ -401,8 +408,8 @@ def home_of(checkpoint: Path) -> tuple[SearchFolder, CheckpointName]:
     folder = SearchFolder(stage.parent.parent, stage.parent.name)
     if name is None or not folder.launched:
         raise CheckpointError(
-            f"{checkpoint}: not a checkpoint in a search's folder; give one that `master rank` "
-            "names"
+            f"{checkpoint}: not a checkpoint in a search's folder; give one that "
+            f"`{shell_command('master rank')}` names"
         )
     return folder, name
 

@@ -33,6 +33,7 @@ from common.search.stage import (
     Table,
 )
 from common.search.trial import STAGE_PATTERN
+from common.shell_command import shell_command
 
 # One path component that is not hidden and does not leave the folder.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -302,7 +303,10 @@ def parse_search(text: str, source: str = "search file") -> Search:
         missing = [key for key in ("name", "task", "space") if key not in raw]
         missing += ["[budget]"] if not {"budget", "stages"} & raw.keys() else []
         if missing:
-            raise ConfigError(f"{missing[0]} is missing; `master init` writes a complete example")
+            raise ConfigError(
+                f"{missing[0]} is missing; `{shell_command('master init')}` writes a complete "
+                "example"
+            )
         if isinstance(raw["task"], Mapping):
             raw["task"] = command.as_task(raw["task"])
         search = _validate(Search, _with_stages(raw), "")
@@ -563,7 +567,9 @@ def read_text(path: Path) -> str:
             )
         return text
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `master init` writes one to start from") from None
+        raise ConfigError(
+            f"{path}: no such file; `{shell_command('master init')}` writes one to start from"
+        ) from None
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}); is it the right file, and may this user "

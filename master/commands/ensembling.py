@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-
+from common.console import draw_columns
 from common.errors import ConfigError
 from common.folder import ledger
 from common.folder.chosen import Chosen
@@ -19,7 +18,7 @@ from common.folder.records import SearchFolder
 from common.search.search_file import Search
 from master.ensembles.ensemble import Ensemble, Gain, Score, gain, greedy, of_all, score
 from master.ensembles.pool import Pool, pool
-from master.report.reading import draw_table, strict_json
+from master.report.reading import strict_json
 
 
 @dataclass(frozen=True)
@@ -142,31 +141,25 @@ def _text(result: Result) -> str:
         result.whole.test is not None,
         len(set(made.weights)) > 1 or made.kind == "greedy",
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("model")
     headers = [
+        "model",
         "epoch",
         *(["weight"] if weighted else []),
         "val_acc",
         "val_log_loss",
         *(["test_acc", "test_log_loss"] if tested else []),
     ]
-    for header in headers:
-        table.add_column(header, justify="right")
-    for member, weight, row in zip(made.members, made.weights, result.rows, strict=True):
-        table.add_row(
-            member.trial, str(member.epoch), *([str(weight)] if weighted else []), *_cells(row)
-        )
-    table.add_row(
-        f"ensemble of {len(made.members)}",
-        "",
-        *([str(sum(made.weights))] if weighted else []),
-        *_cells(result.whole),
-        style="bold",
-    )
+    rows = [
+        (member.trial, str(member.epoch), *([str(weight)] if weighted else []), *_cells(row))
+        for member, weight, row in zip(made.members, made.weights, result.rows, strict=True)
+    ]
+    total = [str(sum(made.weights))] if weighted else []
+    rows.append((f"ensemble of {len(made.members)}", "", *total, *_cells(result.whole)))
+    columns = dict(zip(headers, zip(*rows, strict=True), strict=True))
+    spare = ("test_log_loss", "val_log_loss", "epoch")
     lines = [
         f"{made.kind}, stage {pool.stages}",
-        draw_table(table),
+        draw_columns(columns, spare, right=headers[1:]),
         _gain_line(f"validation{_describe_flattery(pool)}", result.val_gain, made),
     ]
     if result.test_gain is not None:

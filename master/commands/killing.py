@@ -16,6 +16,7 @@ from common.queue.reconcile import write_verdict
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import WorkerRegistry
 from common.search.trial import TrialState
+from common.shell_command import shell_command
 from master.commands.redis_commands import of_folder
 from master.run.jobs import tell_cancelled
 from master.stages.prepare import Launched
@@ -82,8 +83,8 @@ def kill_trial(client: Any, launched: Launched, trial_id: str) -> str:
     queue = _queue(client, launched)
     if queue.state(trial_id) is None:
         raise ConfigError(
-            f"--trial {trial_id}: no such trial in search {launched.search.name!r}; `master rank` "
-            "and `master status` list them"
+            f"--trial {trial_id}: no such trial in search {launched.search.name!r}; "
+            f"`{shell_command('master rank')}` and `{shell_command('master status')}` list them"
         )
     return f"{trial_id}: {_kill_one(queue, launched.folder, trial_id)}"
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from common.broker.connection import open_broker
 from common.code.store import task_digest
+from common.console import draw_columns
 from common.folder.checkpoint_name import format_value
 from common.folder.chosen import Chosen, not_launched
 from common.options import Shared
@@ -18,8 +16,9 @@ from common.queue.workers import WorkerRegistry
 from common.search.protocol import PROTOCOL, REMEDY
 from common.search.search_file import Search
 from common.search.trial import RETRYABLE, TrialState, WorkerInfo
+from common.shell_command import shell_command
 from master.commands.numbers import read_numbers
-from master.report.reading import draw_table, strict_json
+from master.report.reading import strict_json
 from master.run.jobs import describe_jobs
 from master.stages.prepare import Launched, renew_task
 from master.stages.promotions import read_decisions
@@ -59,9 +58,9 @@ def status(
                 **numbers.as_json,
             }
         )
-    table = _table("stage", *(s.value for s in TrialState))
-    for name, by_state in counts.items():
-        table.add_row(name, *(str(by_state[s]) for s in TrialState))
+    columns: dict[str, Sequence[object]] = {"stage": list(counts)}
+    columns |= {s.value: [counts[name][s] for name in counts] for s in TrialState}
+    none = [s for s in ("stopped", "killed", "failed", "exploded") if not any(columns[s])]
     head = f"search {launched.search.name!r} in {launched.folder.path}"
     far = [
         f"{stage}: {rung_words(own)}"
@@ -71,7 +70,7 @@ def status(
     return "\n".join(
         [
             head,
-            draw_table(table),
+            draw_columns(columns, spare=none),
             *far,
             *_best_lines(launched),
             *numbers.lines,
@@ -145,17 +144,24 @@ def worker_row(info: WorkerInfo) -> dict[str, Any]:
 def workers_text(connected: Sequence[WorkerInfo]) -> str:
     """Return the workers as a table, and the reason for each worker that gets no trials."""
     if not connected:
-        return "no worker is connected; `worker start` starts one"
-    jobs = any(w.job for w in connected)
-    head = ("worker", "host", *(["job"] if jobs else []), "device", "state")
-    table = _table(*head, "width", "trials", "done", "seen", "steps")
-    for w in connected:
-        numbers = (w.array_width, w.trials, w.trials_done, f"{w.last_seen_s:.0f} s ago")
-        place = (w.worker, w.host, *([w.job] if jobs else []), w.device, w.state)
-        cells = (*place, *numbers, w.backend.partition(":")[0])
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        return f"no worker is connected; `{shell_command('worker start')}` starts one"
+    columns: dict[str, Sequence[object]] = {
+        "worker": [w.worker for w in connected],
+        "host": [w.host for w in connected],
+        "job": [w.job for w in connected],
+        "device": [w.device for w in connected],
+        "state": [w.state for w in connected],
+        "width": [w.array_width for w in connected],
+        "trials": [w.trials for w in connected],
+        "done": [w.trials_done for w in connected],
+        "seen": [f"{w.last_seen_s:.0f} s ago" for w in connected],
+        "steps": [w.backend.partition(":")[0] for w in connected],
+    }
+    if not any(columns["job"]):
+        del columns["job"]
+    spare = ("steps", "host", "width", "seen", "device", "done", "job")
     aside = [f"{w.worker} is set aside: {w.reason}" for w in connected if w.state == "aside"]
-    return "\n".join([draw_table(table), *aside, *_other_protocols(connected)])
+    return "\n".join([draw_columns(columns, spare), *aside, *_other_protocols(connected)])
 
 
 def _other_protocols(connected: Sequence[WorkerInfo]) -> list[str]:
@@ -185,7 +191,8 @@ def retry(shared: Shared, chosen: Chosen, state: str, stage: str | None) -> str:
         n_retried = sum(queue.retry(trial_id) for trial_id in trials)
     name = launched.search.name
     hint = (
-        f"; `master launch --search {name} --stage {stages[0].name}` trains those of a stage"
+        f"; `{shell_command('master launch', '--search', name, '--stage', stages[0].name)}` trains "
+        "those of a stage"
         if n_retried
         else ""
     )
@@ -219,13 +226,6 @@ def of_folder(chosen: Chosen) -> Launched:
     if search is None:
         raise not_launched(chosen)
     return Launched(search, chosen.folder)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True)
-    return table
 
 
 def _queue(client: Any, launched: Launched) -> TrialQueue:

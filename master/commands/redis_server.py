@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ from common.broker.shared_server import OWNER_ONLY, Record, SharedServer, read_p
 from common.errors import ConfigError, QueueError
 from common.folder import durable
 from common.folder.filelock import RETRY_S, FileLock
+from common.shell_command import shell_command
 from master.commands.addresses import EVERY, find_address, free_port, is_own, own_address
 from master.commands.certificates import is_still_valid, make_certificates
 
@@ -86,8 +88,8 @@ def start(root: Path, wanted: Wanted, say: Callable[[str], None]) -> str:
         with lock.exclusive(LOCK_PATIENCE_S):
             if shared.read() != known or home.is_in_use():
                 raise QueueError(
-                    f"another `master redis start` has just started the server of {shared.root}; "
-                    "`master redis status` shows it"
+                    f"another `{shell_command('master redis start')}` has just started the server "
+                    f"of {shared.root}; `{shell_command('master redis status')}` shows it"
                 )
             program = home.choose_program(_programs_with_tls() if record.tls else None)
             _write_secrets(shared, known, record)
@@ -107,7 +109,7 @@ def start(root: Path, wanted: Wanted, say: Callable[[str], None]) -> str:
     tls = " with TLS" if record.tls else ""
     return (
         f"Redis {version_text(program.version)} listens on {record.place}{tls}. "
-        f"On other hosts: worker start --checkpoints {shared.root}"
+        f"On other hosts: worker start --checkpoints {shlex.quote(str(shared.root))}"
     )
 
 
@@ -125,7 +127,7 @@ def stop(root: Path) -> str:
             "stop` there"
         )
     home = shared.home(record)
-    kept = f"its data stays in {home.path}; `master redis start` starts it again"
+    kept = f"its data stays in {home.path}; `{shell_command('master redis start')}` starts it again"
     if not home.path.is_dir() or not home.is_in_use():
         return f"no Redis server runs for {shared.root}; {kept}"
     os.kill(_find_process(shared, record, home), signal.SIGTERM)
@@ -164,7 +166,7 @@ def _read(shared: SharedServer) -> Record:
     if record is None:
         raise QueueError(
             f"{shared.root}: no Redis server for several hosts was started for this folder; "
-            "`master redis start` starts one"
+            f"`{shell_command('master redis start')}` starts one"
         )
     return record
 
@@ -182,13 +184,14 @@ def _check_none_runs(shared: SharedServer, known: Record | None) -> None:
             raise QueueError(
                 f"the Redis server of {shared.root} was started on the host {known.host}; run "
                 f"this there. If {known.host} is gone for good, delete {shared.file}, start anew, "
-                "and run `master recover`"
+                f"and run `{shell_command('master recover')}`"
             )
         home = shared.home(known)
         if home.path.is_dir() and home.is_in_use():
             raise QueueError(
                 f"the Redis server of {shared.root} runs already and listens on {known.place}; "
-                "`master redis status` shows it, `master redis stop` stops it"
+                f"`{shell_command('master redis status')}` shows it, "
+                f"`{shell_command('master redis stop')}` stops it"
             )
     embedded = shared.root / EMBEDDED
     place = Place.read(embedded / "server.json") if embedded.is_dir() else None
@@ -199,8 +202,8 @@ def _check_none_runs(shared: SharedServer, known: Record | None) -> None:
     ):
         raise QueueError(
             f"commands or workers on {place.host} use the embedded Redis server of {shared.root}; "
-            "end them first. Then start this server, and run `master recover` for each search "
-            f"that continues. If none runs, delete {embedded / 'server.json'}"
+            f"end them first. Then start this server, and run `{shell_command('master recover')}` "
+            f"for each search that continues. If none runs, delete {embedded / 'server.json'}"
         )
 
 
@@ -229,8 +232,8 @@ def _find_home(shared: SharedServer, known: Record | None, say: Callable[[str], 
             return known.home
         if known.home != INSIDE:
             say(
-                f"warning: {known.home}, where the server kept its data, is gone; `master recover` "
-                "rebuilds it from the folder, for each search"
+                f"warning: {known.home}, where the server kept its data, is gone; "
+                f"`{shell_command('master recover')}` rebuilds it from the folder, for each search"
             )
     kind = file_system(shared.root)
     if not kind.startswith(NETWORK_FILE_SYSTEMS):

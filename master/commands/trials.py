@@ -6,6 +6,7 @@ from common.errors import ConfigError
 from common.folder.records import SearchFolder, StageFolder
 from common.search.search_file import Search
 from common.search.trial import TRIAL_PATTERN
+from common.shell_command import shell_command
 
 
 def stage_folder(search: Search, folder: SearchFolder, trial: str) -> StageFolder:
@@ -15,7 +16,9 @@ def stage_folder(search: Search, folder: SearchFolder, trial: str) -> StageFolde
         ConfigError: it is not the name of a trial, or the search has no such stage.
     """
     if not TRIAL_PATTERN.fullmatch(trial):
-        raise ConfigError(f"{trial}: not a trial; name one as `master rank` does: coarse-0042")
+        raise ConfigError(
+            f"{trial}: not a trial; name one as `{shell_command('master rank')}` does: coarse-0042"
+        )
     return folder.stage(search.stage(trial.rpartition("-")[0]).name)
 
 
@@ -31,8 +34,8 @@ def check_known(search: Search, folder: SearchFolder, trial: str) -> StageFolder
     as_launched, (name, _, index) = folder.search() or search, trial.rpartition("-")
     if not stage.has_begun:
         raise ConfigError(
-            f"{trial}: stage {name!r} of search {search.name!r} has not been launched; run `master "
-            f"launch --stage {name}`"
+            f"{trial}: stage {name!r} of search {search.name!r} has not been launched; run "
+            f"`{shell_command('master launch --stage', name)}`"
         )
     if int(index) >= as_launched.stage(name).trials:
         raise ConfigError(

@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.broker.connection import Broker, open_broker
-from common.broker.urls import redact
 from common.errors import CheckpointError, QueueError, SearchError
 from common.folder.records import SearchFolder, searches
 from common.queue.workers import WorkerRegistry
+from common.redact import redact
 from common.search.trial import Running, WorkerInfo
 from master.dashboard.views import models
 from master.dashboard.views.search_view import SearchView

@@ -13,6 +13,7 @@ from common.folder.record import Record
 from common.folder.records import SearchFolder, StageFolder
 from common.search.search_file import RESERVED_STAGE, Search
 from common.search.stage import Stage
+from common.shell_command import shell_command
 from master.ensembles.ensemble import Member, same_data
 from master.results import ranking
 
@@ -102,7 +103,7 @@ def _stages(kind: str, chosen: Chosen, named: str | None) -> list[Stage]:
     if stage not in launched:
         raise ConfigError(
             f"stage {named!r} of search {search.name!r} has not been launched; run "
-            f"`master launch --stage {named}`"
+            f"`{shell_command('master launch --stage', named)}`"
         )
     if stage not in fitting:
         raise ConfigError(_remedy(kind, search, f"stage {named!r} is not"))
@@ -207,7 +208,7 @@ def _some(members: list[Member], n_kept: int, stages: str) -> list[Member]:
     if not n_kept:
         raise CheckpointError(
             f"stage {stages}: no weights are kept, so there is no ensemble; "
-            "`master rank` shows the results"
+            f"`{shell_command('master rank')}` shows the results"
         )
     raise CheckpointError(
         f"stage {stages}: none of the {n_kept} kept models has predictions beside it (the same "

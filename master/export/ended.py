@@ -13,6 +13,7 @@ from common.folder.notes import Note, read_notes
 from common.folder.record import Record
 from common.search.space import Space
 from common.search.stage import Stage
+from common.shell_command import shell_command
 from master.results import ranking
 from master.results.repeats import Spread
 from master.strategy.ranges import read_frozen
@@ -69,8 +70,8 @@ def read(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> list
     if not launched:
         if stage and any(chosen.folder.stage(s.name).has_begun for s in search.stages):
             raise ConfigError(
-                f"stage {stage!r} of search {search.name!r} has not been launched; run `master "
-                f"launch --stage {stage}`"
+                f"stage {stage!r} of search {search.name!r} has not been launched; run "
+                f"`{shell_command('master launch --stage', stage)}`"
             )
         raise not_launched(chosen)
     found = [_read_stage(chosen, name, warn) for name in launched]
@@ -78,7 +79,8 @@ def read(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> list
     if not ended:
         places = ", ".join(str(chosen.folder.stage(name).trials) for name in launched)
         raise CheckpointError(
-            f"{places}: no trial has ended yet; `master status` shows how far they are"
+            f"{places}: no trial has ended yet; `{shell_command('master status')}` shows how far "
+            "they are"
         )
     return ended
 

@@ -15,6 +15,7 @@ from common.folder.record import Record, format_metric
 from common.search.search_file import Search
 from common.search.space import Space
 from common.search.stage import Stage
+from common.shell_command import shell_command
 from master.results import ranking
 from master.strategy.borders import Border
 from master.strategy.guessing import Guessing
@@ -86,8 +87,9 @@ def counts(records: Sequence[Record]) -> Text:
             )
     failed = next((r for r in records if r.state == "failed"), None)
     if failed is not None:
+        command = shell_command("master retry --state failed")
         record = f"{failed.stage}/trials/{failed.trial}-try={failed.attempt}.json"
-        text.append(f"\n{record} has the traceback; once fixed: master retry --state failed")
+        text.append(f"\n{record} has the traceback; once fixed: {command}")
     return text
 
 

@@ -1,7 +1,8 @@
-"""A single HTML file that needs no network.
+"""An HTML file that needs no network.
 
-It contains the text, the figures as JSON, plotly.js once, and a content security policy that allows
-nothing else.
+It contains the text, the figures as JSON, and a content security policy that allows nothing else
+but the script that draws them, plotly.js. This script is part of the file, or it is a file that
+several pages share.
 
 A figure is drawn when it comes near the window. plotly.js runs with the first of them, so the text
 is visible at once. On a phone, the panels of a figure are stacked.
@@ -13,6 +14,7 @@ import base64
 import hashlib
 import html
 import json
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +27,8 @@ from master.figures.style import CONFIG
 
 NARROW_PIXELS = 700  # in a window narrower than this, the figures of one column are drawn
 NEAR_PIXELS = 400  # figures this close above or below the window are already drawn
+NOTHING = "'none'"
+NO_SCRIPT = "<noscript><p>The figures need JavaScript.</p></noscript>"
 LONG = 40  # characters; a longer cell may wrap
 _WRAP = ' class="wrap"'
 STYLE = """
@@ -49,14 +53,36 @@ pre { overflow-x: auto; padding: 8px; } figure { margin: 16px 0 0; } .plot { wid
 """
 SCRIPT = """
 const config = CONFIG;
+let loading = null;
 function load() {
-  if (window.Plotly) return;
-  const script = document.createElement('script');
-  script.textContent = document.getElementById('plotly').textContent;
-  document.head.append(script);
+  if (!loading) loading = new Promise((done, failed) => {
+    const script = document.createElement('script');
+    const own = document.getElementById('plotly');
+    const { library, nonce } = document.body.dataset;
+    if (own) {
+      script.textContent = own.textContent;
+    } else {
+      script.nonce = nonce;
+      script.src = library;
+      script.onload = done;
+      script.onerror = failed;
+    }
+    document.head.append(script);
+    if (own) done();
+  });
+  return loading;
 }
 function draw(place) {
-  load();
+  load().then(() => plot(place), () => miss(place));
+}
+function miss(place) {
+  place.style.minHeight = '';
+  place.className = 'plot warning';
+  place.textContent = `This figure is not drawn: ${document.body.dataset.library}, which draws it,`
+    + ' is not where this page looks for it. Copy the whole folder of the search, or write one file'
+    + ' that needs no other: master report --stage NAME --out FILE.';
+}
+function plot(place) {
   const both = JSON.parse(document.getElementById(place.dataset.figure).textContent);
   const figure = window.innerWidth < NARROW && both.narrow ? both.narrow : both.wide;
   place.style.minHeight = '';
@@ -68,6 +94,9 @@ const seen = new IntersectionObserver((entries) => {
  draw(entry.target); }
 }, { rootMargin: 'NEARpx' });
 places.forEach((place) => seen.observe(place));
+// Loaded ahead, since printing does not wait for it.
+window.addEventListener('load', () =>
+  (window.requestIdleCallback || setTimeout)(() => places.length && load().catch(() => {})));
 window.addEventListener('beforeprint', () => places.forEach((place) =>\
  { if (!place.querySelector('.main-svg')) draw(place); }));
 """
@@ -85,7 +114,7 @@ class Drawn:
     narrow: go.Figure | None = None
 
 
-def page(title: str, body: str, figures: Sequence[Drawn]) -> str:
+def page(title: str, body: str, figures: Sequence[Drawn], library: str | None = None) -> str:
     """Return the whole file.
 
     Args:
@@ -93,17 +122,22 @@ def page(title: str, body: str, figures: Sequence[Drawn]) -> str:
         body: HTML in which all text from outside is escaped; ``place`` makes the places of the
             figures.
         figures: the figures that have a place in ``body``.
+        library: the address of plotly.js, relative to the page. None puts all of it, 4.8 MB, into
+            the page.
     """
     own = (
         SCRIPT.replace("CONFIG", json.dumps(CONFIG))
         .replace("NARROW", str(NARROW_PIXELS))
         .replace("NEAR", str(NEAR_PIXELS))
     )
-    scripts = [plotly_js(), own] if figures else []
-    allowed = " ".join(f"'sha256-{_hash(script)}'" for script in scripts) or "'none'"
+    nonce = secrets.token_urlsafe(16)  # no text on the page could know it
+    attributes = f' data-library="{html.escape(library)}" data-nonce="{nonce}"' if library else ""
+    scripts = ([own] if library else [plotly_js(), own]) if figures else []
+    sources = [f"'sha256-{_hash(script)}'" for script in scripts]
+    allowed = " ".join([*sources, *([f"'nonce-{nonce}'"] if figures and library else [])])
     policy = (
-        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: "
-        "blob:; base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {allowed or NOTHING}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
     return "\n".join(
         [
@@ -111,7 +145,7 @@ def page(title: str, body: str, figures: Sequence[Drawn]) -> str:
             '<html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>",
+            f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body{attributes}>",
             body,
             *(
                 '<script type="application/json" '
@@ -119,13 +153,11 @@ def page(title: str, body: str, figures: Sequence[Drawn]) -> str:
                 for figure in figures
             ),
             *(
-                [
-                    f'<script type="text/plain" id="plotly">{plotly_js()}</script>',
-                    f"<script>{own}</script>",
-                ]
-                if figures
+                [f'<script type="text/plain" id="plotly">{plotly_js()}</script>']
+                if figures and not library
                 else []
             ),
+            *([f"<script>{own}</script>", NO_SCRIPT] if figures else []),
             "</body></html>\n",
         ]
     )
@@ -141,6 +173,12 @@ def place(figure: Drawn) -> str:
         f'<figure><div class="plot" data-figure="figure-{figure.name}" style="min-height: '
         f'{height}px"></div></figure>'
     )
+
+
+@cache
+def library_name() -> str:
+    """Return the name of the file with plotly.js. Other versions of it have other names."""
+    return f"plotly-{hashlib.sha256(plotly_js().encode()).hexdigest()[:8]}.min.js"
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from common.errors import ConfigError
 from common.folder import durable
 from common.folder.chosen import Chosen
+from common.shell_command import shell_command
 from master.figures.names import FIGURES
 from master.report.reading import read_stage
 
@@ -75,7 +76,7 @@ def draw_figure(
         if trial not in ended:
             raise ConfigError(
                 f"--trial {trial}: no trial of stage {wanted.name!r} of that name has ended; "
-                "`master rank` lists them"
+                f"`{shell_command('master rank')}` lists them"
             )
     following = read_following(search, chosen.folder, wanted, records)
     known = read_known(search, chosen.folder, wanted, records, warn)

@@ -9,8 +9,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console, RenderableType
-
+from common.console import draw, open_console
 from common.errors import CheckpointError, ConfigError
 from common.folder import durable
 from common.folder.chosen import CONFIG, Chosen, not_launched
@@ -18,12 +17,11 @@ from common.folder.notes import find_notes
 from common.folder.record import Record
 from common.folder.records import StageFolder
 from common.search.search_file import NAME_PATTERN, default_text
+from common.shell_command import shell_command
 from master.results import ranking
 from master.strategy.borders import borders as find_borders
 from master.strategy.guessing import guessing_so_far
 from master.strategy.ranges import read_frozen
-
-PLAIN_WIDTH = 100  # characters of a table if the output is no terminal
 
 
 def write_example(folder: Path) -> str:
@@ -43,9 +41,11 @@ def write_example(folder: Path) -> str:
     )
     if path in durable.write_new({path: text.encode()}):
         raise ConfigError(
-            f"{path} exists already and stays as it is; name another folder: master init DIR"
+            f"{path} exists already and stays as it is; name another folder: "
+            f"{shell_command('master init DIR')}"
         )
-    return f"wrote {path}; edit it, then run: master launch --config {path} --stage coarse"
+    command = shell_command("master launch --stage coarse --config", str(path))
+    return f"wrote {path}; edit it, then run: {command}"
 
 
 def rank(
@@ -61,7 +61,7 @@ def rank(
     table, nothing = ranking.frame(records), guessing_so_far(chosen.search, records)
     notes = find_notes(chosen.folder, warn).trials
     if form == "table":
-        shown = draw_table(ranking.table(table, top, Console().width, notes))
+        shown = draw(ranking.table(table, top, open_console().width, notes))
         return shown if nothing is None else f"{shown}\n\n{nothing.text}"
     table = table.head(top) if top else table
     present = {str(name) for folder in folders for name in folder.checkpoints()}
@@ -127,7 +127,8 @@ def read_stages(
     found = [record for folder in folders for record in folder.records(warn)]
     if not found:
         raise CheckpointError(
-            f"{chosen.folder.path}: no trial has ended yet; `master status` shows how far they are"
+            f"{chosen.folder.path}: no trial has ended yet; `{shell_command('master status')}` "
+            "shows how far they are"
         )
     return folders, found
 
@@ -145,13 +146,14 @@ def read_stage(
     folder = chosen.folder.stage(search.stage(name).name)
     if not folder.has_begun:
         raise ConfigError(
-            f"stage {name!r} of search {search.name!r} has not been launched; run `master launch "
-            f"--stage {name}`"
+            f"stage {name!r} of search {search.name!r} has not been launched; run "
+            f"`{shell_command('master launch --stage', name)}`"
         )
     records = folder.records(warn)
     if not records:
         raise CheckpointError(
-            f"{folder.trials}: no trial has ended yet; `master status` shows how far they are"
+            f"{folder.trials}: no trial has ended yet; `{shell_command('master status')}` shows "
+            "how far they are"
         )
     return folder, records
 
@@ -184,11 +186,3 @@ def strict_json(value: object) -> str:
     A number that is not finite is an error, so callers pass None for it.
     """
     return json.dumps(value, indent=2, allow_nan=False)
-
-
-def draw_table(renderable: RenderableType) -> str:
-    """Return a table as text, as wide as the terminal."""
-    console = Console(width=None if Console().is_terminal else PLAIN_WIDTH)
-    with console.capture() as capture:
-        console.print(renderable)
-    return capture.get().rstrip("\n")

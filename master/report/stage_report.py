@@ -1,12 +1,13 @@
 """``report.html`` of a stage: the findings in words, the ranking and the figures.
 
-It is one file and needs no network.
+The pages of a search share plotly.js, which lies in the search's folder, and so does a page that
+leads to them. None of them needs a network. A report may also be a single file.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from common.search.space import Space
 from common.search.stage import Stage
 from master.figures.catalogue import NARROW_COLUMNS, Material, draw
 from master.figures.names import FIGURES
+from master.report.contents import NAME, find_ways, share_library, write_contents
 from master.report.figure_data import Following, Known, gather, read_following, read_known
 from master.report.kinds import REPORTS
 from master.report.lines import (
@@ -45,7 +47,6 @@ from master.results.usage import Times, Usage, use_of_time
 from master.strategy.borders import borders
 from master.strategy.guessing import guessing_so_far
 
-NAME = "report.html"
 TOP = 20  # trials in the table of the report; `master rank` shows all
 MOST_WORKERS = 20  # in the table of the workers' time
 MOST_COUNTED = 2000  # most attempts whose times are counted; the cost is quadratic in their number
@@ -54,19 +55,30 @@ GENERATIONS = ("the best", "parent", "grandparent")
 WITH_COLUMNS = ("hyperparameters", "histograms", "progress")
 
 
-def report(chosen: Chosen, stage: str | None, warn: Callable[[str], None]) -> str:
+def report(
+    chosen: Chosen,
+    stage: str | None,
+    warn: Callable[[str], None],
+    out: Path | None = None,
+    also: Collection[str] = (),
+) -> str:
     """Write the report of a stage from the folder alone, and return a line that says where.
+
+    Args:
+        chosen: the search.
+        stage: the name of the stage; None takes the last one that was launched.
+        warn: called with a message about each damaged record.
+        out: a file for the whole report. Without it, it goes into the stage's folder and shares
+            its script with the other reports.
+        also: stages whose reports are about to be written; this one leads to them.
 
     Raises:
         ConfigError: no such stage, or it has not been launched.
-        CheckpointError: no trial has ended, or the folder cannot be used.
+        CheckpointError: no trial has ended, or the folder or file cannot be used.
     """
     folder, records = read_stage(chosen, stage, warn)
-    return f"""wrote {
-        write_report(
-            chosen.search, chosen.folder, chosen.search.stage(folder.path.name), records, warn
-        )
-    }"""
+    search, own = chosen.search, chosen.search.stage(folder.path.name)
+    return f"wrote {write_report(search, chosen.folder, own, records, warn, out, also)}"
 
 
 def write_report(
@@ -75,8 +87,10 @@ def write_report(
     stage: Stage,
     records: Sequence[Record],
     warn: Callable[[str], None],
+    out: Path | None = None,
+    also: Collection[str] = (),
 ) -> Path:
-    """Write ``report.html`` into the stage's folder and return its path.
+    """Write the report of a stage and return its path.
 
     Args:
         search: as launched.
@@ -84,6 +98,8 @@ def write_report(
         stage: a stage that has been launched.
         records: the latest record of each trial of the stage.
         warn: called with a message about each damaged record.
+        out: as for ``report``.
+        also: as for ``report``.
 
     Raises:
         CheckpointError: the folder cannot be read or written.
@@ -91,20 +107,45 @@ def write_report(
     following = read_following(search, folder, stage, records)
     known = read_known(search, folder, stage, records, warn)
     material = gather(search, folder, stage, known, following)
+    if out is not None:
+        whole = report_page(search, stage, known, material, following)
+        durable.replace(durable.make_folder(out.absolute().parent) / out.name, whole.encode())
+        return out
+    library = f"../{share_library(folder)}"
+    ways = find_ways(search, folder, stage, also)
     path = folder.stage(stage.name).path / NAME
-    durable.replace(path, report_page(search, stage, known, material, following).encode())
+    own = report_page(search, stage, known, material, following, library, ways)
+    durable.replace(path, own.encode())
+    write_contents(search, folder)
     return path
 
 
 def report_page(
-    search: Search, stage: Stage, known: Known, material: Material, following: Following | None
+    search: Search,
+    stage: Stage,
+    known: Known,
+    material: Material,
+    following: Following | None,
+    library: str | None = None,
+    ways: str = "",
 ) -> str:
-    """Return the report page as HTML."""
+    """Return the report page as HTML.
+
+    Args:
+        search: as launched.
+        stage: the stage.
+        known: its records and those of the stages before.
+        material: what the figures show.
+        following: the ranges of the next stage.
+        library: where plotly.js is, relative to the page; None for a page that contains it.
+        ways: HTML that leads to the other pages of the search.
+    """
     figures = [_draw(name, material) for name in FIGURES]
     title = f"{search.name}: stage {stage.name}"
     ranked = _find_compared(search, stage, known)
     top = ranking.best(ranked, 1)
     sections = [
+        ways,
         f"<h1>{html.escape(title)}</h1>",
         describe_findings(search, stage, known, material.ranges[stage.name], following),
         _descent(top, known),
@@ -113,7 +154,7 @@ def report_page(
         "<h2>Figures</h2>",
         *(place(figure) for figure in figures),
     ]
-    return page(title, "\n".join(sections), figures)
+    return page(title, "\n".join(sections), figures, library)
 
 
 def describe_findings(

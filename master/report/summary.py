@@ -7,7 +7,7 @@ runs it.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -16,6 +16,7 @@ from rich.text import Text
 from common.search.parameters import Choice, Fixed, Parameter
 from common.search.space import Space
 from common.search.values import flat
+from common.shell_command import find_program, join_options
 from master.report.kinds import REPORTS
 from master.report.lines import (
     Ended,
@@ -26,6 +27,7 @@ from master.report.lines import (
     guessing_line,
 )
 from master.results import ranking
+from master.strategy.borders import Border
 from master.strategy.box import Proposal
 from master.strategy.scales import words_of
 
@@ -74,20 +76,33 @@ def stage_end(
     return Group(*parts)
 
 
-def stage_between(ended: Ended, proposal: Proposal | None) -> Group:
+def stage_between(ended: Ended, proposal: Proposal | None, told: Collection[object] = ()) -> Group:
     """Return the summary of a stage after which the next one starts by itself.
 
     It shows the outcome, the best trial so far, and the borders.
+
+    Args:
+        ended: the stage.
+        proposal: the ranges for the next stage.
+        told: the keys of the borders that were told after earlier stages. They are only named.
     """
     parts: list[RenderableType] = [counts(ended.records)]
     if ranking.best(ended.whole, 1):
         parts.append(best_line(ended.whole))
-        parts += [border_lines(ended.borders)] if ended.borders and ended.guessing is None else []
+        if ended.guessing is None:
+            parts += _border_news(ended.borders, told)
     if ended.guessing is not None:
         parts += [guessing_line(ended.guessing), Text(WHOLE_RANGES)]
     if proposal is not None and (moved := describe_moved_ranges(ended.ranges, proposal)):
         parts.append(moved)
     return Group(*parts, "")
+
+
+def _border_news(borders: Sequence[Border], told: Collection[object]) -> list[Text]:
+    news = [border for border in borders if border.key not in told]
+    again = [f"{own.hyperparameter} ({own.side})" for own in borders if own.key in told]
+    parts = [border_lines(news)] if news else []
+    return parts + ([Text(f"Still on the border: {', '.join(again)}.")] if again else [])
 
 
 def next_ranges(ranges: Space, proposal: Proposal) -> RenderableType:
@@ -128,13 +143,8 @@ def next_command(stage: str, options: Mapping[str, str | Sequence[str] | None], 
             and one with several values is repeated.
         flags: options without a value.
     """
-    parts = ["master launch", f"--stage {shlex.quote(stage)}"]
-    parts += [
-        f"{name} {shlex.quote(value)}"
-        for name, values in options.items()
-        for value in ([values] if isinstance(values, str) else values or ())
-    ]
-    parts += flags
+    program = shlex.join([*find_program("master"), "launch"])
+    parts = [program, *join_options({"--stage": stage, **options}), *flags]
     if len(" ".join(parts)) + len("Next: ") <= WIDTH:
         return " ".join(parts)
     return f"{parts[0]} {parts[1]}" + "".join(f" \\\n{' ' * INDENT}{part}" for part in parts[2:])

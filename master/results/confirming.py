@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 LEVEL = 0.95  # confidence level of the intervals
-GAP = 2  # characters between the columns of a table
 
 
 @dataclass(frozen=True)
@@ -278,29 +277,22 @@ def table(found: Confirmed, width: int = TABLE_WIDTH) -> Table:
         found: the result of ``confirm``.
         width: available characters. The hyperparameters that differ get columns if these fit.
     """
-    from rich.table import Table
-    from rich.text import Text
+    from common.console import fit_columns, measure
 
-    columns = _columns(found)
+    columns = dict(_columns(found))
     names = (
         find_varied([one.hyperparameters for one in found.configurations])
         if len(found.configurations) > 1
         else []
     )
-    own = [
-        (name, [cell(one.hyperparameters.get(name)) for one in found.configurations])
+    own = {
+        name: [cell(one.hyperparameters.get(name)) for one in found.configurations]
         for name in names
-    ]
-    if sum(max(map(len, [header, *cells])) + GAP for header, cells in columns + own) <= width:
-        columns += own
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
-    for header, _ in columns:
-        drawn.add_column(
-            Text(header), justify="left" if header == "trial" else "right", no_wrap=True
-        )
-    for cells in zip(*(cells for _, cells in columns), strict=True):
-        drawn.add_row(*map(Text, cells))
-    return drawn
+    }
+    if measure(columns | own) <= width:
+        columns |= own
+    spare = ("seeds", "± s.e.", "#", "selected")
+    return fit_columns(columns, width, spare, [name for name in columns if name != "trial"])
 
 
 def _columns(found: Confirmed) -> list[tuple[str, list[str]]]:

@@ -38,6 +38,7 @@ TABLE_WIDTH = 80  # characters that fit in a terminal, a log and a mail
 NO_NOTES: Mapping[str, Note] = {}
 # Characters that hyperparameters in words need, so that a row has only a few lines.
 LEAST_JOINED = 36
+JOINED = "hyperparameters"  # the header of their column
 REASON_WIDTH = 40  # characters of a reason in a table; the record has all of it
 
 
@@ -53,9 +54,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     A trial that `patience` stopped early ranks by its best epoch, like a completed trial: it has
     lost only epochs that would not have improved it. The runs of a configuration that its stage
     repeats rank side by side, by the mean of those that ended well; a configuration with fewer of
-    these comes later. A trial that was stopped at chance ranks
-    below. A trial that violates a constraint of the search ranks after all that ended well and
-    satisfy them.
+    these comes later. A trial that was stopped at chance ranks below. A trial that violates a
+    constraint of the search ranks after all that ended well and satisfy them.
 
     Args:
         records: one per trial, in any order, all of one search. They have its metric and whether
@@ -292,10 +292,10 @@ def value_of(row: Mapping[str, Any], name: str) -> Any:
     """
     if name == "diagnosis":
         return word_of(row)
-    if name in ("parents", "tags"):
-        return " ".join(row[name]) or None
-    if name == "note":
-        return row["note"] or None
+    if name == "parents":
+        return " ".join(row["parents"]) or None
+    if name in NOTED:
+        return _word_noted(row, name)
     if name in SORTED:
         return row[name]
     if name in SPREAD and row["repeats"]:
@@ -397,44 +397,55 @@ def table(
         width: available characters.
         notes: what people wrote, by trial. Tags get a column; notes are only in the other formats.
     """
-    from rich.table import Table
-    from rich.text import Text
+    from common.console import fit_columns, measure
 
     shown = rows(ranking.head(MOST_SHOWN if top is None else top), (), notes)
     names = find_varied(list(ranking["hyperparameters"]))
     others = any(row["state"] != TrialState.COMPLETED or row["reason"] for row in shown)
-    columns, words = _outcome_columns(shown), [word_of(row) or "" for row in shown]
+    outcome, words = dict(_outcome_columns(shown)), [word_of(row) or "" for row in shown]
+    spare = _find_measured(shown)[1:]
+    short = {name: cells for name, cells in outcome.items() if name not in spare}
+    told = {"diagnosis": words} if any(words) else {}
     if "tags" in find_noted(shown):
-        columns.append(("tags", [_word_noted(row, "tags") or "" for row in shown]))
-    own = [
-        (name.replace("_", "_\n"), [cell(row["hyperparameters"].get(name)) for row in shown])
+        told["tags"] = [_word_noted(row, "tags") or "" for row in shown]
+    own = {
+        name.replace("_", "_\n"): [cell(row["hyperparameters"].get(name)) for row in shown]
         for name in names
-    ]
-    fits = not others and sum(_width(*column) for column in columns + own) <= width
-    told = [("diagnosis", words)] if any(words) else []
-    room = width - sum(_width(*column) for column in columns + (own if fits else []) + told)
-    columns += told if room >= (0 if fits else LEAST_JOINED) else []
-    apart = columns[-1:] == told
+    }
+    if not others and measure(short | told | own) <= width:
+        columns = outcome | told | own
+    else:
+        columns = _join_columns(shown, names, (outcome | told, outcome, short), width)
+    right = [one for one in columns if one not in ("trial", "diagnosis", "tags", JOINED)]
     more = (
         f"the best {len(shown):,} of {len(ranking):,} trials; --top N shows N"
         if top is None and len(ranking) > len(shown)
         else None
     )
-    drawn = Table(
-        box=None, pad_edge=False, header_style="bold", caption=more, caption_justify="left"
-    )
-    for header, _ in columns + (own if fits else []):
-        drawn.add_column(
-            Text(header),
-            justify="left" if header in ("trial", "diagnosis", "tags") else "right",
-            no_wrap=True,
-        )
-    if not fits:
-        drawn.add_column("hyperparameters")
-        own = [("hyperparameters", [_join_words(row, names, apart) for row in shown])]
-    for cells in zip(*(cells for _, cells in columns + own), strict=True):
-        drawn.add_row(*map(Text, cells))
-    return drawn
+    return fit_columns(columns, width, spare, right, wraps=JOINED, caption=more)
+
+
+def _join_columns(
+    shown: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    others: Sequence[Mapping[str, list[str]]],
+    width: int,
+) -> dict[str, list[str]]:
+    """Return the columns of a table with a last one that has the hyperparameters in words.
+
+    Args:
+        shown: the rows.
+        names: the hyperparameters.
+        others: the other columns, the best choice first. The first one that leaves enough room
+            for the words is taken, or else the last one.
+        width: available characters.
+    """
+    from common.console import GAP, measure
+
+    fits = (one for one in others if width - measure(one) - GAP >= LEAST_JOINED)
+    chosen = next(fits, others[-1])
+    words = [_join_words(row, names, "diagnosis" in chosen) for row in shown]
+    return {**chosen, JOINED: words}
 
 
 def find_noted(plain: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -563,6 +574,8 @@ def _join_words(row: Mapping[str, Any], names: Sequence[str], apart: bool) -> st
         word = None if apart else word_of(row)
         return f"{word}; {values}" if word else values
     reason = one_line(row["reason"] or "", REASON_WIDTH)
+    if apart and word_of(row) == row["state"]:
+        return f"{reason}; {values}" if reason else values
     return f"{row['state']}{': ' if reason else ''}{reason}; {values}"
 
 
@@ -593,8 +606,3 @@ def _describe_spread(spread: Mapping[str, Any] | None) -> str:
         if deviation is not None
         else format_metric(mean)
     )
-
-
-def _width(header: str, cells: Sequence[str]) -> int:
-    """Return the number of characters of a column, with its padding."""
-    return max(len(line) for line in [*header.split("\n"), *cells]) + 2

@@ -10,6 +10,7 @@ from rich.console import Console
 from common.folder import durable
 from common.folder.records import SearchFolder
 from common.search.stage import Stage
+from common.shell_command import shell_command
 from master.launchers.background import draw_reports_in_background
 from master.report.kinds import REPORTS
 from master.report.lines import Ended
@@ -24,7 +25,7 @@ from master.strategy.box import Proposal
 from master.strategy.guessing import guessing
 from master.strategy.ranges import write_proposal
 
-REPORT = "report.html"  # the name that master/report/stage_report.py uses
+REPORT = "report.html"  # the name that master/report/contents.py uses
 DRAW_EVERY_S = 60.0  # in a launch of so many seconds, some seconds of drawing do not matter
 
 
@@ -36,6 +37,7 @@ def conclude(
     say: Callable[[str], None],
     options: Mapping[str, str | Sequence[str] | None],
     name_next: bool = True,
+    told: set[object] | None = None,
 ) -> None:
     """Conclude a stage that has ended.
 
@@ -49,6 +51,7 @@ def conclude(
         say: prints warnings, on stderr.
         options: options of the command that runs the next stage, as ``next_command`` takes them.
         name_next: whether to print that command; False if the next stage follows by itself.
+        told: keys of the borders that this launch has told; the new ones are added.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -90,12 +93,14 @@ def conclude(
         else None
     )
     out.print(
-        stage_between(ended, proposal)
+        stage_between(ended, proposal, told or ())
         if follows
         else stage_end(ended, proposal, command, out.width, note, anew)
     )
     if follows and note is not None:
         out.print(note)
+    if told is not None:
+        told.update(border.key for border in found)
 
 
 class Reports:
@@ -129,12 +134,10 @@ class Reports:
         if not self._waiting:
             return
         if draw_reports_in_background(self._folder, self._waiting) is None:
-            self._say("no report is drawn; `master report` draws it")
+            self._say(f"no report is drawn; `{shell_command('master report')}` draws it")
         else:
-            paths = ", ".join(
-                str(self._folder.stage(stage).path / REPORT) for stage in self._waiting
-            )
-            self._say(f"being drawn: {paths}")
+            stages = ", ".join(self._waiting)
+            self._say(f"being drawn: {self._folder.path / REPORT} ({stages})")
         self._drawn_at, self._waiting = self._clock(), []
 
 

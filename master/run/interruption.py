@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common.errors import QueueError
+from common.shell_command import shell_command
 
 NOTHING_BEGAN = "interrupted; nothing was queued"
-TRIALS_GO_ON = (
-    "interrupted; the trials go on. `master status` shows them, the same launch command attaches "
-    "again, `master kill --stage NAME` ends them"
-)
 ALL_ENDED = "interrupted; every trial that was queued has ended"
 
 
@@ -52,19 +49,19 @@ class HowFar:
         if not self._began:
             return NOTHING_BEGAN
         if not self._is_known and self._goes_on():
-            return TRIALS_GO_ON
+            return describe_trials_that_go_on()
         if self._to_train is not None:
             return f"{ALL_ENDED}. The same launch command goes on with stage {self._to_train!r}"
         if self._to_rank:
             return (
-                f"{ALL_ENDED}. `master rank` ranks them; the same launch command prints the "
-                "outcome, and draws the report"
+                f"{ALL_ENDED}. `{shell_command('master rank')}` ranks them; the same launch "
+                "command prints the outcome, and draws the report"
             )
         if self._to_draw:
-            options = " ".join(f"--stage {stage}" for stage in self._to_draw)
+            options = [word for stage in self._to_draw for word in ("--stage", stage)]
             return (
-                f"{ALL_ENDED} and is ranked. `master report {options}` draws the report, which is "
-                "missing"
+                f"{ALL_ENDED} and is ranked. `{shell_command('master report', *options)}` draws "
+                "the report, which is missing"
             )
         return f"{ALL_ENDED} and is ranked; nothing is missing"
 
@@ -73,3 +70,11 @@ class HowFar:
             return self._unfinished() > 0
         except QueueError:
             return True  # nobody can tell while Redis is away
+
+
+def describe_trials_that_go_on() -> str:
+    """Return what to do about trials that were queued and have not ended."""
+    return (
+        f"interrupted; the trials go on. `{shell_command('master status')}` shows them, the same "
+        f"launch command attaches again, `{shell_command('master kill --stage NAME')}` ends them"
+    )

@@ -16,6 +16,7 @@ from common.queue.workers import WorkerRegistry
 from common.safe_read import read_bytes
 from common.search.stage import NO_NEEDS, Resources
 from common.search.trial import TrialState
+from common.shell_command import shell_command
 from master.launchers import slurm
 from master.launchers.cluster import Bounds, ClusterWorkers, Demand, Job, Launcher, Phase
 from master.launchers.job_plan import JobPlan
@@ -183,7 +184,7 @@ def prepare_jobs(broker: Broker, job: JobOptions, resources: Resources) -> None:
     if broker.embedded:
         raise ConfigError(
             f"--launcher {job.launcher}: jobs on other hosts cannot reach {broker.where}; run "
-            "`master redis start` first, or give --redis URL"
+            f"`{shell_command('master redis start')}` first, or give --redis URL"
         )
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from common.broker.connection import Broker, open_broker
 from common.broker.eviction import eviction_warning
 from common.broker.sandbox import sandbox_warning
+from common.console import open_console
 from common.ending import BY_SIGNAL, Handler, hear_end, unhear_end
 from common.errors import ConfigError, SearchError
 from common.folder.chosen import Chosen
@@ -23,9 +24,11 @@ from common.options import INTERRUPTED
 from common.queue.reconcile import reconcile
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import WorkerRegistry
+from common.repeats import say_once
 from common.search.search_file import RESERVED_STAGE
 from common.search.stage import Stage
 from common.search.trial import TrialState
+from common.shell_command import shell_command
 from master.launchers.gpus import auto_count, check_gpus
 from master.launchers.local import (
     count_wanted_workers,
@@ -53,6 +56,7 @@ from master.stages.prepare import Launched, examine, plan_anew, settle
 from master.stages.publishing import Published, publish, queue_again
 from master.stages.sampling import crowding
 from master.stages.source import read_before
+from master.strategy.ranges import load_ranges
 
 NOTHING_COMPLETED = 3
 HEARD_S = 3.0  # seconds within which every live worker has had a heartbeat
@@ -76,6 +80,8 @@ def launch(request: Request, chosen: Chosen, console: Console) -> int:
         SearchError: the search cannot begin or cannot go on.
     """
     stages = _stages(request, chosen)
+    if request.ranges is not None:
+        load_ranges(request.ranges, chosen.search.space)  # before the checks, which take longer
     n_workers, jobs = request.n_workers, request.jobs
     if jobs is not None and request.dry_run:
         folder = SearchFolder(chosen.folder.root, request.new_name or chosen.search.name)
@@ -217,6 +223,8 @@ class Run:
         self._broker = broker
         self._console = console
         self._say = _printer(console)
+        self._warn = say_once(self._say)  # the folder is read several times
+        self._told_borders: set[object] = set()
         self._n_workers = n_workers
         self._jobs = jobs
         self._queue = TrialQueue(broker.client, launched.id, launched.search.stragglers.lease_s)
@@ -270,8 +278,8 @@ class Run:
             if self._request.detach:
                 rungs = "promotions need a running master: " if len(stage.plan.rungs) > 1 else ""
                 self._say(
-                    f"detached: follow with `master status`; {rungs}the same launch command "
-                    "attaches again and ends with the ranking"
+                    f"detached: follow with `{shell_command('master status')}`; {rungs}the same "
+                    "launch command attaches again and ends with the ranking"
                 )
                 return 0
             self._conclude(ended)
@@ -299,7 +307,7 @@ class Run:
         )
         if not begun or stage in begun or not stage.rungs or stage.more:
             return
-        left = replan(search, begun, read_before(search, folder, begun, self._say).records)
+        left = replan(search, begun, read_before(search, folder, begun, self._warn).records)
         if left == [own.plan for own in search.to_plan_anew([own.name for own in begun])]:
             return
         self._launched = plan_anew(self._launched, left)
@@ -330,7 +338,7 @@ class Run:
                 stage,
                 self._queue,
                 self._request.ranges,
-                self._say,
+                self._warn,
                 overlaps,
                 release,
             )
@@ -435,16 +443,23 @@ class Run:
         if published is None:
             return
         search, folder, stage = self._launched.search, self._launched.folder, published.stage
-        before = read_before(search, folder, search.up_to(stage.name), self._say)
+        before = read_before(search, folder, search.up_to(stage.name), self._warn)
         own = published.ladder.standings.of_stage(stage.name)
         done = reconcile(
             self._queue, folder, own, [r for r in before.records if r.stage == stage.name]
         )
         if done.to_folder:  # verdicts whose records could not be written in an outage
-            before = read_before(search, folder, search.up_to(stage.name), self._say)
-        out, names_next = Console(file=sys.stdout), self._request.stage != RESERVED_STAGE
+            before = read_before(search, folder, search.up_to(stage.name), self._warn)
+        out, names_next = open_console(sys.stdout), self._request.stage != RESERVED_STAGE
         conclude(
-            self._launched, published, before, out, self._say, self._request.repeated, names_next
+            self._launched,
+            published,
+            before,
+            out,
+            self._warn,
+            self._request.repeated,
+            names_next,
+            self._told_borders,
         )
         sys.stdout.flush()  # a reader has the outcome now, even if a signal ends this process
         self._how_far.note_ranked(stage.name)

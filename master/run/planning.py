@@ -7,14 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.table import Table
-
+from common.console import draw_columns
 from common.folder.chosen import Chosen
 from common.search.search_file import Search
 from common.search.stage import Stage
 from master.launchers.endings import how_ended
 from master.launchers.gpus import auto_count
-from master.report.reading import draw_table, strict_json
+from master.report.reading import strict_json
 from master.run.minutes import epochs_within, estimate_s
 from master.run.progress import duration
 
@@ -77,21 +76,18 @@ def plan(
                 "workers": n_workers,
             }
         )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "kind", "trials", "epochs each", "paid"):
-        table.add_column(
-            name, justify="left" if name in ("stage", "kind") else "right", no_wrap=True
-        )
+    rows = []
     for stage in search.stages:
         for number, (rung, n) in enumerate(zip(stage.plan.rungs, stage.plan.keep, strict=True)):
             before = stage.plan.rungs[number - 1] if number and search.strategy.resumes else 0
-            table.add_row(
-                "" if number else stage.name,
-                "best go on" if number else "new" if stage.searches else stage.kind,
-                str(n) if stage.repeats == 1 else f"{n // stage.repeats} x {stage.repeats}",
-                f"{before:g} to {rung:g}" if before else f"{rung:g}",
-                f"{n * (rung - before):g}",
-            )
+            kind = "best go on" if number else "new" if stage.searches else stage.kind
+            trials = str(n) if stage.repeats == 1 else f"{n // stage.repeats} x {stage.repeats}"
+            epochs = f"{before:g} to {rung:g}" if before else f"{rung:g}"
+            name = "" if number else stage.name
+            rows.append((name, kind, trials, epochs, f"{n * (rung - before):g}"))
+    headers = ("stage", "kind", "trials", "epochs each", "paid")
+    columns = dict(zip(headers, zip(*rows, strict=True), strict=True))
+    table = draw_columns(columns, spare=("kind", "paid"), right=headers[2:])
     new = sum(stage.trials for stage in search.stages)
     total = f"{new} trials, {count_epochs(search):g} epochs in all"
     time = (
@@ -99,7 +95,7 @@ def plan(
         if seconds is not None
         else "expected time unknown"
     )
-    return "\n".join([f"search {search.name!r}", draw_table(table), f"{total}; {time}"])
+    return "\n".join([f"search {search.name!r}", table, f"{total}; {time}"])
 
 
 def _row(stage: Stage, search: Search) -> dict[str, object]:

@@ -10,15 +10,15 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.text import Text
 
 from common.folder.record import format_metric
 from common.search.trial import ENDED, TrialState
 from master.run.notebook_bar import Bar, NotebookBar
 
 LINE_S = 10.0  # seconds between lines where there is no terminal
-BAR_SHARE = 6  # 1 / BAR_SHARE of the terminal's width is the bar
-LEAST_BAR, MOST_BAR = 10, 40  # characters
+LEAST_BAR = 10  # characters
+LEAST_SHARE = 5  # 1 / LEAST_SHARE of the window is the bar, where the text would need all of it
+WHOLE_TEXT = 100  # characters of the longest usual line without its bar
 PACE_WINDOW_S = 60.0  # the pace is taken over the last minute
 
 
@@ -58,7 +58,19 @@ class Snapshot:
 
     @property
     def short(self) -> str:
-        """One line, most important parts first, because a narrow terminal cuts the end."""
+        """One line, the most important parts first."""
+        return ", ".join(self.parts)
+
+    def fit(self, width: int) -> str:
+        """Return as many of the parts as fit, since half a number is worse than none."""
+        taken = list(self.parts)
+        while taken and len(", ".join(taken)) > width:
+            taken.pop()
+        return ", ".join(taken)
+
+    @property
+    def parts(self) -> list[str]:
+        """What is said beside the bar, the most important parts first."""
         parts = [
             self.named_best if self.best is not None else "",
             f"{duration(self.left_s)} left" if self.left_s is not None else "",
@@ -68,7 +80,7 @@ class Snapshot:
             f"{self.counts[TrialState.EXPLODED]} exploded",
         ]
         parts += [describe_pace(self.pace) if self.pace else "", f"{self.workers} workers"]
-        return ", ".join(part for part in parts if part)
+        return [part for part in parts if part]
 
     def __str__(self) -> str:
         running, exploded = self.counts[TrialState.RUNNING], self.counts[TrialState.EXPLODED]
@@ -115,10 +127,10 @@ class LiveProgress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar_width = min(MOST_BAR, max(LEAST_BAR, console.width // BAR_SHARE))
+        self._bar_column = BarColumn(bar_width=LEAST_BAR)
         self._bar = Progress(
             TextColumn("{task.description} {task.completed}/{task.total}"),
-            BarColumn(bar_width=self._bar_width),
+            self._bar_column,
             TextColumn("{task.fields[text]}"),
             console=console,
             disable=not console.is_terminal,
@@ -146,15 +158,16 @@ class LiveProgress:
 
         The final snapshot is always printed as a line, unless it equals the last line.
         """
-        text = Text(snapshot.short)
-        taken = len(f"{snapshot.stage} {snapshot.done}/{snapshot.total}") + self._bar_width + 3
-        text.truncate(max(1, self._console.width - taken), overflow="ellipsis")
+        # The window may have changed. The text has no say, or the bar would jump with it.
+        width = self._console.width
+        bar = self._bar_column.bar_width = max(LEAST_BAR, width // LEAST_SHARE, width - WHOLE_TEXT)
+        taken = len(f"{snapshot.stage} {snapshot.done}/{snapshot.total}") + bar + 3
         self._bar.update(
             self._task,
             description=snapshot.stage,
             total=snapshot.total,
             completed=snapshot.done,
-            text=text.plain,
+            text=snapshot.fit(width - taken),
             visible=True,
         )
         if self._notebook is not None:

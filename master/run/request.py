@@ -8,6 +8,7 @@ from pathlib import Path
 
 from common.errors import ConfigError
 from common.options import DATA_FOLDER, Shared
+from common.shell_command import find_given
 from master.launchers.forked import ForkServer
 from master.run.jobs import LOCAL, JobOptions, read_job_options
 
@@ -39,7 +40,7 @@ class Request:
     def repeated(self) -> dict[str, str | Sequence[str] | None]:
         """Options that the command for the next stage needs as well.
 
-        The URL of Redis is left out because it may hold a password.
+        What the environment names is not among them. A password in the URL of Redis is ``***``.
         """
         config = str(self.config) if self.config and not self.new_name else None
         folder = str(self.checkpoints) if self.checkpoints != Shared().checkpoints else None
@@ -49,6 +50,7 @@ class Request:
             "--config": config,
             "--search": self.new_name or self.search,
             "--checkpoints": folder,
+            "--redis": find_given("--redis"),
             "--data-dir": data,
             "--launcher": None if is_local else self.launcher,
             "--workers": None if is_local else self.workers,

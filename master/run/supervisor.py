@@ -19,6 +19,7 @@ from common.queue.machines import find_doubted
 from common.queue.reconcile import Reaped, finish_from_record, reap, write_verdict
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import WorkerRegistry
+from common.repeats import list_few
 from common.search.search_file import Search
 from common.search.trial import Result, Trial, TrialState, WorkerInfo, violates
 from master.launchers.workers import Workers
@@ -350,16 +351,18 @@ class Supervisor:
         )
 
     def _tell_reaped(self, reaped: Reaped) -> None:
-        for trial_id in reaped.finished:
-            self._display.say(
-                f"{trial_id}: its worker is gone, but had written its record; its result is used"
-            )
-        if reaped.returned:
-            self._display.say(
-                f"{_list_trials(reaped.returned)}: no heartbeat for a lease; back to the queue"
-            )
-        for trial_id in reaped.failed:
-            self._display.say(f"{trial_id}: lost too often, each time while training alone; FAILED")
+        one = len(reaped.finished) == 1
+        for trials, what in (
+            (
+                reaped.finished,
+                f"{'its worker is' if one else 'their workers are'} gone, but had written "
+                f"{'its record; its result is used' if one else 'records; these are used'}",
+            ),
+            (reaped.returned, "no heartbeat for a lease; back to the queue"),
+            (reaped.failed, "lost too often, each time while training alone; FAILED"),
+        ):
+            if trials:
+                self._display.say(f"{list_few(trials)}: {what}")
 
     def _tell_aside(self) -> None:
         for worker in self._workers:
@@ -429,8 +432,15 @@ class Supervisor:
         running = self._queue.running()
         self._seen.machines |= {worker.worker: worker.place for worker in self._workers}
         self._seen.paces.add_running(running)
+        told: dict[str, list[str]] = {}  # the trials by what became of them
         for decision in decide(running, self._seen.paces, self._search.stragglers):
-            self._act(decision)
+            if (what := self._act(decision)) is not None:
+                told.setdefault(what, []).append(
+                    f"{decision.running.fence.trial_id}: {decision.reason}"
+                )
+        for what, reasons in told.items():
+            more = f" ({len(reasons)} trials like it)" if len(reasons) > 1 else ""
+            self._display.say(f"{reasons[0]}{what}{more}")
         slow = slow_workers(self._seen.paces, self._search.stragglers)
         for worker in slow ^ self._seen.slow:
             self._registry.mark_slow(worker, worker in slow)
@@ -442,31 +452,34 @@ class Supervisor:
             )
         self._seen.slow = slow
 
-    def _act(self, decision: Decision) -> None:
+    def _act(self, decision: Decision) -> str | None:
+        """Carry out a decision, and return what became of the trial, if that is news."""
         fence = decision.running.fence
         if decision.kind is Kind.SLOW:
-            self._warn_once(f"{fence}", f"{fence.trial_id}: {decision.reason}")
-            return
+            return "" if self._is_new(f"{fence}") else None
         if finish_from_record(self._queue, self._launched.folder, fence):
-            return
+            return None
         overdue = decision.kind is Kind.OVERDUE
         taken = (
             self._queue.kill(fence.trial_id, decision.reason, fence)
             if overdue
             else self._queue.take(fence)
         )
-        if taken is not None:
-            write_verdict(self._queue, self._launched.folder, taken)
-            self._display.say(
-                f"{fence.trial_id}: {decision.reason}; "
-                f"{'KILLED' if overdue else 'taken away, back to the queue'}"
-            )
+        if taken is None:
+            return None
+        write_verdict(self._queue, self._launched.folder, taken)
+        return "; KILLED" if overdue else "; taken away, back to the queue"
 
     def _warn_once(self, key: str, message: str) -> bool:
+        is_new = self._is_new(key)
+        if is_new:
+            self._display.say(message)
+        return is_new
+
+    def _is_new(self, key: str) -> bool:
         if key in self._seen.warned:
             return False
         self._seen.warned.add(key)
-        self._display.say(message)
         return True
 
 
@@ -475,8 +488,3 @@ def better(value: float | None, best: float | None, mode: str) -> float | None:
     if value is None or not math.isfinite(value):
         return best
     return value if best is None or (value > best if mode == "max" else value < best) else best
-
-
-def _list_trials(names: tuple[str, ...], most: int = 5) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

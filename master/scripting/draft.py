@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomlkit
-from rich.console import Console
 
 from common import safe_read
+from common.console import open_console
 from common.ending import BY_SIGNAL
 from common.errors import ConfigError, SearchError
 from common.folder import durable
@@ -148,7 +149,7 @@ class Draft:
             CheckpointError: The folder cannot be written.
         """
         durable.make_folder(self.file.parent)
-        note = NOTE.format(path=self.file, stage=self._search.stages[0].name)
+        note = NOTE.format(path=shlex.quote(str(self.file)), stage=self._search.stages[0].name)
         files = {self.file: note + self._text}
         if self._code is not None:
             path = self.file.parent / FILE
@@ -188,7 +189,7 @@ class Draft:
         file, places = self.write(), self._places
         spawner = start_early(places.checkpoints, wanted=workers != 0)
         try:
-            console = Console(stderr=True)
+            console = open_console(stderr=True)
             chosen = choose(places.checkpoints, file, None, console.print, builtin=True)
             code = launch(
                 Request(

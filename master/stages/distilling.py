@@ -22,6 +22,7 @@ from common.search.parameters import LogUniform, Parameter, Uniform
 from common.search.search_file import Search
 from common.search.space import Space
 from common.search.stage import Stage
+from common.shell_command import shell_command
 from master.ensembles.ensemble import gain, greedy, mixture, same_data, score
 from master.ensembles.pool import TOP, find_kept_members
 from master.results import ranking
@@ -85,7 +86,8 @@ def choose_teacher(
         names = " and ".join(one.name for one in before)
         raise CheckpointError(
             f"--stage {stage.name}: no stage before it ({names}) keeps weights of a trial that "
-            "ended well, so there is no teacher; `master rank` shows the results"
+            f"ended well, so there is no teacher; `{shell_command('master rank')}` shows the "
+            "results"
         )
     if kind == "top":
         return Teacher(kind, [Member(_path(record)) for record in ranked[:top]])

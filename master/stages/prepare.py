@@ -25,6 +25,7 @@ from common.search.plan import StagePlan, plan_more, stage_names
 from common.search.protocol import PROTOCOL
 from common.search.search_file import Search, parse_search, read_text
 from common.search.stage import Budget, Stage
+from common.shell_command import shell_command
 
 LAUNCHED = {"id", "protocol", "folder", "plan"}  # keys that launch adds to a search file
 # Files that show that a search was launched in a folder.
@@ -199,9 +200,10 @@ def _refuse_to_begin_on_remains(folder: SearchFolder) -> None:
     if remains is not None:
         raise ConfigError(
             f"{folder.path}: has no search.toml, but files of an earlier search "
-            f"({remains.relative_to(folder.path)}): `master recover --config FILE` puts your copy "
-            "of the search file back and goes on; --replace sets the folder aside, --new-name "
-            "launches another search"
+            f"({remains.relative_to(folder.path)}): "
+            f"`{shell_command('master recover --config FILE')}` "
+            "puts your copy of the search file back and goes on; --replace sets the folder aside, "
+            "--new-name launches another search"
         )
 
 
@@ -405,9 +407,13 @@ def _ship(
         changes = store.explain_change(folder, launched, code)
         raise ConfigError(
             f"task = {search.task!r}: the code differs from what was launched "
-            f"({listed(changes)}); `master launch --search {search.name}` goes on with the "
-            "launched code, `master retry` takes the new code for failed and killed trials, "
-            "--new-name NAME launches it as another search, --replace sets the old folder aside"
+            f"({listed(changes)}); "
+            f"`{shell_command('master launch --stage NAME --search', search.name)}` goes on with "
+            "the "
+            f"launched code, `{shell_command('master retry --state failed')}` takes the new code "
+            "for "
+            "failed trials (and --state killed), --new-name NAME launches it as another search, "
+            "--replace sets the old folder aside"
         )
 
 

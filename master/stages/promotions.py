@@ -22,6 +22,7 @@ from common.folder import durable
 from common.folder.json_file import read_model
 from common.folder.records import SearchFolder
 from common.search.stage import Stage
+from common.shell_command import shell_command
 
 MAX_PART_BYTES = 64 << 20  # enough for a million trials
 
@@ -114,7 +115,7 @@ def _read_part(path: Path, search_id: str, stage: str) -> _Part | None:
         _Part,
         path,
         MAX_PART_BYTES,
-        "`master recover` sets it aside and decides again from the records",
+        f"`{shell_command('master recover')}` sets it aside and decides again from the records",
     )
     if part is None:
         return None

@@ -26,6 +26,7 @@ from common.search.search_file import Search
 from common.search.space import Space
 from common.search.stage import Stage
 from common.search.values import Hyperparameters, is_value
+from common.shell_command import recover_remedy, shell_command
 from master.results import confirming, ranking
 from master.stages.asked import read_asked
 from master.stages.distilling import make_distilled_space
@@ -48,7 +49,6 @@ MEASURED = (
     "epoch_steps",
 )  # fields that the record of a master's verdict lacks
 MAX_BYTES = 64 << 20
-REMEDY = "undo what was changed, or let `master recover` set the file aside and write it anew"
 
 
 @dataclass(frozen=True)
@@ -306,17 +306,21 @@ def read_strategy(search: Search, folder: StageFolder) -> StageSource:
     try:
         raw = json.loads(safe_read.read_bytes(folder.strategy, MAX_BYTES))
     except FileNotFoundError:
-        raise CheckpointError(f"{folder.strategy}: is lost; {REMEDY}") from None
+        raise CheckpointError(f"{folder.strategy}: is lost; {recover_remedy()}") from None
     except OSError as error:
         raise durable.explain_os_error(error, folder.strategy) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder.strategy}: is damaged ({error}); {REMEDY}") from None
+        raise CheckpointError(
+            f"{folder.strategy}: is damaged ({error}); {recover_remedy()}"
+        ) from None
     if (
         not isinstance(raw, dict)
         or raw.get("format") != FORMAT
         or raw.get("search_id") != search.id
     ):
-        raise CheckpointError(f"{folder.strategy}: was not written by this search; {REMEDY}")
+        raise CheckpointError(
+            f"{folder.strategy}: was not written by this search; {recover_remedy()}"
+        )
     frozen = None
     if raw.get("frozen") is not None:
         frozen = Frozen.from_json(raw["frozen"], search.space, str(folder.strategy))
@@ -326,14 +330,14 @@ def read_strategy(search: Search, folder: StageFolder) -> StageSource:
 
 def _read_repeats(raw: object, path: Path) -> tuple[Repeat, ...]:
     if not isinstance(raw, list):
-        raise CheckpointError(f"{path}: repeats = {raw!r} is not a list; {REMEDY}")
+        raise CheckpointError(f"{path}: repeats = {raw!r} is not a list; {recover_remedy()}")
     found = []
     for own in raw:
         named = isinstance(own, dict) and isinstance(own.get("trial"), str)
         values = own.get("hyperparameters") if named else None
         if not isinstance(values, dict) or not is_value(values):
             raise CheckpointError(
-                f"{path}: {own!r} is not a trial with its configuration; {REMEDY}"
+                f"{path}: {own!r} is not a trial with its configuration; {recover_remedy()}"
             )
         found.append(Repeat(own["trial"], values))
     return tuple(found)
@@ -362,7 +366,7 @@ def _check_finished(search: Search, stage: Stage, before: Before) -> None:
             )
             raise ConfigError(
                 f"--stage {stage.name}: the stage before it, {own.name!r}, {how_far}; run "
-                f"`master launch --search {search.name} --stage {own.name}` first, or --stage all"
+                f"`{_launch(search, own)}` first, or --stage all"
             )
     promised = {
         trial for d in before.decisions if held and d.stage == held.name for trial in d.trials
@@ -371,8 +375,8 @@ def _check_finished(search: Search, stage: Stage, before: Before) -> None:
     if waiting:
         raise ConfigError(
             f"--stage {stage.name}: {len(waiting)} trials of earlier stages have not ended "
-            f"({', '.join(waiting[:3])}); run `master launch --search {search.name} --stage "
-            f"{search.up_to(stage.name)[-2].name}` first, or --stage all"
+            f"({', '.join(waiting[:3])}); run `{_launch(search, search.up_to(stage.name)[-2])}` "
+            "first, or --stage all"
         )
 
 
@@ -390,8 +394,8 @@ def _make_repeating(search: Search, stage: Stage, records: Sequence[Record]) -> 
         raise ConfigError(
             f"--stage {stage.name}: no trial of the stages before it completed"
             f"{' and satisfies subject_to' if search.subject_to else ''}, so there is no best "
-            "configuration to train again; `master rank` says why, and `master launch "
-            "--new-name NAME` begins anew with other ranges"
+            f"configuration to train again; `{shell_command('master rank')}` says why, and "
+            "--new-name NAME launches anew with other ranges"
         )
     repeats = tuple(Repeat(record.trial, dict(record.hyperparameters)) for record in top)
     fixed = Space({name: Fixed(value) for name, value in top[0].hyperparameters.items()})
@@ -413,3 +417,7 @@ def _find_confirmed(
     own = [record for record in records if stages and record.stage == stages[-1]]
     pick = confirming.confirm(own, searched, len(searched)).pick if own else None
     return [record for record in searched if pick is not None and record.trial == pick.trial]
+
+
+def _launch(search: Search, stage: Stage) -> str:
+    return shell_command("master launch", "--search", search.name, "--stage", stage.name)

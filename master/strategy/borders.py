@@ -45,6 +45,11 @@ class Border:
     moves: bool
 
     @property
+    def key(self) -> tuple[object, ...]:
+        """What makes two warnings the same, however many trials support them."""
+        return (self.hyperparameter, self.side, self.range)
+
+    @property
     def as_json(self) -> dict[str, object]:
         """The border in the form that ``master borders --json`` prints."""
         return {

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from common.errors import CheckpointError, ConfigError
 from common.search.space import Space
 from common.search.values import Hyperparameters
+from common.shell_command import recover_remedy
 from master.strategy.places import Places, Row
 
 N_PARENTS = 5  # results for 3 to 10 differed by noise only, 20 was worse
@@ -32,7 +33,6 @@ GOOD_SHARE = 0.15  # of the trials measured after the same number of epochs; as 
 LEAST_WIDTH = 0.03
 # Most trials in a density. More of them add nothing new, and each costs time in every draw.
 MOST_KERNELS = 512
-REMEDY = "undo what was changed, or let `master recover` set the file aside and write it anew"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Frozen:
         try:
             return _read(cls, raw, first)
         except (ConfigError, ValueError) as error:
-            raise CheckpointError(f"{place}: {error}; {REMEDY}") from None
+            raise CheckpointError(f"{place}: {error}; {recover_remedy()}") from None
 
 
 _SETS = ("parents", "good", "bad")

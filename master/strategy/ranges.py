@@ -29,6 +29,7 @@ from common.folder import durable
 from common.search.parameters import Fixed, Parameter
 from common.search.search_file import read_text
 from common.search.space import Space
+from common.shell_command import recover_remedy
 from master.strategy.box import Proposal
 
 PROPOSED_NAME = "ranges.proposed.toml"
@@ -101,10 +102,7 @@ def read_frozen(path: Path, space: Space) -> Space:
             return read_repeated(raw["ranges"], f"{path}: [ranges]", space)
         return check_ranges(raw["ranges"], f"{path}: [ranges]", space)
     except ConfigError as error:
-        raise CheckpointError(
-            f"{error} (the stage's frozen ranges; undo what was changed, or let `master recover` "
-            "set the file aside and write it anew)"
-        ) from None
+        raise CheckpointError(f"{error} (the stage's frozen ranges; {recover_remedy()})") from None
 
 
 def write_proposal(path: Path, stage: str, proposal: Proposal) -> Written:

@@ -21,8 +21,8 @@ import redis
 from common.broker.connection import Broker, open_broker
 from common.broker.errors import translate_errors
 from common.broker.server_program import find_programs
-from common.broker.urls import redact
 from common.errors import CheckpointError, ConfigError, QueueError
+from common.redact import redact
 from tests.integration.commands import DEADLINE_S, wait_for
 from tests.integration.processes import alive
 

@@ -13,12 +13,13 @@ import redis
 
 from common.broker.connection import open_broker
 from common.broker.eviction import eviction_warning
-from common.broker.urls import parse, redact
+from common.broker.urls import parse
 from common.errors import ConfigError, QueueError
 from common.queue.answers import Verdict
 from common.queue.trial_queue import TrialQueue, searches
 from common.queue.wire import curves_out
 from common.queue.workers import WorkerRegistry
+from common.redact import redact
 from common.search.trial import Progress, Result, Trial, TrialState, WorkerInfo, trial_id
 from tests.integration.commands import Place, wait_for
 from tests.integration.servers import a_cluster, a_sentinel, free_port, running

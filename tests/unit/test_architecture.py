@@ -30,7 +30,7 @@ HEAVY = {
 }  # fmt: skip
 GENERATED = (
     "*.pt", "*.pyc", "*.rdb", "*.aof", "*.sock", "*.log", "*.whl", "leaderboard.csv", "ranges.toml",
-    "report.html", "redis_password",
+    "report.html", "plotly-*.min.js", "redis_password",
     "__pycache__", ".venv", "*.egg-info", "secrets", "appendonlydir", ".hypothesis", ".mypy_cache",
     ".ruff_cache", ".pytest_cache",
 )  # fmt: skip

@@ -14,7 +14,8 @@ from common.folder.records import SearchFolder
 from common.options import common_options, data_option
 from master.launchers.local import local_workers
 from master.run.request import Request as LaunchRequest
-from worker.run.start import Request, _command
+from worker.run.request import Request
+from worker.run.start import _command
 
 
 @click.group()

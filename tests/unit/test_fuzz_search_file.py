@@ -18,8 +18,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tomlkit.exceptions import TOMLKitError
 
-from common.broker.urls import parse, redact
+from common.broker.urls import parse
 from common.errors import CheckpointError, ConfigError
+from common.redact import redact
 from common.search.protocol import PROTOCOL
 from common.search.search_file import (
     STAGE_PATTERN,

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from rich.console import Console
 
+from common.console import open_console
 from common.folder.chosen import Chosen
 from worker.checks.report import Report
 from worker.checks.run import Run
 from worker.tasks.copies import remove_copies
 
 FAILED = 1
-PLAIN_WIDTH = 120  # columns of a table that is not printed on a terminal
 
 
 def check(chosen: Chosen, data_dir: Path, as_json: bool, table: bool, out: TextIO) -> int:
@@ -50,7 +49,7 @@ def check(chosen: Chosen, data_dir: Path, as_json: bool, table: bool, out: TextI
 
 
 def _draw(report: Report, file: TextIO) -> None:
-    console = Console(file=file, width=None if file.isatty() else PLAIN_WIDTH)
+    console = open_console(file)
     console.print(report.table())
     for line in [*report.notes, report.summary()]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

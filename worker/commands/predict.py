@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,39 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError
 from common.folder import durable
-from common.folder.records import SearchFolder, home_of
-from common.options import DATA_FOLDER
-from common.search.search_file import Search, check_name
+from common.search.search_file import Search
+from worker.commands.chosen_models import Models, Request
 from worker.commands.inputs import read_inputs
 from worker.tasks import trees
 from worker.tasks.base import Task
 from worker.tasks.loader import load_class
 from worker.training.compute.device import own_device
 from worker.training.outcome.evaluate import Saved, find_ranked_weights, load
-
-FORMATS = (".csv", ".npz")
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of ``worker predict``.
-
-    They name checkpoints, the best models of a stage, or a file with an ensemble.
-    """
-
-    models: Sequence[Path]  # weights files
-    inputs: Path
-    root: Path
-    search: str | None = None
-    stage: str | None = None
-    top: int = 1
-    ensemble: Path | None = None  # a file that `master ensemble --json` printed
-    out: Path | None = None
-    device: str = "auto"
-    weights: str | None = None  # None means those that the search ranks by
-    data: Path = DATA_FOLDER
 
 
 @dataclass(frozen=True)
@@ -93,22 +69,21 @@ class Predicted:
         return buffer.getvalue()
 
 
-def predict(request: Request) -> tuple[str, str]:
+def predict(request: Request, models: Models) -> tuple[str, str]:
     """Run the models. Return the text for stdout and a line for stderr.
+
+    Args:
+        request: the options.
+        models: the models that they name, see ``choose_models``.
 
     Raises:
         ConfigError: the inputs or the command line are wrong.
         CheckpointError: a checkpoint is missing, damaged or of another task.
         TaskError: the task cannot be loaded.
     """
-    if request.out is not None and request.out.suffix.lower() not in FORMATS:
-        raise ConfigError(
-            f"--out {request.out}: {request.out.suffix or 'no ending'} cannot be written; use .csv "
-            "or .npz"
-        )
-    folder, paths = _choose_checkpoints(request)
+    folder, paths = models
     search = folder.search()
-    assert search is not None  # `home_of` and `_best` have read its file
+    assert search is not None  # `choose_models` has read its file
     task = load_class(search, folder, request.data)
     with own_device(request.device) as device:
         found = predict_mean(
@@ -188,84 +163,3 @@ def _outputs(model: Saved, examples: trees.Tree) -> list[tuple[str, Tensor]]:
     # A container that is not a dict, tuple or list has its leaves numbered.
     names = named if all(isinstance(one, Tensor) for one in named.values()) else range(len(leaves))
     return [(str(name), leaf) for name, leaf in zip(names, leaves, strict=True)]
-
-
-def _choose_checkpoints(request: Request) -> tuple[SearchFolder, list[Path]]:
-    """Return the folder of the search, and the paths of its checkpoints."""
-    given = [bool(request.models), request.ensemble is not None, request.search is not None]
-    if sum(given) != 1:
-        raise ConfigError(
-            "which model? Give CHECKPOINT..., or --ensemble FILE, or --search NAME with --stage "
-            "and --top; one of the three"
-        )
-    if request.search is not None:
-        return _best(request, request.search)
-    paths = list(request.models) or _read_list(request)
-    folder = home_of(paths[0])[0]
-    for path in paths[1:]:
-        if home_of(path)[0].path != folder.path:
-            raise CheckpointError(
-                f"{path}: is of another search than {paths[0]}; an ensemble is of one search"
-            )
-    return folder, paths
-
-
-def _read_list(request: Request) -> list[Path]:
-    """Return the models of the first ensemble in a file of `master ensemble --json`.
-
-    A model of weight w is returned w times.
-    """
-    assert request.ensemble is not None  # `_choose_checkpoints` has checked it
-    try:
-        raw = json.loads(request.ensemble.read_text(encoding="utf-8"))
-        home = request.root.resolve() / check_name(str(raw["search"]))
-        members = raw["ensembles"][0]["members"]
-        paths = [
-            home / str(member["checkpoint"])
-            for member in members
-            for _ in range(int(member["weight"]))
-        ]
-    except OSError as error:
-        raise ConfigError(
-            f"--ensemble {request.ensemble}: cannot be read ({error.strerror}); check the path and "
-            "its permissions"
-        ) from None
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        told = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"--ensemble {request.ensemble}: not what `master ensemble --json` prints ({told}); "
-            "write it again"
-        ) from None
-    if not paths:
-        raise ConfigError(
-            f"--ensemble {request.ensemble}: holds no model; write it again with `master ensemble "
-            "--json`"
-        )
-    return paths
-
-
-def _best(request: Request, search_name: str) -> tuple[SearchFolder, list[Path]]:
-    folder = SearchFolder(request.root.resolve(), check_name(search_name))
-    search = folder.search()
-    if search is None:
-        raise ConfigError(f"--search {search_name}: no such search in {request.root}")
-    launched = [stage.name for stage in search.stages if folder.stage(stage.name).ranges.exists()]
-    name = (
-        search.stage(request.stage).name
-        if request.stage
-        else (launched or [search.stages[0].name])[-1]
-    )
-    stage = folder.stage(name)
-    latest = {
-        found.trial_id: found
-        for found in sorted(stage.checkpoints(search.mode), key=lambda found: found.attempt)
-    }
-    names = [found for found in stage.checkpoints(search.mode) if latest[found.trial_id] == found][
-        : request.top
-    ]
-    if not names:
-        raise CheckpointError(
-            f"{stage.path}: holds no checkpoint; `master rank --search {search.name} --stage "
-            f"{name}` shows the results"
-        )
-    return folder, [stage.path / str(found) for found in names]

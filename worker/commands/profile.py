@@ -9,15 +9,14 @@ from typing import NamedTuple
 
 import click
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from common.console import open_console
 from common.errors import TaskError
 from common.folder.chosen import Chosen
 from common.search.search_file import Search
 from common.search.trial import Claim, Fence, Trial, trial_id, trial_seed
 from common.search.values import Hyperparameters
-from worker.checks.command import PLAIN_WIDTH
 from worker.checks.plan import centre
 from worker.tasks import Loop, trees
 from worker.tasks.loader import load_chosen
@@ -242,8 +241,7 @@ def _draw(search: Search, columns: dict[int, list[Part]], told: Sequence[str]) -
                 for part, width in zip(row, columns, strict=True)
             ),
         )
-    console = Console()
-    console = console if console.is_terminal else Console(width=PLAIN_WIDTH)
+    console = open_console()
     console.print(table)
     for line in told:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from common.errors import CheckpointError, TaskError
+from common.shell_command import shell_command
 from worker.training.outcome import archive
 
 # An array, or bytes, is stored as a dict with this one key. Its value is a tensor of uint8.
@@ -167,7 +168,7 @@ def load_state(path: Path | str) -> Any:
         content = archive.load(Path(path))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: no such file; `master rank` lists those there are"
+            f"{path}: no such file; `{shell_command('master rank')}` lists those there are"
         ) from None
     except Exception as error:  # a damaged archive can raise anything
         raise CheckpointError(

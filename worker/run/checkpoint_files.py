@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from common.folder import durable, predictions
 from common.folder.checkpoint_name import MOST_NAMED, CheckpointName, epoch_number
 from common.folder.records import StageFolder
+from common.repeats import Repeats
 from common.search.trial import TrialState
 from worker.training.device_errors import refuse_poisoned
 from worker.training.types import Outcome
@@ -23,7 +24,7 @@ from worker.training.types import Outcome
 def keep(
     folder: StageFolder,
     outcomes: Mapping[CheckpointName, Outcome],
-    say: Callable[[str], None],
+    repeats: Repeats,
     moved: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, Any]]:
     """Write the files of these outcomes. They are durable on return.
@@ -31,7 +32,7 @@ def keep(
     Args:
         folder: folder of the outcomes' stage.
         outcomes: the outcomes that keep weights, by the name of the weights file.
-        say: called with a line about each prediction or picture that could not be made.
+        repeats: told of each prediction or picture that could not be made.
         moved: called before each model predicts, which may take as long as an epoch. It shows that
             the work goes on.
 
@@ -47,16 +48,16 @@ def keep(
     for name, outcome in outcomes.items():
         over_time = _snapshots(name, outcome)
         moved()
-        files |= _pair(folder.path, name, outcome.checkpoint, outcome.predictions, say)
+        files |= _pair(folder.path, name, outcome.checkpoint, outcome.predictions, repeats)
         for snapshot, (weights, predicted) in over_time.items():
             moved()
-            files |= _pair(folder.snapshots, snapshot, weights, predicted, say)
-        drawn = _try(name, "picture", outcome.picture, say)
+            files |= _pair(folder.snapshots, snapshot, weights, predicted, repeats)
+        drawn = _try(name, "picture", outcome.picture, repeats)
         files |= {folder.picture_path(name.trial_id, name.attempt): drawn} if drawn else {}
         kept[name.trial_id] = {
             "checkpoint": str(name),
             "snapshots": [str(snapshot) for snapshot in over_time],
-            "portrait": _try(name, "portrait", outcome.portrait, say),
+            "portrait": _try(name, "portrait", outcome.portrait, repeats),
         }
     if any(path.parent == folder.pictures for path in files):
         durable.make_folder(folder.pictures)
@@ -113,14 +114,14 @@ def _pair(
     name: CheckpointName,
     weights: Weights,
     predicted: Predicted,
-    say: Callable[[str], None],
+    repeats: Repeats,
 ) -> dict[Path, bytes]:
     """Return the contents of a weights file and its predictions, by path.
 
     Predictions come first. So wherever weights exist, their predictions do, too.
     """
     files = {}
-    if predicted is not None and (content := _pack(name, predicted, say)) is not None:
+    if predicted is not None and (content := _pack(name, predicted, repeats)) is not None:
         files[folder / name.predictions] = content
     if weights is not None:
         files[folder / str(name)] = weights()
@@ -128,7 +129,7 @@ def _pair(
 
 
 def _pack(
-    name: CheckpointName, predicted: Callable[[], dict[str, Any]], say: Callable[[str], None]
+    name: CheckpointName, predicted: Callable[[], dict[str, Any]], repeats: Repeats
 ) -> bytes | None:
     try:
         arrays = predicted()
@@ -136,15 +137,16 @@ def _pack(
     # A user's model may raise anything on the test part. The weights are kept all the same.
     except (Exception, SystemExit) as error:
         refuse_poisoned(error)
-        say(
+        repeats.tell(
+            ("predictions", type(error)),
             f"{name}: has no predictions beside it, so it takes part in no ensemble "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {error})",
         )
         return None
 
 
 def _try(
-    name: CheckpointName, what: str, make: Callable[[], T] | None, say: Callable[[str], None]
+    name: CheckpointName, what: str, make: Callable[[], T] | None, repeats: Repeats
 ) -> T | None:
     """Return what ``make`` returns, or None if the user's model raises.
 
@@ -156,5 +158,7 @@ def _try(
         return make()
     except (Exception, SystemExit) as error:
         refuse_poisoned(error)
-        say(f"{name}: has no {what} ({type(error).__name__}: {error})")
+        repeats.tell(
+            (what, type(error)), f"{name}: has no {what} ({type(error).__name__}: {error})"
+        )
         return None

@@ -10,10 +10,10 @@ from common.errors import CheckpointError
 from common.folder import durable
 from common.folder.records import SearchFolder
 from common.search.search_file import MAX_FILE_BYTES
+from common.shell_command import shell_command
 
 # The line as `master launch` writes it. The rest of the file may be cut off.
 ID_LINE = re.compile(rb'^id\s*=\s*"([^"\n]*)"', re.MULTILINE)
-REMEDY = "`master recover --config FILE` puts your own copy in its place"
 
 
 class SearchFileError(CheckpointError):
@@ -38,7 +38,11 @@ def is_of(folder: SearchFolder, search_id: str) -> bool:
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not os.path.lexists(folder.path):
             raise durable.explain_os_error(error, folder.path) from error
-        raise SearchFileError(f"{file}: cannot be read ({error.strerror}); {REMEDY}") from error
+        raise SearchFileError(f"{file}: cannot be read ({error.strerror}); {_remedy()}") from error
     if named is None:
-        raise SearchFileError(f"{file}: is damaged, no search is named in it; {REMEDY}")
+        raise SearchFileError(f"{file}: is damaged, no search is named in it; {_remedy()}")
     return named[1] == search_id.encode()
+
+
+def _remedy() -> str:
+    return f"`{shell_command('master recover --config FILE')}` puts your own copy in its place"

@@ -18,7 +18,9 @@ from common.errors import QueueError, SearchError
 from common.queue import wire
 from common.queue.trial_queue import TrialQueue
 from common.queue.workers import QUIT, WorkerRegistry
+from common.repeats import list_few
 from common.search.trial import Claim, Fence, Progress, WorkerInfo
+from worker.run.request import STOP_GRACE_S
 from worker.training.types import View
 
 # How soon a kill is heard. One round trip carries all trials, so it costs Redis next to nothing.
@@ -30,9 +32,6 @@ LEASE_SHARE = 5  # at least so many renewals within a lease, so that one or two 
 MAX_BACKOFF_S = 5.0  # between tries while Redis is away
 # A worker that was told that it is stuck, and does not move for so long, exits hard.
 STUCK_GRACE_S = 10.0
-# After SIGTERM or the order to quit, a worker that does not stop within this time exits hard.
-# `--stop-grace` sets another.
-STOP_GRACE_S = 8.0
 # After so much more the process ends even if Redis does not answer. The leases then expire.
 LAST_GRACE_S = 1.5
 # Where nothing has been trained yet, it does not wait so long for an import or a download.
@@ -399,9 +398,10 @@ class Heartbeat:
             for trial_id in news:
                 del self._held[trial_id]
             self._lost |= news.keys()
-        for trial_id, why in news.items():
+        for reason in sorted(set(news.values())):
+            trials = list_few([t for t, why in news.items() if why == reason])
             self._say(
-                f"{trial_id}: the lease is gone ({why}); its work here stops and changes nothing"
+                f"{trials}: the lease is gone ({reason}); the work here stops and changes nothing"
             )
         if STUCK in news.values():
             self._stuck = (self._beat, time.monotonic())

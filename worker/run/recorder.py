@@ -51,6 +51,7 @@ class Recorder:
         self._session = session
         self._heartbeat = heartbeat
         self._say = say
+        self._repeats = session.repeats(say)
         # Not written yet, since it was unknown which search the folder belongs to.
         self._ended: list[Outcome] = []
         self._unheard: list[tuple[Fence, Result]] = []  # written, but not reported yet
@@ -174,8 +175,9 @@ class Recorder:
         try:
             return view.state()
         except (Exception, SystemExit) as error:
-            self._say(
-                f"{view.trial.id}: its state cannot be saved ({type(error).__name__}: {error})"
+            self._repeats.tell(
+                ("state", type(error)),
+                f"{view.trial.id}: its state cannot be saved ({type(error).__name__}: {error})",
             )
             return None
 
@@ -238,7 +240,9 @@ class Recorder:
                 predicts = trial.id in best and trial.epochs >= last.get(trial.stage, 0.0)
                 written[names[trial.id]] = lighten(one, predicts)
             ended.append(one)
-        return ended, keep(folder, written, self._say, lambda: self._heartbeat.beat("evaluating"))
+        return ended, keep(
+            folder, written, self._repeats, lambda: self._heartbeat.beat("evaluating")
+        )
 
     def _record(self, outcome: Outcome, files: dict[str, Any]) -> Record:
         search, info = self._session.search, self._heartbeat.info
@@ -391,9 +395,10 @@ class Recorder:
         # If the trial has not ended yet, the worker that ends it removes this state.
         if ended and ended[0] > fence.attempt:
             durable.remove([folder.resume_path(fence.trial_id, fence.attempt)])
-        self._say(
+        self._repeats.tell(
+            "late",
             f"{fence.trial_id} try {fence.attempt}: another worker now holds this trial; this "
-            "late result changes nothing"
+            "late result changes nothing",
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from common.folder.record import Record
 from common.queue.second_tries import Raised, Ruling
 from common.queue.trial_queue import TrialQueue
+from common.repeats import list_few
 from common.search.trial import Fence
 from worker.run.heartbeat import Heartbeat
 
@@ -59,7 +60,7 @@ class Raising:
             [(fence, record.reason or "") for fence, record in self._waiting]
         )
         asked, self._waiting = self._waiting, []
-        final, passed = [], []
+        final, passed, held = [], [], []
         for (fence, record), answer in zip(asked, answers, strict=True):
             if answer.ruling is Ruling.FINAL:
                 final.append((fence, _naming(record, answer.earlier)))
@@ -68,10 +69,13 @@ class Raising:
             if answer.ruling is Ruling.PASSED:
                 passed.append(record)
             else:
-                self._say(
-                    f"{fence.trial_id} try {fence.attempt}: another worker now holds this trial; "
-                    "its failure here changes nothing"
-                )
+                held.append(f"{fence.trial_id} try {fence.attempt}")
+        if held:
+            self._say(
+                f"{list_few(held)}: another worker now holds "
+                f"{'this trial' if len(held) == 1 else 'each of them'}; a failure here changes "
+                "nothing"
+            )
         self._tell(passed)
         return final
 

@@ -23,10 +23,12 @@ from common.folder.records import SearchFolder, searches
 from common.offspring import Offspring
 from common.options import DATA_FOLDER
 from common.queue.trial_queue import TrialQueue
+from common.repeats import Repeats
 from common.safe_read import is_odd
 from common.search.protocol import tell_apart
 from common.search.search_file import Search
 from common.search.trial import Claim
+from common.shell_command import shell_command
 from worker.own import LoopHost, OwnLoop, Source
 from worker.own.loop import PROGRAM
 from worker.own.program import Place, ProgramHost, visible
@@ -77,7 +79,12 @@ class Session:
         self.waiting = Waiting()
         self._means = means
         self._engine: Trainer | None = None
-        self._told_anew = False
+        self._repeats: Repeats | None = None
+
+    def repeats(self, say: Callable[[str], None]) -> Repeats:
+        """Return what counts the messages about this search's trials that may come often."""
+        self._repeats = self._repeats or Repeats(say)
+        return self._repeats
 
     def in_place(self) -> bool:
         """Return whether the folder still holds this search. Another one may have replaced it.
@@ -238,53 +245,47 @@ class Session:
 
     def load_states(self, claims: Iterable[Claim], say: Callable[[str], None]) -> list[Claim]:
         """Return the claims, each with the state that an earlier attempt left, if any."""
-        return [replace(claim, resume=self._state_before(claim, say)) for claim in claims]
+        told = self.repeats(say)
+        return [replace(claim, resume=self._state_before(claim, told)) for claim in claims]
 
-    def _state_before(self, claim: Claim, say: Callable[[str], None]) -> dict[str, Any] | None:
+    def _state_before(self, claim: Claim, told: Repeats) -> dict[str, Any] | None:
         """Return the state that an earlier attempt left, from memory or from a file."""
         if claim.trial.drawn == HEIR:
-            return self._read_inherited_state(claim, say)
+            return self._read_inherited_state(claim, told)
         if claim.fence.attempt == 1:
             return None
         state = self.waiting.take(claim.trial.id, claim.fence.attempt) or self._read_saved_state(
-            claim, say
+            claim, told
         )
-        if (
-            state is None
-            and claim.trial.passed
-            and self.search.strategy.resumes
-            and not self._told_anew
-        ):
-            self._told_anew = True
+        if state is None and claim.trial.passed and self.search.strategy.resumes:
             way = f"from {claim.trial.passed[-1]:g} to {claim.trial.epochs:g} epochs"
-            say(
+            told.tell(
+                "anew",
                 f"{claim.trial.id} goes on {way}, but has no saved state. It starts anew from its "
-                "seed: this repeats its first epochs and changes nothing else. This message is "
-                "printed once for all such trials"
+                "seed: this repeats its first epochs and changes nothing else",
             )
         return state
 
-    def _read_inherited_state(
-        self, claim: Claim, say: Callable[[str], None]
-    ) -> dict[str, Any] | None:
+    def _read_inherited_state(self, claim: Claim, told: Repeats) -> dict[str, Any] | None:
         """Return the trial's own state, or else the state that its parent left for it.
 
         The trial continues from its parent's state with its own configuration.
         """
         trial = claim.trial
         state = self.waiting.take(trial.id, claim.fence.attempt) or self._read_saved_state(
-            claim, say
+            claim, told
         )
         if state is None:
-            say(
+            told.tell(
+                "inherited",
                 f"{trial.id} is to go on from the weights of {', '.join(trial.parents)}, but these "
-                "are gone: it starts anew"
+                "are gone: it starts anew",
             )
         elif state.get("trial") in trial.parents:
             state = {**state, "trial": trial.id}
         return state
 
-    def _read_saved_state(self, claim: Claim, say: Callable[[str], None]) -> dict[str, Any] | None:
+    def _read_saved_state(self, claim: Claim, told: Repeats) -> dict[str, Any] | None:
         """Return the latest saved state that can be read. Set damaged ones aside.
 
         Raises:
@@ -297,9 +298,10 @@ class Session:
             except FileNotFoundError:
                 continue
             except PermissionError:
-                say(
+                told.tell(
+                    "permission",
                     f"{path}: this user may not read it; left as it is, {claim.trial.id} starts "
-                    "from an earlier state or its beginning"
+                    "from an earlier state or its beginning",
                 )
                 continue
             except OSError as error:
@@ -318,9 +320,10 @@ class Session:
                 if isinstance(state, Exception)
                 else "holds no state"
             )
-            say(
+            told.tell(
+                "damaged",
                 f"{path}: {problem}; set aside, {claim.trial.id} starts from an earlier state or "
-                "its beginning"
+                "its beginning",
             )
             durable.set_aside(path)
         return None
@@ -385,8 +388,8 @@ class Sessions:
             )
         if folder.path.is_dir():
             return (
-                f"is left alone: {folder.search_file} is missing; `master recover --config FILE` "
-                "puts your own copy in its place"
+                f"is left alone: {folder.search_file} is missing; "
+                f"`{shell_command('master recover --config FILE')}` puts your own copy in its place"
             )
         return (
             f"is not in {self._root}: this worker is on another volume than its master, "

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -27,7 +27,6 @@ from common.ending import BY_SIGNAL, END_SIGNALS, EXIT_POISONED, hear_end
 from common.errors import ConfigError
 from common.folder.durable import make_folder
 from common.offspring import Offspring
-from common.options import DATA_FOLDER
 from common.output import find_log
 from common.queue.workers import WorkerRegistry
 from common.search.protocol import PROTOCOL
@@ -35,9 +34,10 @@ from common.search.trial import WorkerInfo
 from worker.own import LoopHost
 from worker.own.process import start_child
 from worker.own.zygote import start_zygote
-from worker.run.heartbeat import STOP_GRACE_S, Heartbeat
+from worker.run.heartbeat import Heartbeat
 from worker.run.job import find_job_id, find_leave_time
 from worker.run.loop import CPU_CLAIM, GPU_CLAIM, Loop, LoopOptions
+from worker.run.request import Request
 from worker.run.session import Means, Sessions
 from worker.tasks.copies import remove_copies
 from worker.training.compute.device import (
@@ -52,39 +52,6 @@ from worker.training.compute.device import (
 
 LOOK_S = 0.5  # between looks at the workers of several devices
 SILENT_S = 3.0  # a worker that is heard of once a second, and not for so long, may be dead
-
-
-@dataclass(frozen=True)
-class Request:
-    """The options of ``worker start``."""
-
-    redis: str | None
-    checkpoints: Path
-    device: str
-    array_width: str
-    search: str | None
-    burst: bool
-    local: int  # number of workers that `master launch` started together; 0 if none
-    data: Path = DATA_FOLDER
-    gpus: int = 1  # that each worker owns, if it owns any
-    idle_exit_s: float | None = None
-    max_hours: float | None = None
-    stop_grace_s: float = STOP_GRACE_S
-
-    @property
-    def width(self) -> int | None:
-        """The array width, or None for auto.
-
-        Raises:
-            ConfigError: it is neither auto nor a positive number.
-        """
-        if self.array_width == "auto":
-            return None
-        if not self.array_width.isdigit() or int(self.array_width) < 1:
-            raise ConfigError(
-                f"--array-width {self.array_width}: not a width; use auto or a number of at least 1"
-            )
-        return int(self.array_width)
 
 
 def say(message: str) -> None:

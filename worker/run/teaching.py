@@ -16,6 +16,7 @@ from common.folder import durable
 from common.folder.records import SearchFolder, StageFolder
 from common.folder.teacher import LEAST_LOG, Taught, Teacher, read_taught, read_teacher
 from common.search.search_file import Search
+from common.shell_command import shell_command
 from worker.tasks.base import Data, Task
 from worker.training.outcome.evaluate import find_ranked_weights, load
 
@@ -61,8 +62,8 @@ class Teachers:
             teacher = read_teacher(folder.teacher)
         except FileNotFoundError:
             told = (
-                "no such file, so there is no teacher; `master launch` writes it when the stage "
-                "begins"
+                f"no such file, so there is no teacher; `{shell_command('master launch')}` writes "
+                "it when the stage begins"
             )
             raise CheckpointError(f"{folder.teacher}: {told}") from None
         found = self._read_written(folder, teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.shell_command import shell_command
 from master.launchers.cluster import Ending, Phase
 from master.launchers.job_exits import GO_ON, NO_OTHER, describe_exit
 from master.launchers.ray.actor import Ended
@@ -36,7 +37,8 @@ def describe(seen: Seen, ended: Ended | None, lacking: str = "") -> tuple[Phase,
         return Phase.RUNNING, "", Ending.LEFT, moved if seen.again else ""
     if seen.state == "waiting":
         words = (
-            f"waits: no node of the cluster has {lacking}; cancel it with `master kill --stage`, "
+            f"waits: no node of the cluster has {lacking}; cancel it with "
+            f"`{shell_command('master kill --stage')}`, "
             "and launch again with other --job-option values"
         )
         return Phase.QUEUED, words if lacking else "", Ending.LEFT, ""

@@ -399,3 +399,12 @@ def test_val_acc_and_val_loss_repeat_the_metrics() -> None:
     assert '"val_acc":0.7' in best.model_dump_json(exclude={"metrics"})
     older = record(val_acc=0.7, val_loss=1.5)  # as written before records had metrics
     assert older.metrics == {"val_acc": 0.7, "val_loss": 1.5}
+
+
+def test_several_damaged_records_are_told_in_one_message(folder: StageFolder) -> None:
+    folder.write_records([record(1)])
+    for attempt in (2, 3, 4):
+        folder.record_path("coarse-0042", attempt).write_bytes(b"{")
+    records, warnings = told(folder)
+    assert [r.attempt for r in records] == [1] and len(warnings) == 1
+    assert warnings[0].endswith("(3 records of this stage are damaged)")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.errors import QueueError
-from master.run.interruption import ALL_ENDED, NOTHING_BEGAN, TRIALS_GO_ON, HowFar
+from master.run.interruption import ALL_ENDED, NOTHING_BEGAN, HowFar, describe_trials_that_go_on
 
 
 def test_from_before_the_first_trial_to_the_last_report() -> None:
@@ -11,7 +11,7 @@ def test_from_before_the_first_trial_to_the_last_report() -> None:
     how_far = HowFar(lambda: waiting[0])
     assert how_far.describe() == NOTHING_BEGAN
     how_far.training("coarse")
-    assert how_far.describe() == TRIALS_GO_ON
+    assert how_far.describe() == describe_trials_that_go_on()
     waiting[0] = 0  # a rung is complete, and nobody decides who goes on
     assert how_far.describe() == f"{ALL_ENDED}. The same launch command goes on with stage 'coarse'"
     how_far.note_ended("coarse", "fine")
@@ -19,7 +19,7 @@ def test_from_before_the_first_trial_to_the_last_report() -> None:
     how_far.training("fine")
     waiting[0] = 8
     how_far.note_ranked("coarse")
-    assert how_far.describe() == TRIALS_GO_ON
+    assert how_far.describe() == describe_trials_that_go_on()
     waiting[0] = 0
     how_far.note_ended("fine", None)
     assert (
@@ -42,6 +42,6 @@ def test_where_redis_cannot_be_asked_the_trials_are_taken_to_go_on_until_the_las
 
     how_far = HowFar(away)
     how_far.training("coarse")
-    assert how_far.describe() == TRIALS_GO_ON
+    assert how_far.describe() == describe_trials_that_go_on()
     how_far.note_ended("coarse", None)
     assert how_far.describe().startswith(ALL_ENDED)

@@ -273,7 +273,7 @@ def test_the_users_task_is_copied_and_may_not_change(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError,
         match=r"differs from what was launched \(changed beside.py, new more.py, changed my.py\); "
-        "`master launch --search digits` goes on with the launched code",
+        "`master launch --stage NAME --search digits` goes on with the launched code",
     ):
         first(tmp_path / "root", text, mine)
     narrowed = f'code = ["my.py"]\n{text}'  # is no change of the settings; the files count

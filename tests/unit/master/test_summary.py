@@ -136,6 +136,17 @@ def test_where_nothing_was_learned_no_border_is_told_and_the_range_stands_on_a_l
     assert "Noise does not narrow the ranges" in drawn(stage_between(own, None))
 
 
+def test_a_border_that_was_told_after_an_earlier_stage_is_only_named() -> None:
+    records = sampled(SPACE, peak(0.1))
+    found = borders(records, SPACE)
+    assert [own.hyperparameter for own in found] == ["learning_rate"]
+    own = ended(records, found)
+    again = drawn(stage_between(own, None, {border.key for border in found}))
+    assert "border: the best" not in again
+    assert "Still on the border: learning_rate (high)." in again
+    assert "border: the best" in drawn(stage_between(own, None, {("learning_rate", "low")}))
+
+
 def test_between_two_stages_only_what_is_new_is_said() -> None:
     records = [*sampled(SPACE, peak(0.1)), *exploded([1e-3] * 7)]
     text = drawn(stage_between(ended(records, borders(records, SPACE)), proposed(records)))

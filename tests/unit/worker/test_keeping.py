@@ -12,6 +12,7 @@ from common.folder.checkpoint_name import CheckpointName
 from common.folder.predictions import read
 from common.folder.records import StageFolder
 from common.queue.trial_queue import TrialQueue
+from common.repeats import Repeats
 from common.search.trial import Claim, Fence, Trial, TrialState
 from master.run import janitor
 from worker.run.checkpoint_files import keep, with_weights
@@ -59,7 +60,9 @@ def files(folder: StageFolder) -> list[str]:
 
 def test_weights_predictions_and_snapshots_lie_there_together(folder: StageFolder) -> None:
     moves: list[None] = []
-    kept = keep(folder, {name(1): outcome(1)}, print, lambda: moves.append(None))["coarse-0001"]
+    kept = keep(folder, {name(1): outcome(1)}, Repeats(print), lambda: moves.append(None))[
+        "coarse-0001"
+    ]
     assert len(moves) == 4  # a heartbeat for each model that predicts: none of them may look stuck
     stem = "trial=coarse-0001-epoch"
     assert kept["snapshots"] == [
@@ -95,7 +98,7 @@ def test_a_model_that_cannot_predict_keeps_its_weights(folder: StageFolder) -> N
         raise SystemExit("the test part is secret")
 
     said: list[str] = []
-    keep(folder, {name(1): outcome(1, predictions=raises, snapshots=())}, said.append)
+    keep(folder, {name(1): outcome(1, predictions=raises, snapshots=())}, Repeats(said.append))
     keep(
         folder,
         {
@@ -103,15 +106,15 @@ def test_a_model_that_cannot_predict_keeps_its_weights(folder: StageFolder) -> N
                 2, predictions=lambda: ARRAYS | {"val": np.full((4, 2), np.nan)}, snapshots=()
             )
         },
-        said.append,
+        Repeats(said.append),
     )
     keep(
-        folder, {name(3): outcome(3, predictions=None, snapshots=())}, said.append
+        folder, {name(3): outcome(3, predictions=None, snapshots=())}, Repeats(said.append)
     )  # no classification
     keep(
         folder,
         {name(4): outcome(4, predictions=leaves, portrait=leaves, snapshots=())},
-        said.append,
+        Repeats(said.append),
     )
     assert files(folder) == [str(name(n)) for n in (1, 2, 3, 4)]
     assert (
@@ -155,20 +158,20 @@ def swept(folder: StageFolder, keep: int, later_s: float = 0.0, **accepted: int)
 
 
 def test_what_falls_out_of_keep_takes_everything_along(folder: StageFolder) -> None:
-    keep(folder, {name(1, 0.9): outcome(1), name(2, 0.8): outcome(2)}, print)
+    keep(folder, {name(1, 0.9): outcome(1), name(2, 0.8): outcome(2)}, Repeats(print))
     assert len(files(folder)) == 16
     left = swept(folder, keep=1, coarse_0001=1, coarse_0002=1)
     assert len(left) == 8 and all("coarse-0001" in file for file in left)
 
 
 def test_a_superseded_attempt_takes_everything_along(folder: StageFolder) -> None:
-    keep(folder, {name(1, 0.9): outcome(1), name(2, 0.8): outcome(2)}, print)
+    keep(folder, {name(1, 0.9): outcome(1), name(2, 0.8): outcome(2)}, Repeats(print))
     left = swept(folder, keep=5, coarse_0001=2, coarse_0002=1)
     assert len(left) == 8 and all("coarse-0002" in file for file in left)
 
 
 def test_what_lost_its_weights_goes_once_nobody_can_be_writing_them(folder: StageFolder) -> None:
-    keep(folder, {name(1, 0.9): outcome(1)}, print)
+    keep(folder, {name(1, 0.9): outcome(1)}, Repeats(print))
     (folder.path / str(name(1, 0.9))).unlink()
     assert len(swept(folder, keep=5)) == 7
     assert swept(folder, keep=5, later_s=janitor.ORPHAN_S + 1) == []

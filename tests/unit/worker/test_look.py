@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from common.folder.checkpoint_name import CheckpointName
 from common.folder.records import SearchFolder
+from common.repeats import Repeats
 from common.search.search_file import parse_search
 from tests.shipped import ship
 from tests.unit.training.helpers import job, outcomes
@@ -72,7 +73,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     found = outcomes([job(0, 3, batch_size=16, learning_rate=0.1)], **options)["coarse-0000"]
     name = CheckpointName(found.value or 0.0, "coarse-0000", 3, 1, "mae")
-    keep(stage, {name: found}, print)
+    keep(stage, {name: found}, Repeats(print))
     assert not list(stage.path.glob("*.npz"))  # nothing to put together without classes
     return stage.path / str(name)
 

@@ -16,6 +16,7 @@ from torch import nn
 from common.folder.checkpoint_name import CheckpointName
 from common.folder.predictions import read
 from common.folder.records import SearchFolder, StageFolder
+from common.repeats import Repeats
 from common.search.search_file import parse_search
 from common.search.stage import Stage
 from master.cli import cli as master
@@ -57,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     found = outcomes(jobs, task=Digits(), dtype=torch.float32, stages=STAGES)
     kept = {CheckpointName(o.val_acc or 0, o.trial.id, 2, 1): o for o in found.values()}
-    keep(stage, kept, print)
+    keep(stage, kept, Repeats(print))
     stage.write_records(
         [
             record(o.trial.index, {}, val_acc=o.val_acc, checkpoint=str(name))
@@ -183,7 +184,7 @@ def test_an_ensemble_as_the_master_prints_it(root: Path, tmp_path: Path, test_da
         table(text), total / sum(member["weight"] for member in members), atol=1e-5
     )
     for content, told in [
-        ("[]", "not what `master ensemble --json` prints"),
+        ("[]", "not what `master ensemble --json --checkpoints"),
         ('{"search": "digits", "ensembles": [{"members": []}]}', "no model"),
     ]:
         file.write_text(content)
@@ -263,7 +264,7 @@ def test_a_search_that_ranks_by_the_average_is_judged_by_it(
     one = job(0, 1, learning_rate=0.1, batch_size=32, ema=0.97)
     found = outcomes([one], task=Digits(), dtype=torch.float32, metric="ema_val_acc")[one.id]
     name = CheckpointName(found.value or 0, one.id, 1, 1, "ema_val_acc")
-    keep(stage, {name: found}, print)
+    keep(stage, {name: found}, Repeats(print))
     val = read(stage.path / name.predictions).val
     assert (
         (val.probabilities.argmax(1) == val.targets).mean()
@@ -374,6 +375,6 @@ def test_what_is_no_model_of_this_search_is_refused(
         in run(root, "predict", "--search", "none", "--inputs", inputs, code=2).stderr
     )
     assert (
-        "cannot be written; use .csv or .npz"
+        "is not a known kind of file; use .csv or .npz"
         in run(root, "predict", weights(root), "--inputs", inputs, "--out", "x.txt", code=2).stderr
     )

@@ -275,9 +275,9 @@ def test_of_several_saved_states_the_latest_that_can_be_read_is_taken(
         with pytest.raises(
             CheckpointError, match=r"try=2.*Input/output error"
         ):  # no fault of the file
-            found.load_states([claim], lambda line: None)
+            found.load_states([claim], said.append)
         del refused[0]
-        (job,) = found.load_states([claim], lambda line: None)
+        (job,) = found.load_states([claim], said.append)
     assert (
         job.resume == {"epoch": 1} and stage.resume_path("coarse-0000", 2).exists()
     )  # another user's
@@ -285,7 +285,8 @@ def test_of_several_saved_states_the_latest_that_can_be_read_is_taken(
     latest.with_name(latest.name + ".damaged").unlink()
     (job,) = found.load_states([claim], said.append)
     assert job.resume == {"epoch": 2}
-    assert len(said) == 1 and latest.name in said[0]
+    assert latest.name in said[0] and "damaged" in said[0] and "may not read" in said[1]
+    assert len(said) == 2  # the second damaged one is only counted
     assert latest.with_name(latest.name + ".damaged").exists() and not latest.exists()
     assert stage.highest_attempts() == {"coarse-0000": 3}
 

@@ -9,7 +9,8 @@ import pytest
 
 from common.ending import EXIT_POISONED
 from worker.run import start
-from worker.run.start import Request, start_workers
+from worker.run.request import Request
+from worker.run.start import start_workers
 
 
 @pytest.mark.parametrize(

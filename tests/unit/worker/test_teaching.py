@@ -15,6 +15,7 @@ from common.errors import CheckpointError, DamagedFileError, TaskError
 from common.folder.checkpoint_name import CheckpointName
 from common.folder.records import SearchFolder
 from common.folder.teacher import Member, Taught, Teacher, read_taught, read_teacher
+from common.repeats import Repeats
 from common.search.search_file import Search, parse_search
 from tests.unit.training.helpers import job, outcomes
 from worker.run.checkpoint_files import keep
@@ -61,7 +62,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> SearchFolder:
     keep(
         folder.stage("coarse"),
         {CheckpointName(o.val_acc or 0, o.trial.id, 1, 1): o for o in found.values()},
-        print,
+        Repeats(print),
     )
     return folder
 

@@ -17,6 +17,7 @@ import torch
 from common.errors import ConfigError
 from common.folder.filelock import FileLock
 from common.search.trial import WorkerInfo
+from worker.training.compute.device_option import split_devices
 
 # Of the locks on GPUs: the same folder for all users of a host, whatever their TMPDIR.
 LOCKS = Path("/tmp") if Path("/tmp").is_dir() else Path(tempfile.gettempdir())
@@ -207,21 +208,15 @@ def _parse(wanted: str, count: int) -> list[int]:
         ConfigError: one is no device, does not exist, or is named twice.
     """
     gpus = list[int]()
-    for name in wanted.split(","):
-        kind, _, number = name.strip().partition(":")
-        if kind != "cuda" or not (number.isascii() and number.isdigit()):
-            raise ConfigError(
-                f"--device {wanted}: not a device; use auto, cpu, cuda:N, all, or several such as "
-                "cuda:0,cuda:1"
-            )
-        if int(number) >= count:
+    for number in split_devices(wanted):
+        if number >= count:
             raise ConfigError(
                 f"--device {wanted}: this machine has {count} CUDA devices; use "
                 f"{'cuda:0' if count else 'cpu'} or auto"
             )
-        if int(number) in gpus:
+        if number in gpus:
             raise ConfigError(f"--device {wanted}: names cuda:{number} twice; name it once")
-        gpus.append(int(number))
+        gpus.append(number)
     return gpus
 
 

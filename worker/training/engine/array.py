@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.repeats import list_few
 from common.search.stage import explosion_factor
 from common.search.trial import Claim, TrialState
 from worker.tasks import trees
@@ -288,20 +289,24 @@ class TrialArray:
     ) -> tuple[list[Slot], Row, list[Sequence[float]]]:
         slots, rows = [self._fresh(entry) for entry in entries], self._fresh_rows(entries)
         sums: list[Sequence[float]] = []
+        unfit: dict[str, list[str]] = {}
         for place, entry in enumerate(entries):
             if entry.state is not None:
                 row = take_row(rows, place)
                 try:
                     slots[place].resume(row, entry.state)
                 except (KeyError, ValueError, TypeError, RuntimeError) as error:
-                    self._setting.log(
-                        f"{entry.claim.id}: its saved state does not fit ({error}); it starts anew"
-                    )
+                    unfit.setdefault(str(error), []).append(entry.claim.id)
                     slots[place] = self._fresh(entry)
                     for name, tensor in self._fresh_rows([entry]).items():
                         row[name].copy_(tensor[0])
             resumed = entry.state is not None and slots[place].steps
             sums.append(entry.state.get("monitor", ()) if entry.state and resumed else ())
+        for why, trials in unfit.items():
+            its, starts = ("its", "it starts") if len(trials) == 1 else ("their", "they start")
+            self._setting.log(
+                f"{list_few(trials)}: {its} saved state does not fit ({why}); {starts} anew"
+            )
         return slots, rows, sums
 
     def _fresh_rows(self, entries: Sequence[Entry]) -> Row:

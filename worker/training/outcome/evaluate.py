@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from common.errors import CheckpointError, ConfigError, TaskError
 from common.search.search_file import AVERAGED, Search
 from common.search.values import Hyperparameters
+from common.shell_command import shell_command
 from worker.tasks import trees
 from worker.tasks.base import Data, Part, Task, data_of, model_of
 from worker.tasks.trees import Tree
@@ -168,7 +169,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         content = archive.load(path)
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path}: no such file; `master rank` lists those there are"
+            f"{path}: no such file; `{shell_command('master rank')}` lists those there are"
         ) from None
     except Exception as error:  # a damaged archive may raise anything
         raise CheckpointError(

@@ -1,0 +1,1 @@
+"""The parts of `benchmarks/watching.py` that look at pages in a browser."""

@@ -1,0 +1,81 @@
+"""What a visit of a page costs, in Chromium: bytes, and seconds to the first text and figure."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from statistics import median
+
+from playwright.sync_api import BrowserContext, CDPSession, sync_playwright
+
+from benchmarks.watched.servers import Served
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+SETTLED_S = 2.0  # after its first figure; a page may load more for the next ones
+PATIENCE_MS = 180_000  # only there to stop a hang
+# A figure that has been drawn: its axes, bars or lines are there.
+DRAWN = """() => [...document.querySelectorAll('.main-svg, figure svg, figure canvas')].some(
+  (one) => one.getBoundingClientRect().width > 100
+    && (one.tagName === 'CANVAS' || one.querySelector('path, rect, circle, line')))"""
+SHOWS = "(pattern) => new RegExp(pattern).test(document.body.innerText)"
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One visit: bytes on the wire, and seconds from the address to the text and to a figure."""
+
+    n_bytes: int
+    content_s: float
+    figure_s: float
+
+
+def visit_twice(served: Served) -> tuple[Visit, Visit]:
+    """Visit a page in a browser that has never seen it, and again."""
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        raise SystemExit(f"no {' or '.join(PROGRAMS)} in the PATH; apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        try:
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            return _visit(context, served), _visit(context, served)
+        finally:
+            browser.close()
+
+
+def middle(visits: list[Visit]) -> Visit:
+    """Return the medians of several visits."""
+    return Visit(
+        int(median(one.n_bytes for one in visits)),
+        median(one.content_s for one in visits),
+        median(one.figure_s for one in visits),
+    )
+
+
+def _visit(context: BrowserContext, served: Served) -> Visit:
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    wire = context.new_cdp_session(page)
+    received = _count(wire)
+    started = time.perf_counter()
+    page.goto(served.address, wait_until="commit")
+    page.wait_for_function(SHOWS, arg=served.content, polling="raf")
+    content_s = time.perf_counter() - started
+    page.wait_for_function(DRAWN, polling="raf")
+    figure_s = time.perf_counter() - started
+    page.wait_for_timeout(SETTLED_S * 1000)
+    page.close()
+    return Visit(sum(received), content_s, figure_s)
+
+
+def _count(wire: CDPSession) -> list[int]:
+    """Return a list to which the bytes of each packet of an answer are added."""
+    received: list[int] = []
+    wire.on("Network.dataReceived", lambda one: received.append(one["encodedDataLength"]))
+    wire.on(
+        "Network.responseReceived",
+        lambda one: received.append(int(one["response"].get("encodedDataLength", 0))),
+    )
+    wire.send("Network.enable")
+    return received

@@ -1,0 +1,181 @@
+"""Take the pictures of the dashboard for docs/dashboard.md, from real runs, in Chromium.
+
+`make pictures` runs it on a search that has just ended. Beside that search it launches one that
+trains while the pictures are taken, so workers have something to show.
+
+    python docs/pictures/take.py CHECKPOINTS [--out docs/pictures] [--search digits]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, sync_playwright
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+WIDTH, HEIGHT = 1280, 900  # pixels, when a page is opened
+LEAST, TALLEST = 300, 1400  # pixels of a picture; of a longer page the top is shown
+COLOURS = 128  # of the palette
+MOST_BYTES = 150_000
+PATIENCE_S = 300.0  # only there to stop a hang
+LIVE = """
+name = "live"
+task = "digits"
+[space]
+learning_rate = { log_uniform = [1e-4, 1.0] }
+hidden = { choice = [64, 128, 256] }
+[stages.coarse]
+trials = 200
+epochs = 100
+"""
+# The view's address behind that of its search, whether it is dark, and the name of its picture.
+VIEWS = (
+    ("overview", False, "dashboard"),
+    ("overview", True, "dashboard-dark"),
+    ("trials", False, "dashboard-trials"),
+    ("trial/{best}", False, "dashboard-trial"),
+    ("trial/{best}", True, "dashboard-trial-dark"),
+    ("compare?trials={few}", False, "dashboard-compare"),
+    ("figures", False, "dashboard-figures"),
+)
+LIVE_VIEWS = (
+    ("#/s/live/workers", "dashboard-workers"),
+    ("#/searches", "dashboard-searches"),
+)
+# A drawn figure in the window, and none that is still empty.
+DRAWN = """() => [...document.querySelectorAll('main figure, main .plot')]
+  .filter((one) => one.getBoundingClientRect().top < innerHeight)
+  .every((one) => one.querySelector('svg, canvas, img'))"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("checkpoints", type=Path)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--search", default="digits")
+    options = parser.parse_args()
+    root = options.checkpoints.resolve()
+    ranked = json.loads(run(root, "rank", "--search", options.search, "--format", "json"))
+    names = [row["trial"] for row in ranked]
+    known = {"best": names[0], "few": ",".join(names[:4])}
+    with serve(root) as address, chromium() as browser:
+        for view, dark, name in VIEWS:
+            place = f"#/s/{options.search}/{view.format(**known)}"
+            take(browser, address, place, options.out / f"{name}.png", dark)
+        with live_search(root):
+            for place, name in LIVE_VIEWS:
+                take(browser, address, place, options.out / f"{name}.png")
+
+
+def take(browser: Browser, address: str, place: str, out: Path, dark: bool = False) -> None:
+    """Take a picture of one view. Its palette has few colours, so that the file is small."""
+    with browser.new_context(
+        viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="dark" if dark else "light"
+    ) as context:
+        page = context.new_page()
+        page.goto(address)
+        page.wait_for_selector("h1")
+        page.evaluate("(hash) => { location.hash = hash }", place)
+        settle(page)
+        height = page.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)")
+        page.set_viewport_size({"width": WIDTH, "height": max(LEAST, min(TALLEST, height))})
+        settle(page)
+        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    small = picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    small.save(out, optimize=True)
+    size = out.stat().st_size
+    print(f"{out}: {size / 1e3:.0f} kB")
+    if size > MOST_BYTES:
+        raise SystemExit(f"{out}: larger than {MOST_BYTES / 1e3:.0f} kB")
+
+
+def settle(page: Page) -> None:
+    """Wait until the figures in the window are drawn and nothing moves any more."""
+    deadline, before = time.monotonic() + PATIENCE_S, b""
+    while time.monotonic() < deadline:
+        page.wait_for_timeout(700)
+        now = page.screenshot()
+        if now == before and page.evaluate(DRAWN):
+            return
+        before = now
+        if page.locator(".card[data-worker]").count():  # it moves as long as it trains
+            return
+    raise SystemExit(f"{page.url}: does not come to rest")
+
+
+def run(root: Path, *words: str) -> str:
+    done = subprocess.run(master(root, *words), check=True, text=True, capture_output=True)
+    return done.stdout
+
+
+def master(root: Path, *words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "master", "--checkpoints", str(root), *words]
+
+
+@contextlib.contextmanager
+def serve(root: Path) -> Iterator[str]:
+    log = root / "serve.log"
+    with log.open("wb") as out, running(master(root, "serve", "--port", "0"), out) as server:
+        yield wait(lambda: re.search(r"http://\S+", log.read_text()), server)[0]
+
+
+@contextlib.contextmanager
+def live_search(root: Path) -> Iterator[None]:
+    """Launch a search that trains for longer than the pictures take, and end it."""
+    file = root / "live.toml"
+    file.write_text(LIVE)
+    words = ("launch", "--config", str(file), "--stage", "all", "--skip-check", "--workers", "2")
+    with (root / "live.log").open("wb") as out, running(master(root, *words), out) as launch:
+        try:
+            wait(lambda: (root / "live" / "coarse" / "resume").is_dir(), launch)
+            wait(lambda: '"training"' in run(root, "workers", "--json"), launch)
+            yield
+        finally:
+            run(root, "kill", "--search", "live", "--stage", "coarse", "--yes")
+
+
+@contextlib.contextmanager
+def running(command: list[str], out: io.BufferedWriter) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(PATIENCE_S)
+
+
+def wait(condition, process: subprocess.Popen[bytes]):
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{process.args}: did not begin, see its log in the folder")
+        time.sleep(0.2)
+    return found
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Browser]:
+    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    if program is None:
+        raise SystemExit(f"no {' or '.join(PROGRAMS)} in the PATH; apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+if __name__ == "__main__":
+    main()
