@@ -19,6 +19,7 @@ from tests.unit.training.helpers import (
     state,
     weights,
 )
+from worker.training.engine.array import TrialArray
 
 STEPS = 5  # of an epoch of SmallDigits
 MIXED = [
@@ -221,3 +222,53 @@ def test_views_tell_epoch_accuracy_and_pace():
     assert seen[-1].metrics["val_acc"] == max(
         outcomes([job(0, 4)])["coarse-0000"].curves["val_acc"][:3]
     )
+
+
+def rows_of(array):
+    """Copies of the tensors of each slot, by trial."""
+    if not array.slots:
+        return {}
+    return {
+        slot.claim.id: {name: one.clone() for name, one in array.stack.row(place).items()}
+        for place, slot in enumerate(array.slots)
+    }
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_tensors_stay_where_they_are_while_trials_leave_join_and_explode(monkeypatch, optimizer):
+    places, widths, dropped = set(), set(), []
+    advance, drop = TrialArray.advance, TrialArray.drop
+
+    def advancing(self, watch):
+        stack = self.stack
+        tensors = [*stack.rows.values(), stack.tensors.weights["0.weight"], *stack.noise.masks]
+        places.add(tuple(one.data_ptr() for one in [*tensors, stack._gradients]))
+        widths.add(self.width)
+        advance(self, watch)
+
+    def dropping(self, positions):
+        before, gone = rows_of(self), {self.slots[p].claim.id for p in positions}
+        drop(self, positions)
+        after = rows_of(self)
+        assert after.keys() == before.keys() - gone
+        for trial_id, row in after.items():
+            for name, one in row.items():
+                assert torch.equal(one, before[trial_id][name]), (trial_id, name)
+        dropped.extend(gone)
+
+    monkeypatch.setattr(TrialArray, "advance", advancing)
+    monkeypatch.setattr(TrialArray, "drop", dropping)
+    more = {"optimizer": optimizer, "dropout": 0.2}
+    # The second of the first three explodes, and the array has room for five.
+    jobs = [
+        job(0, 6, **more),
+        job(1, 6, **more, **({"learning_rate": 1e6} if optimizer == "sgd" else {})),
+        job(2, 1, **more),
+        *[job(i, 1 + i % 3, **more) for i in range(3, 12)],
+    ]
+    later = [jobs[3:6], jobs[6:7], jobs[7:9], jobs[9:12]]
+    found = outcomes(jobs[:3], width=5, refill=lambda n: later.pop(0) if later else [])
+    assert len(places) == 1 and len(widths) > 2 and set(dropped) == found.keys()
+    assert (found["coarse-0001"].state == TrialState.EXPLODED) == (optimizer == "sgd")
+    monkeypatch.undo()
+    assert_same(found, outcomes(jobs, width=12))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -161,10 +162,10 @@ class DropoutMasks:
         """
         self.shapes = shapes
         self.kinds = kinds or [BERNOULLI] * len(shapes)
-        self._active = active if active is not None else [True] * len(shapes)
+        self.active = active if active is not None else [True] * len(shapes)
         counts = [
             torch.Size(shape).numel() if on else 0
-            for shape, on in zip(shapes, self._active, strict=True)
+            for shape, on in zip(shapes, self.active, strict=True)
         ]
         lanes = [LANES if kind == BERNOULLI else NORMAL_LANES for kind in self.kinds]
         self.tables = [
@@ -175,10 +176,19 @@ class DropoutMasks:
             torch.empty(width, n * table.shape[1], device=device, dtype=dtype)
             for n, table in zip(lanes, self.tables, strict=True)
         ]
-        parts = zip(self.whole, counts, shapes, self._active, strict=True)
+        self._bind()
+
+    def narrow(self, width: int) -> DropoutMasks:
+        """Return the masks of the first slots, which share this memory."""
+        first = copy(self)
+        first.whole = [whole[:width] for whole in self.whole]
+        first._bind()
+        return first
+
+    def _bind(self) -> None:
         self.masks = [
-            whole[:, :count].view(width, *shape) if on else whole
-            for whole, count, shape, on in parts
+            whole[:, : math.prod(shape)].view(len(whole), *shape) if on else whole
+            for whole, shape, on in zip(self.whole, self.shapes, self.active, strict=True)
         ]
 
     def hashes(self, keys: Tensor, tables: Sequence[Tensor] | None = None) -> list[Tensor]:
@@ -190,7 +200,7 @@ class DropoutMasks:
             keys: (K, L, 2) from ``noise_keys``.
             tables: used in place of its own, for a tracer.
         """
-        active = [layer for layer, on in enumerate(self._active) if on]
+        active = [layer for layer, on in enumerate(self.active) if on]
         return [hash_counters((tables or self.tables)[layer], keys[:, layer]) for layer in active]
 
     def fill(
@@ -216,7 +226,7 @@ class DropoutMasks:
         """
         found = iter(hashes if hashes is not None else self.hashes(keys))
         for layer, (kind, mask) in enumerate(zip(self.kinds, self.whole, strict=True)):
-            if not self._active[layer]:
+            if not self.active[layer]:
                 continue
             words, scale = next(found), scales[:, layer : layer + 1]
             if kind == BERNOULLI:

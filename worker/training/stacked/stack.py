@@ -45,7 +45,11 @@ FIXED = (*LIMITS, *STRENGTHS)  # columns that no schedule changes
 
 
 class Stack:
-    """The tensors of K slots of one structure."""
+    """The tensors of K slots of one structure.
+
+    They are the first K rows of a storage, which stays where it is while slots leave and join. It
+    is replaced only where more slots join than it has room for.
+    """
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class Stack:
         rows: Row,
         shapes: Sequence[tuple[int, ...]],
         frame: Frame,
+        capacity: int = 0,
     ) -> None:
         """Create a stack.
 
@@ -65,6 +70,7 @@ class Stack:
             rows: the slots' tensors, (K, ...) each, as ``fresh_rows`` returns them.
             shapes: of the inputs of the dropout layers, for one slot.
             frame: the facts about the data.
+            capacity: how many slots to make room for, if they are more than K.
         """
         self.model = model
         self.objective = objective
@@ -73,10 +79,12 @@ class Stack:
         self._frame = frame
         self._spans = model.layout.spans(bool(model.recipe.kinds["decay_biases"]))
         self.rows = dict(rows)
+        self._storage = self.rows  # (C, ...) each
         self._whole: Whole | None = None
         self._static: list[Tensor] | None = None
         self._ahead: tuple[Plan | None, int, Sequence[Tensor]] = (None, 0, ())
-        self._bind()
+        self._allocate(capacity)
+        self._bind(self.width)
 
     @property
     def width(self) -> int:
@@ -98,14 +106,21 @@ class Stack:
         return {name: tensor.index_select(0, index) for name, tensor in self.rows.items()}
 
     def keep(self, slots: Sequence[int]) -> None:
-        """Drop all other slots."""
-        self.rows = self.take(slots)
-        self._bind()
+        """Drop all other slots. The given ones are in order, and those behind a hole move up."""
+        first = next((place for place, slot in enumerate(slots) if place != slot), len(slots))
+        if first < len(slots):
+            for name, tensor in self.take(slots[first:]).items():
+                self._storage[name][first : len(slots)].copy_(tensor)
+        self._bind(len(slots))
 
     def append(self, rows: Row) -> None:
         """Add slots at the end, with tensors (n, ...)."""
-        self.rows = {name: torch.cat([tensor, rows[name]]) for name, tensor in self.rows.items()}
-        self._bind()
+        before, width = self.width, self.width + len(rows["flat"])
+        if width > len(self._storage["flat"]):
+            self._allocate(width)
+        for name, tensor in rows.items():
+            self._storage[name][before:width].copy_(tensor)
+        self._bind(width)
 
     def keep_best(self, slots: Sequence[int]) -> None:
         """Save the current weights of these slots as those of their best epoch."""
@@ -460,12 +475,32 @@ class Stack:
             )
         return {name: column.unsqueeze(-1) for name, column in columns.items()}
 
-    def _bind(self) -> None:
+    def _allocate(self, capacity: int) -> None:
+        """Make the storage, with room for ``capacity`` slots and at least those that are there."""
+        storage = self._storage
+        if capacity > self.width:
+            storage = {
+                name: tensor.new_empty(capacity, *tensor.shape[1:])
+                for name, tensor in self.rows.items()
+            }
+            for name, tensor in self.rows.items():
+                storage[name][: self.width].copy_(tensor)
+        flat, uses_scratch = storage["flat"], self.model.recipe.rule.uses_scratch
+        gradients = torch.zeros_like(flat)
+        scratch = torch.empty_like(flat) if uses_scratch else flat.new_empty(0)
+        # Memory may have run out before, and then nothing has changed.
+        self._storage, self._all_gradients, self._all_scratch = storage, gradients, scratch
+        self._all_masks: DropoutMasks | None = None
+
+    def _bind(self, width: int) -> None:
+        """Work on the first slots of the storage."""
+        self.rows = {name: tensor[:width] for name, tensor in self._storage.items()}
         flat, rule = self.rows["flat"], self.model.recipe.rule
-        self._gradients = torch.zeros_like(flat)
-        scratch = torch.empty_like(flat) if rule.uses_scratch else flat.new_empty(0)
+        self._gradients = self._all_gradients[:width]
         states = [self.rows[f"state.{name}"] for name in rule.states]
-        whole = Piece(flat, self._gradients, states, self.rows.get("ema"), scratch, 0)
+        whole = Piece(
+            flat, self._gradients, states, self.rows.get("ema"), self._all_scratch[:width], 0
+        )
         self._pieces = [
             piece
             for span in self._spans
@@ -479,13 +514,19 @@ class Stack:
             for name, tensor in self.rows.items()
             if name.startswith(("buffer.", LIFTED))
         }
-        active = active_layers(self.rows["scale"], self.model.noises)
-        self._masks = DropoutMasks(
-            self.width, self._shapes, flat.device, flat.dtype, self.model.noises, active
-        )
+        self._masks = self._find_masks(width)
         self._views = self.model.layout.views(flat)
         self._bind_numbers()
         self._network.bind(flat, self._gradients, self._buffers)
+
+    def _find_masks(self, width: int) -> DropoutMasks:
+        active = active_layers(self.rows["scale"], self.model.noises)
+        if self._all_masks is None or self._all_masks.active != active:
+            flat = self._storage["flat"]
+            self._all_masks = DropoutMasks(
+                len(flat), self._shapes, flat.device, flat.dtype, self.model.noises, active
+            )
+        return self._all_masks.narrow(width)
 
     def _bind_numbers(self) -> None:
         """Determine which features some slot uses, so that the others cost nothing."""
