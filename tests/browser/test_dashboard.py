@@ -99,7 +99,7 @@ def _rows(page: Page, column: int) -> list[str]:
 
 def _sorts_and_filters(here: Place, page: Page, pictures: Path) -> None:
     page.get_by_role("link", name="Trials").click()
-    page.get_by_label("Stage").select_option("coarse")
+    page.locator("#stage").select_option("coarse")
     expect(page.locator("#ranking tbody tr").first).to_be_visible()
     _same_as_the_command(here, page)
     page.get_by_role("button", name="learning_rate").click()
@@ -144,10 +144,10 @@ def _same_as_the_command(here: Place, page: Page) -> None:
 
 
 def _kills_a_running_trial(here: Place, page: Page, pictures: Path) -> str:
-    expect(page.get_by_label("Stage").locator("option")).to_have_count(
+    expect(page.locator("#stage").locator("option")).to_have_count(
         3
     )  # all stages, and two: the second has begun
-    page.get_by_label("Stage").select_option("fine")
+    page.locator("#stage").select_option("fine")
     page.locator("#state").select_option("running")
     expect(page.locator("#summary")).to_contain_text("running")
     page.locator('#ranking tr[data-trial^="fine-"] th a').last.click()
