@@ -99,7 +99,7 @@ def _rows(page: Page, column: int) -> list[str]:
 
 def _sorts_and_filters(here: Place, page: Page, pictures: Path) -> None:
     page.get_by_role("link", name="Trials").click()
-    page.get_by_label("Stage").select_option("coarse")
+    page.locator("#stage").select_option("coarse")
     expect(page.locator("#ranking tbody tr").first).to_be_visible()
     _same_as_the_command(here, page)
     page.get_by_role("button", name="learning_rate").click()
@@ -144,11 +144,11 @@ def _same_as_the_command(here: Place, page: Page) -> None:
 
 
 def _kills_a_running_trial(here: Place, page: Page, pictures: Path) -> str:
-    expect(page.get_by_label("Stage").locator("option")).to_have_count(
+    expect(page.locator("#stage").locator("option")).to_have_count(
         3
     )  # all stages, and two: the second has begun
-    page.get_by_label("Stage").select_option("fine")
-    page.get_by_label("Which").select_option("running")
+    page.locator("#stage").select_option("fine")
+    page.locator("#state").select_option("running")
     expect(page.locator("#summary")).to_contain_text("running")
     page.locator('#ranking tr[data-trial^="fine-"] th a').last.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("running")
@@ -185,7 +185,7 @@ def _shows_the_killed_one(here: Place, page: Page, trial: str) -> None:
     expect(page.get_by_role("heading", level=1)).to_contain_text("killed")
     expect(page.get_by_text("killed by the user").first).to_be_visible()
     page.get_by_role("link", name="Trials").click()
-    page.get_by_label("Which").select_option("killed")
+    page.locator("#state").select_option("killed")
     expect(page.locator(f'tr[data-trial="{trial}"]')).to_be_visible()
     assert trial in [row["trial"] for row in here.rank("fine") if row["state"] == "killed"]
 
@@ -395,12 +395,12 @@ def _downloads(page: Page) -> None:
 def _follows_addresses(page: Page) -> None:
     """An address that is typed or linked to within the page is followed, whatever is shown now."""
     go(page, SEARCH, "trials?state=exploded")
-    expect(page.get_by_label("Which")).to_have_value("exploded")
+    expect(page.locator("#state")).to_have_value("exploded")
     expect(page.locator("#ranking tbody .exploded").first).to_be_visible()
-    page.get_by_label("Which").select_option("completed")
+    page.locator("#state").select_option("completed")
     expect(page).to_have_url(re.compile("state=completed"))
     go(page, SEARCH, "trials?state=exploded")
-    expect(page.get_by_label("Which")).to_have_value("exploded")
+    expect(page.locator("#state")).to_have_value("exploded")
     go(page, "nosuch", "trials")
     expect(page.locator("#alerts")).to_contain_text('There is no search "nosuch"')
     expect(page.locator("#ranking tbody tr")).to_have_count(0)

@@ -16,6 +16,13 @@ from tests.integration.commands import place, wait_for
 
 SEARCH = "digits"
 WIDTHS = (1440, 1024, 400)
+TITLES_ARE_WHOLE = """figure => {
+  const around = figure.getBoundingClientRect();
+  const titles = [...figure.querySelectorAll(".xtitle, .ytitle")];
+  const inside = box => box.left >= around.left && box.right <= around.right
+    && box.top >= around.top && box.bottom <= around.bottom;
+  return titles.length === 2 && titles.every(title => inside(title.getBoundingClientRect()));
+}"""
 VIEWS = {
     "overview": "overview",
     "trials": "trials?figure=parallel&filter=learning_rate>%3D0.001+hidden%3D64",
@@ -252,11 +259,8 @@ def test_curves_have_their_names_in_words(address: str, browser: Browser) -> Non
         )
         loss = page.locator('figure[aria-label="Loss"]')
         loss.scroll_into_view_if_needed()
-        expect(loss.locator(".legendtext")).to_have_text(["training loss", "validation loss"])
-        for title in loss.locator(".xtitle, .ytitle").all():  # nothing of an axis title is cut
-            inside, around = title.bounding_box(), loss.bounding_box()
-            assert inside is not None and around is not None
-            assert inside["x"] >= around["x"] and inside["y"] >= around["y"]
+        expect(loss.locator(".legendtext")).to_have_text(["validation loss", "training loss"])
+        wait_for(lambda: loss.evaluate(TITLES_ARE_WHOLE), "the axis titles to lie in the chart")
 
 
 @pytest.mark.timeout(600)

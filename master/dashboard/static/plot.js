@@ -46,8 +46,14 @@ export async function draw(element, figure, open = null) {
 function offer([trial, ...parents], event, open) {
   document.getElementById("kin")?.remove();
   const go = (name) => () => {
-    menu.remove();
+    close();
     open(name);
+  };
+  let closed = false;
+  const close = () => {
+    if (closed) return; // the focus that leaves a removed menu closes it once more
+    closed = true;
+    menu.remove();
   };
   const button = (name) => h("button", {class: "small", type: "button", onclick: go(name)}, name);
   const menu = h("div", {id: "kin", role: "group", "aria-label": `${trial} and its parents`});
@@ -57,8 +63,8 @@ function offer([trial, ...parents], event, open) {
   menu.style.left = `${Math.max(8, Math.min(event.pageX ?? 0, window.innerWidth - width - 8))}px`;
   menu.style.top = `${(event.pageY ?? 0) + 8}px`;
   menu.querySelector("button").focus({preventScroll: true});
-  menu.addEventListener("keydown", ({key}) => key === "Escape" && menu.remove());
-  menu.addEventListener("focusout", ({relatedTarget}) => menu.contains(relatedTarget) || menu.remove());
+  menu.addEventListener("keydown", ({key}) => key === "Escape" && close());
+  menu.addEventListener("focusout", ({relatedTarget}) => menu.contains(relatedTarget) || close());
 }
 
 /** Frees the resources of a figure. */
