@@ -157,7 +157,7 @@ def test_a_worker_that_ends_too_late_leaves_no_state(
 
     monkeypatch.setattr(durable, "replace_all", stopped)
     worker.loop.run()
-    assert len([line for line in worker.said if "late result" in line]) == N
+    assert len([line for line in worker.said if "late result" in line]) == 1  # of all of them
     assert resume_files(worker) == [f"coarse-{i:04d}-try=2.pt" for i in range(N)]
 
 

@@ -202,7 +202,7 @@ class Loop:
         """Train the claimed trials, and those that refill the array, until none is left."""
         self._heartbeat.serve(session.queue, session.search.stragglers.lease_s)
         self._heartbeat.hold(claims)
-        recorder = Recorder(session, self._heartbeat, self._say)
+        recorder = Recorder(session, self._heartbeat, self._say, session.repeats(self._say))
         try:
             try:
                 self._train(session, claims, recorder)

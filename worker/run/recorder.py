@@ -19,6 +19,7 @@ from common.folder.record import Record
 from common.folder.records import StageFolder
 from common.queue.answers import Verdict
 from common.queue.reconcile import stage_of
+from common.repeats import Repeats
 from common.search.constraint import Constraint, find_violation
 from common.search.trial import Claim, Fence, Result, TrialState, violates
 from worker.run.checkpoint_files import keep, with_weights
@@ -47,11 +48,17 @@ class Recorder:
     Results that could not be reported are kept until they can.
     """
 
-    def __init__(self, session: Session, heartbeat: Heartbeat, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        heartbeat: Heartbeat,
+        say: Callable[[str], None],
+        repeats: Repeats | None = None,
+    ) -> None:
         self._session = session
         self._heartbeat = heartbeat
         self._say = say
-        self._repeats = session.repeats(say)
+        self._repeats = repeats or Repeats(say)
         # Not written yet, since it was unknown which search the folder belongs to.
         self._ended: list[Outcome] = []
         self._unheard: list[tuple[Fence, Result]] = []  # written, but not reported yet
