@@ -108,9 +108,10 @@ class Stack:
     def keep(self, slots: Sequence[int]) -> None:
         """Drop all other slots. The given ones are in order, and those behind a hole move up."""
         first = next((place for place, slot in enumerate(slots) if place != slot), len(slots))
-        if first < len(slots):
-            for name, tensor in self.take(slots[first:]).items():
-                self._storage[name][first : len(slots)].copy_(tensor)
+        index = torch.tensor(slots[first:], dtype=torch.int64, device=self.rows["flat"].device)
+        # One after the other, so that the copies take little memory.
+        for tensor in self.rows.values():
+            tensor[first : len(slots)].copy_(tensor.index_select(0, index))
         self._bind(len(slots))
 
     def append(self, rows: Row) -> None:
