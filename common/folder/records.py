@@ -40,6 +40,7 @@ from common.errors import CheckpointError, ConfigError, DamagedFileError
 from common.folder import durable
 from common.folder.checkpoint_name import CheckpointName
 from common.folder.record import Record
+from common.repeats import list_few
 from common.search.search_file import NAME_PATTERN, Search, load_search
 from common.search.trial import STAGE_PATTERN, TRIAL_PATTERN
 from common.shell_command import shell_command
@@ -175,7 +176,8 @@ class StageFolder:
         Damaged files are skipped.
 
         Args:
-            warn: called with a message if files are damaged: the first of them, and their number.
+            warn: called with a message if files are damaged: why the first of them is, and the
+                names of the others.
             set_aside: whether to rename damaged files, so that they are not met again.
 
         Raises:
@@ -186,19 +188,20 @@ class StageFolder:
         by_trial: dict[str, list[AttemptFile]] = {}
         for file in sorted(self.attempts(self.trials), key=lambda f: f.attempt, reverse=True):
             by_trial.setdefault(file.trial_id, []).append(file)
-        damaged: list[str] = []
+        damaged: dict[str, str] = {}
         try:
             with _without_collection():
-                last = (self._last_of(own, damaged.append, set_aside) for own in by_trial.values())
+                last = (self._last_of(own, damaged, set_aside) for own in by_trial.values())
                 return sorted((own for own in last if own is not None), key=lambda own: own.index)
         finally:
             if damaged:
-                more = f" ({len(damaged)} records of this stage are damaged)"
-                warn(damaged[0] + (more if len(damaged) > 1 else ""))
+                first, *others = damaged
+                more = f"; damaged as well: {list_few(others)}" if others else ""
+                warn(damaged[first] + more)
 
     @staticmethod
     def _last_of(
-        files: Sequence[AttemptFile], warn: Callable[[str], None], set_aside: bool
+        files: Sequence[AttemptFile], damaged: dict[str, str], set_aside: bool
     ) -> Record | None:
         """Return the readable record of the longest budget, and among these of the highest attempt.
 
@@ -208,7 +211,7 @@ class StageFolder:
 
         Args:
             files: the trial's records, highest attempt first.
-            warn: as for ``records``.
+            damaged: gets the name of each damaged file, and why it is.
             set_aside: as for ``records``.
         """
         last: Record | None = None
@@ -222,7 +225,7 @@ class StageFolder:
             except CheckpointError as error:
                 if set_aside and not isinstance(error, DamagedFileError):
                     raise
-                warn(str(error))
+                damaged[file.path.name] = str(error)
                 if set_aside:
                     durable.set_aside(file.path)
                 continue

@@ -56,7 +56,10 @@ def test_fractions_of_an_epoch_and_all_stages(here: Place) -> None:
     assert {r["epochs"] for r in here.rank("coarse") if r["state"] == "completed"} == {0.5}
     assert {r["epochs"] for r in here.rank("fine") if r["state"] == "completed"} == {3.0}
     status = here.status()
-    assert set(status) == {"search", "stages", "rungs", "workers"}
+    assert set(status) == {
+        *("search", "stages", "rungs", "workers"),
+        *("pace", "left_s", "left_range_s", "device_s"),
+    }
     assert {s: sum(c.values()) for s, c in status["stages"].items()} == {"coarse": 12, "fine": 8}
     assert [w["state"] for w in status["workers"]] == [
         "idle"

@@ -407,4 +407,6 @@ def test_several_damaged_records_are_told_in_one_message(folder: StageFolder) ->
         folder.record_path("coarse-0042", attempt).write_bytes(b"{")
     records, warnings = told(folder)
     assert [r.attempt for r in records] == [1] and len(warnings) == 1
-    assert warnings[0].endswith("(3 records of this stage are damaged)")
+    others = "coarse-0042-try=3.json, coarse-0042-try=2.json"
+    assert "coarse-0042-try=4.json" in warnings[0]
+    assert warnings[0].endswith(f"; damaged as well: {others}")

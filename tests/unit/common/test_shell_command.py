@@ -29,6 +29,7 @@ ELSEWHERE = {
     "master/commands/redis_server.py",
     "master/dashboard/access.py",
     "master/dashboard/guard.py",
+    "master/dashboard/logs.py",
     "master/dashboard/watch.py",
     "master/run/checking.py",
     "worker/own/saved.py",
