@@ -57,7 +57,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def _asked(page: Page) -> dict[str, str]:
     """Return the query of the address behind the '#'."""
-    query = urlsplit(urlsplit(page.url).fragment).query
+    # `page.url` is as old as the last event that Playwright has read.
+    query = urlsplit(urlsplit(page.evaluate("location.href")).fragment).query
     return {name: values[0] for name, values in parse_qs(query).items()}
 
 
@@ -245,7 +246,7 @@ def test_a_point_leads_to_the_trial_that_it_was_drawn_around(
         page.mouse.up()
         menu.get_by_role("button", name="coarse-0001").click()
         expect(page).to_have_url(re.compile("/trial/coarse-0001$"))
-        expect(page.locator("main")).to_contain_text("20 trials were bred from it")
+        expect(page.locator("main")).to_contain_text("20 trials were drawn from it")
 
 
 @pytest.mark.timeout(600)
