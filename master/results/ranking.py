@@ -325,10 +325,7 @@ def _cells(
             *(row[c] for c in CSV_HEAD),
             *((row["repeats"] or {}).get(c) for c in spread),
             *(flat(value) for value in map(row["hyperparameters"].get, names)),
-            *(
-                {**row, "diagnosis": word_of(row), "parents": " ".join(row["parents"])}[c]
-                for c in CSV_TAIL
-            ),
+            *(value_of(row, c) for c in CSV_TAIL),
             *(_word_noted(row, c) for c in noted),
         ]
         for row in plain

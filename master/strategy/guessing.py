@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from statistics import median
 
 from common.folder.record import ROUNDING_EPOCHS, Record
@@ -108,6 +109,15 @@ def guessing(records: Sequence[Record]) -> Guessing | None:
 
     Return None if it can be distinguished, or if that is not known.
     """
+    measured = [(value, one) for one in records if (value := one.measured) is not None]
+    known = [(value, one) for value, one in measured if math.isfinite(value)]
+    if known:
+        # One trial that has learned is enough, and the best is the likeliest.
+        pick = max if known[0][1].mode == "max" else min
+        look = look_of(pick(known, key=itemgetter(0))[1])
+        most = sum(len(record.curves.get("epoch", ())) for record in records)  # evaluations
+        if look.n and not look.has_learned_nothing(most):
+            return None
     return guessing_of([look_of(record) for record in records])
 
 
