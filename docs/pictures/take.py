@@ -43,15 +43,20 @@ epochs = 100
 VIEWS = (
     ("overview", False, "dashboard"),
     ("overview", True, "dashboard-dark"),
-    ("trials", False, "dashboard-trials"),
+    (
+        "trials?figure=parallel&filter=learning_rate>%3D0.003 learning_rate<%3D0.1 dropout<%3D0.4",
+        False,
+        "dashboard-trials",
+    ),
     ("trial/{best}", False, "dashboard-trial"),
     ("trial/{best}", True, "dashboard-trial-dark"),
     ("compare?trials={few}", False, "dashboard-compare"),
     ("figures", False, "dashboard-figures"),
 )
+# The view's address, the name of its picture, and a button that is pressed first.
 LIVE_VIEWS = (
-    ("#/s/live/workers", "dashboard-workers"),
-    ("#/searches", "dashboard-searches"),
+    ("#/s/live/workers", "dashboard-workers", "Log of worker"),
+    ("#/searches", "dashboard-searches", None),
 )
 # A drawn figure in the window, and none that is still empty.
 DRAWN = """() => [...document.querySelectorAll('main figure, main .plot')]
@@ -74,11 +79,18 @@ def main() -> None:
             place = f"#/s/{options.search}/{view.format(**known)}"
             take(browser, address, place, options.out / f"{name}.png", dark)
         with live_search(root):
-            for place, name in LIVE_VIEWS:
-                take(browser, address, place, options.out / f"{name}.png")
+            for place, name, press in LIVE_VIEWS:
+                take(browser, address, place, options.out / f"{name}.png", press=press)
 
 
-def take(browser: Browser, address: str, place: str, out: Path, dark: bool = False) -> None:
+def take(
+    browser: Browser,
+    address: str,
+    place: str,
+    out: Path,
+    dark: bool = False,
+    press: str | None = None,
+) -> None:
     """Take a picture of one view. Its palette has few colours, so that the file is small."""
     with browser.new_context(
         viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="dark" if dark else "light"
@@ -87,6 +99,8 @@ def take(browser: Browser, address: str, place: str, out: Path, dark: bool = Fal
         page.goto(address)
         page.wait_for_selector("h1")
         page.evaluate("(hash) => { location.hash = hash }", place)
+        if press is not None:
+            page.get_by_role("button", name=press).first.click()
         settle(page)
         height = page.evaluate("Math.ceil(document.body.getBoundingClientRect().bottom)")
         page.set_viewport_size({"width": WIDTH, "height": max(LEAST, min(TALLEST, height))})

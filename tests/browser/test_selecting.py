@@ -18,10 +18,10 @@ SEARCH = "digits"
 WIDTHS = (1440, 1024, 400)
 TITLES_ARE_WHOLE = """figure => {
   const around = figure.getBoundingClientRect();
-  const titles = [...figure.querySelectorAll(".xtitle, .ytitle")];
+  const titles = [...figure.querySelectorAll(".xtitle, .ytitle, .legend")];
   const inside = box => box.left >= around.left && box.right <= around.right
     && box.top >= around.top && box.bottom <= around.bottom;
-  return titles.length === 2 && titles.every(title => inside(title.getBoundingClientRect()));
+  return titles.length === 3 && titles.every(title => inside(title.getBoundingClientRect()));
 }"""
 VIEWS = {
     "overview": "overview",
@@ -261,7 +261,7 @@ def test_curves_have_their_names_in_words(address: str, browser: Browser) -> Non
         loss = page.locator('figure[aria-label="Loss"]')
         loss.scroll_into_view_if_needed()
         expect(loss.locator(".legendtext")).to_have_text(["validation loss", "training loss"])
-        wait_for(lambda: loss.evaluate(TITLES_ARE_WHOLE), "the axis titles to lie in the chart")
+        wait_for(lambda: loss.evaluate(TITLES_ARE_WHOLE), "titles and legend to lie in the chart")
 
 
 @pytest.mark.timeout(600)

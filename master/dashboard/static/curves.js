@@ -58,7 +58,7 @@ function chart(group, lines) {
   const axis = {gridcolor: "#e4e4e4", zeroline: false, showline: true, linecolor: "#6b6b6b", ticks: "outside", automargin: true};
   const layout = {
     title: {text: escapeText(group.title), x: 0.012, xanchor: "left", y: 1, yref: "container", yanchor: "top", pad: {t: 12}, font: {size: 15}}, height: HEIGHT, margin: {l: 56, r: 16, t: 40, b: 44}, showlegend: lines.length > 1,
-    legend: {orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, xanchor: "left", font: {size: 11}}, font: {family: "system-ui, sans-serif", size: 12, color: "#222"}, paper_bgcolor: "white", plot_bgcolor: "white",
+    legend: {orientation: "h", yref: "container", y: 0.04, yanchor: "bottom", x: 0, xanchor: "left", font: {size: 11}}, font: {family: "system-ui, sans-serif", size: 12, color: "#222"}, paper_bgcolor: "white", plot_bgcolor: "white",
     xaxis: {...axis, title: {text: "epoch", standoff: 6}, rangemode: "tozero"}, yaxis: {...axis, title: {text: escapeText(group.unit), standoff: 6}, ...(group.log && positive.length ? logAxis(Math.min(...positive), Math.max(...positive)) : {})},
     shapes: group.line ? [{type: "line", xref: "paper", x0: 0, x1: 1, y0: group.line, y1: group.line, line: {color: "#6b6b6b", dash: "dash", width: 1}}] : [],
   };
