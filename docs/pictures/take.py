@@ -42,13 +42,11 @@ epochs = 100
 # The view's address behind that of its search, whether it is dark, and the name of its picture.
 VIEWS = (
     ("overview", False, "dashboard"),
-    ("overview", True, "dashboard-dark"),
     (
         "trials?figure=parallel&filter=learning_rate>%3D0.003 learning_rate<%3D0.1 dropout<%3D0.4",
         False,
         "dashboard-trials",
     ),
-    ("trial/{best}", False, "dashboard-trial"),
     ("trial/{best}", True, "dashboard-trial-dark"),
     ("compare?trials={few}", False, "dashboard-compare"),
     ("figures", False, "dashboard-figures"),
