@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tomlkit.exceptions import TOMLKitError
 
 from common.broker.urls import parse
-from common.errors import CheckpointError, ConfigError
+from common.errors import CheckpointError, ConfigError, ProtocolError
 from common.redact import redact
 from common.search.protocol import PROTOCOL
 from common.search.search_file import (
@@ -184,6 +184,7 @@ LAUNCHED: dict[str, Any] = {  # as it lies in the search's folder
     | with_changes(LAUNCHED)
     | with_changes(LAUNCHED["plan"]).map(lambda plan: {**LAUNCHED, "plan": plan})
 )
+@example({name: value for name, value in LAUNCHED.items() if name != "protocol"})
 @example({**LAUNCHED, "plan": 3})
 @example(
     {
@@ -200,7 +201,7 @@ def test_a_changed_search_file_with_a_budget(value: Any) -> None:
     """
     text = toml(value)
     search = (
-        refusal(ConfigError, lambda: parse_search(text, "search.toml"))
+        refusal((ConfigError, ProtocolError), lambda: parse_search(text, "search.toml"))
         if text is not None
         else None
     )
