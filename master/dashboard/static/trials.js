@@ -152,10 +152,10 @@ export function trialsPage(main, app, wanted) {
     next.disabled = view.offset + PER_PAGE >= matching;
   }
 
-  /** Shows the chosen figure of the stage above the table; of all stages, that of the last. */
+  /** Shows the chosen figure of the stage above the table; of all stages, that of the last that searches. */
   function drawFigure(stages) {
     const begun = stages.filter((stage) => stage.ended && stage.version);
-    const stage = begun.find((one) => one.stage === view.stage) ?? begun.at(-1);
+    const stage = begun.find((one) => one.stage === view.stage) ?? begun.findLast((one) => !one.kind_words) ?? begun.at(-1);
     const key = JSON.stringify([stage?.stage, view.figure]);
     if (drawing.dataset.key !== key) {
       box?.close();
