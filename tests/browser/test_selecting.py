@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from tests.browser.accessible import find_violations
 from tests.browser.visit import go, picture, serve, visit
@@ -224,6 +224,16 @@ def test_every_part_of_an_address_is_obeyed_on_the_page_itself(
         expect(page.get_by_role("alert").filter(has_text="no such column")).to_be_visible()
 
 
+def _hover(page: Page, point: Locator) -> str:
+    """Move the mouse to a point, where it is now, and return what the figure says of it."""
+    box = point.bounding_box()
+    assert box is not None
+    page.mouse.move(0, 0)
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.wait_for_timeout(300)
+    return str(page.locator(".hoverlayer").first.text_content())
+
+
 @pytest.mark.timeout(600)
 def test_a_point_leads_to_the_trial_that_it_was_drawn_around(
     address: str, browser: Browser
@@ -232,10 +242,7 @@ def test_a_point_leads_to_the_trial_that_it_was_drawn_around(
         go(page, SEARCH, "figures?figure=hyperparameters&filter=trial%3Dcoarse-0040")
         point = page.locator('[data-figure="hyperparameters"] .scatterlayer .points path').first
         expect(point).to_be_visible()
-        box = point.bounding_box()
-        assert box is not None
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        expect(page.locator(".hoverlayer")).to_contain_text("density of coarse-0001")
+        wait_for(lambda: "density of coarse-0001" in _hover(page, point), "the point's text")
         page.mouse.down()
         page.mouse.up()
         menu = page.locator("#kin")
