@@ -9,7 +9,7 @@ MOST_NAMED = 5
 
 
 class Repeats:
-    """Prints the first message of a kind, and then only how many there are, at 10, 100, 1000.
+    """Prints the first message of a kind, and then the 10th, the 100th and so on.
 
     Args:
         say: prints a message.
@@ -25,7 +25,7 @@ class Repeats:
         n = self._counts[kind]
         if n == 1:
             self._say(message)
-        elif set(str(n)[1:]) == {"0"} and str(n)[0] == "1":
+        elif n == 10 ** (len(str(n)) - 1):
             self._say(f"{message} ({n} messages of this kind so far)")
 
 

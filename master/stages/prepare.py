@@ -201,9 +201,8 @@ def _refuse_to_begin_on_remains(folder: SearchFolder) -> None:
         raise ConfigError(
             f"{folder.path}: has no search.toml, but files of an earlier search "
             f"({remains.relative_to(folder.path)}): "
-            f"`{shell_command('master recover --config FILE')}` "
-            "puts your copy of the search file back and goes on; --replace sets the folder aside, "
-            "--new-name launches another search"
+            f"`{shell_command('master recover --config FILE')}` puts your copy of the search file "
+            "back and goes on; --replace sets the folder aside, --new-name launches another search"
         )
 
 
@@ -409,11 +408,9 @@ def _ship(
             f"task = {search.task!r}: the code differs from what was launched "
             f"({listed(changes)}); "
             f"`{shell_command('master launch --stage NAME --search', search.name)}` goes on with "
-            "the "
-            f"launched code, `{shell_command('master retry --state failed')}` takes the new code "
-            "for "
-            "failed trials (and --state killed), --new-name NAME launches it as another search, "
-            "--replace sets the old folder aside"
+            f"the launched code, `{shell_command('master retry --state failed')}` takes the new "
+            "code for failed trials (and --state killed), --new-name NAME launches it as another "
+            "search, --replace sets the old folder aside"
         )
 
 

@@ -259,16 +259,30 @@ def test_tensors_stay_where_they_are_while_trials_leave_join_and_explode(monkeyp
     monkeypatch.setattr(TrialArray, "advance", advancing)
     monkeypatch.setattr(TrialArray, "drop", dropping)
     more = {"optimizer": optimizer, "dropout": 0.2}
-    # The second of the first three explodes, and the array has room for five.
+    # The second of the first five explodes.
     jobs = [
         job(0, 6, **more),
         job(1, 6, **more, **({"learning_rate": 1e6} if optimizer == "sgd" else {})),
         job(2, 1, **more),
         *[job(i, 1 + i % 3, **more) for i in range(3, 12)],
     ]
-    later = [jobs[3:6], jobs[6:7], jobs[7:9], jobs[9:12]]
-    found = outcomes(jobs[:3], width=5, refill=lambda n: later.pop(0) if later else [])
+    later = [jobs[5:6], jobs[6:7], jobs[7:9], jobs[9:12]]
+    found = outcomes(jobs[:5], width=5, refill=lambda n: later.pop(0) if later else [])
     assert len(places) == 1 and len(widths) > 2 and set(dropped) == found.keys()
     assert (found["coarse-0001"].state == TrialState.EXPLODED) == (optimizer == "sgd")
     monkeypatch.undo()
     assert_same(found, outcomes(jobs, width=12))
+
+
+def test_few_trials_take_no_memory_for_more(monkeypatch):
+    rows, advance = [], TrialArray.advance
+
+    def advancing(self, watch):
+        flat = self.stack.rows["flat"]
+        rows.append((self.width, flat.untyped_storage().nbytes() // flat[0].nbytes))
+        advance(self, watch)
+
+    monkeypatch.setattr(TrialArray, "advance", advancing)
+    later = [[job(2, 2)]]
+    outcomes([job(0, 1), job(1, 2)], width=64, refill=lambda n: later.pop() if later else [])
+    assert rows[0] == (2, 2) and max(room for _, room in rows) <= 3

@@ -65,7 +65,6 @@ class TrialArray:
         shapes: Sequence[tuple[int, ...]],
         setting: Setting,
         backends: Backends | None = None,
-        capacity: int = 0,
     ) -> None:
         """Create an array.
 
@@ -74,7 +73,6 @@ class TrialArray:
             shapes: of the inputs of the dropout layers, for one slot.
             setting: the data and the options.
             backends: chooses how steps are computed. Without it they are computed eagerly.
-            capacity: how many trials there will be at most, as far as known.
         """
         model = entries[0].model
         self._setting = setting
@@ -96,7 +94,7 @@ class TrialArray:
         self._sampling = Sampling()
         self.slots, rows, sums = self._prepare_entries(entries)
         self._shapes = shapes
-        self.stack = self._stack(self._network, rows, capacity)
+        self.stack = self._stack(self._network, rows)
         self.monitor = Monitor(model.layout, self._network.layers, 0, setting.device)
         self.validation = Validation(
             setting, model, self.parts.val, self._objective, self.batches.batch_size
@@ -148,9 +146,9 @@ class TrialArray:
         found = differences(stack, models, inputs, targets)
         return {positions[place]: why for place, why in found.items()}
 
-    def _stack(self, network: Network, rows: Row, capacity: int = 0) -> Stack:
+    def _stack(self, network: Network, rows: Row) -> Stack:
         frame = self._setting.frame(self._model)
-        return Stack(self._model, network, self._objective, rows, self._shapes, frame, capacity)
+        return Stack(self._model, network, self._objective, rows, self._shapes, frame)
 
     def advance(self, watch: Watch) -> None:
         """Train to the next boundary of any slot, and evaluate the slots that are due.

@@ -221,7 +221,6 @@ class Session:
                     self._builder.shapes(first.model),
                     self._builder.setting(),
                     self._builder.backends,
-                    1 if _solitary(first) else self._builder.widths.guess(first.model),
                 )
                 strangers = array.strangers(range(array.width)) if array.stacked else {}
         except Exception as error:

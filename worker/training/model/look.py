@@ -224,7 +224,10 @@ def _checkpoints() -> Iterator[list[str]]:
         yield found
     finally:
         # cProfile's own function is an object that is no callable, but can be enabled again.
-        outer.enable() if hasattr(outer, "enable") else sys.setprofile(outer)
+        if hasattr(outer, "enable"):
+            outer.enable()
+        else:
+            sys.setprofile(outer)
 
 
 def _give_back_odd(model: Model, inputs: Tree) -> tuple[str, ...]:

@@ -48,7 +48,7 @@ class Stack:
     """The tensors of K slots of one structure.
 
     They are the first K rows of a storage, which stays where it is while slots leave and join. It
-    is replaced only where more slots join than it has room for.
+    is replaced only where there are more slots than ever before.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Stack:
         rows: Row,
         shapes: Sequence[tuple[int, ...]],
         frame: Frame,
-        capacity: int = 0,
     ) -> None:
         """Create a stack.
 
@@ -70,7 +69,6 @@ class Stack:
             rows: the slots' tensors, (K, ...) each, as ``fresh_rows`` returns them.
             shapes: of the inputs of the dropout layers, for one slot.
             frame: the facts about the data.
-            capacity: how many slots to make room for, if they are more than K.
         """
         self.model = model
         self.objective = objective
@@ -83,7 +81,7 @@ class Stack:
         self._whole: Whole | None = None
         self._static: list[Tensor] | None = None
         self._ahead: tuple[Plan | None, int, Sequence[Tensor]] = (None, 0, ())
-        self._allocate(capacity)
+        self._allocate(self.width)
         self._bind(self.width)
 
     @property
@@ -119,8 +117,8 @@ class Stack:
         before, width = self.width, self.width + len(rows["flat"])
         if width > len(self._storage["flat"]):
             self._allocate(width)
-        for name, tensor in rows.items():
-            self._storage[name][before:width].copy_(tensor)
+        for name, tensor in self._storage.items():
+            tensor[before:width].copy_(rows[name])
         self._bind(width)
 
     def keep_best(self, slots: Sequence[int]) -> None:
@@ -477,7 +475,7 @@ class Stack:
         return {name: column.unsqueeze(-1) for name, column in columns.items()}
 
     def _allocate(self, capacity: int) -> None:
-        """Make the storage, with room for ``capacity`` slots and at least those that are there."""
+        """Make room for so many slots, at least those that are there, and for what steps need."""
         storage = self._storage
         if capacity > self.width:
             storage = {
