@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import ID, TEXT, made_record
+from benchmarks.watched.programs import running, wait
 from common.folder.records import SearchFolder
 from common.search.search_file import parse_search
 from common.search.trial import TrialState
 from master.stages.sampling import configurations
 from master.stages.source import first_source, write_source
 
-PATIENCE_S = 300.0  # only there to stop a hang
 OURS, OPTUNA = "coarsefine", "optuna-dashboard"
 
 
@@ -64,8 +62,9 @@ def make_search(root: Path, n_trials: int) -> str:
 def serve_ours(root: Path, best: str) -> Iterator[Served]:
     """Run `master serve` on the folder."""
     command = [sys.executable, "-P", "-m", "master", "--checkpoints", str(root), "serve"]
-    with (root / "serve.log").open("wb") as log, _running([*command, "--port", "0"], log) as known:
-        found = _wait(lambda: re.search(r"http://\S+", (root / "serve.log").read_text()), known)
+    log = root / "serve.log"
+    with running([*command, "--port", "0"], log) as server:
+        found = wait(lambda: re.findall(r"http://\S+", log.read_text()), server)
         yield Served(OURS, found[0], re.escape(best))
 
 
@@ -82,29 +81,10 @@ def serve_optuna(root: Path) -> Iterator[Served]:
         port = free.getsockname()[1]
     start = "from optuna_dashboard._cli import main; main()"
     command = [sys.executable, "-c", start, storage, "--port", str(port)]
-    with (root / "optuna.log").open("wb") as log, _running(command, log) as known:
-        _wait(lambda: _answers(port), known)
+    with running(command, root / "optuna.log") as server:
+        wait(lambda: _answers(port), server)
         address = f"http://127.0.0.1:{port}/dashboard/studies/1"
         yield Served(OPTUNA, address, r"Best Trial \(number=\d+\)")
-
-
-@contextlib.contextmanager
-def _running(command: list[str], log) -> Iterator[subprocess.Popen[bytes]]:
-    known = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ)
-    try:
-        yield known
-    finally:
-        known.terminate()
-        known.wait(PATIENCE_S)
-
-
-def _wait(condition, known: subprocess.Popen[bytes]):
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        if known.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{known.args}: did not start, see its log")
-        time.sleep(0.1)
-    return found
 
 
 def _answers(port: int) -> bool:

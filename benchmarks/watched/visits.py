@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from dataclasses import dataclass
 from statistics import median
 
-from playwright.sync_api import BrowserContext, CDPSession, sync_playwright
+from playwright.sync_api import BrowserContext, CDPSession
 
+from benchmarks.watched.programs import chromium
 from benchmarks.watched.servers import Served
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 SETTLED_S = 2.0  # after its first figure; a page may load more for the next ones
 PATIENCE_MS = 180_000  # only there to stop a hang
 # A figure that has been drawn: its axes, bars or lines are there.
@@ -32,16 +31,9 @@ class Visit:
 
 def visit_twice(served: Served) -> tuple[Visit, Visit]:
     """Visit a page in a browser that has never seen it, and again."""
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
-        raise SystemExit(f"no {' or '.join(PROGRAMS)} in the PATH; apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        try:
-            context = browser.new_context(viewport={"width": 1280, "height": 900})
-            return _visit(context, served), _visit(context, served)
-        finally:
-            browser.close()
+    with chromium() as browser:
+        context = browser.new_context(viewport={"width": 1280, "height": 900})
+        return _visit(context, served), _visit(context, served)
 
 
 def middle(visits: list[Visit]) -> Visit:

@@ -12,8 +12,6 @@ import argparse
 import contextlib
 import io
 import json
-import re
-import shutil
 import subprocess
 import sys
 import time
@@ -21,14 +19,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # `benchmarks` is not installed
+
+from benchmarks.watched.programs import PATIENCE_S, chromium, running, wait
+from benchmarks.watched.servers import serve_ours
+
 WIDTH, HEIGHT = 1280, 900  # pixels, when a page is opened
 LEAST, TALLEST = 300, 1400  # pixels of a picture; of a longer page the top is shown
 COLOURS = 128  # of the palette
 MOST_BYTES = 200_000
-PATIENCE_S = 300.0  # only there to stop a hang
 LIVE = """
 name = "live"
 task = "digits"
@@ -72,7 +73,8 @@ def main() -> None:
     ranked = json.loads(run(root, "rank", "--search", options.search, "--format", "json"))
     names = [row["trial"] for row in ranked]
     known = {"best": names[0], "few": ",".join(names[:4])}
-    with serve(root) as address, chromium() as browser:
+    with serve_ours(root, names[0]) as served, chromium() as browser:
+        address = served.address
         for view, dark, name in VIEWS:
             place = f"#/s/{options.search}/{view.format(**known)}"
             take(browser, address, place, options.out / f"{name}.png", dark)
@@ -136,57 +138,18 @@ def master(root: Path, *words: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def serve(root: Path) -> Iterator[str]:
-    log = root / "serve.log"
-    with log.open("wb") as out, running(master(root, "serve", "--port", "0"), out) as server:
-        yield wait(lambda: re.search(r"http://\S+", log.read_text()), server)[0]
-
-
-@contextlib.contextmanager
 def live_search(root: Path) -> Iterator[None]:
     """Launch a search that trains for longer than the pictures take, and end it."""
     file = root / "live.toml"
     file.write_text(LIVE)
     words = ("launch", "--config", str(file), "--stage", "all", "--skip-check", "--workers", "2")
-    with (root / "live.log").open("wb") as out, running(master(root, *words), out) as launch:
+    with running(master(root, *words), root / "live.log") as launch:
         try:
             wait(lambda: (root / "live" / "coarse" / "resume").is_dir(), launch)
             wait(lambda: '"training"' in run(root, "workers", "--json"), launch)
             yield
         finally:
             run(root, "kill", "--search", "live", "--stage", "coarse", "--yes")
-
-
-@contextlib.contextmanager
-def running(command: list[str], out: io.BufferedWriter) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen(command, stdout=out, stderr=out)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(PATIENCE_S)
-
-
-def wait(condition, process: subprocess.Popen[bytes]):
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := condition()):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"{process.args}: did not begin, see its log in the folder")
-        time.sleep(0.2)
-    return found
-
-
-@contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
-    if program is None:
-        raise SystemExit(f"no {' or '.join(PROGRAMS)} in the PATH; apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 if __name__ == "__main__":
