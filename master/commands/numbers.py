@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from common.errors import CheckpointError
@@ -126,13 +125,9 @@ def _read(folder: StageFolder, warn: Callable[[str], None]) -> list[tuple[Record
     found = []
     for file in folder.attempts(folder.trials):
         try:
-            found.append((read_record(file.path), _read_mtime(file.path)))
+            found.append((read_record(file.path), file.path.stat().st_mtime))
         except FileNotFoundError:
             continue
         except CheckpointError as error:
             warn(str(error))
     return found
-
-
-def _read_mtime(path: Path) -> float:
-    return path.stat().st_mtime

@@ -33,7 +33,7 @@ class Training:
         began: When its attempt was claimed: Unix time of the observer, s.
         ended: When it ended; now, if it runs.
         share: The share that is done: 1 if it has ended.
-        epochs: The planned epochs that it has done away with.
+        epochs: The planned epochs that need no training any more: all of them once it has ended.
     """
 
     began: float
