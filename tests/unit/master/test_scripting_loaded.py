@@ -170,6 +170,7 @@ def test_a_folder_without_a_search_is_told(
     played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = played.folder.root
+    monkeypatch.setenv("CHECKPOINT_DIR", str(tmp_path))  # of this checkout, it may hold searches
     with pytest.raises(cf.SearchError, match=r"no such folder; give the folder of a search"):
         cf.load(tmp_path / "nowhere")
     with pytest.raises(cf.SearchError, match=rf"holds no search .* load one of {root}/digits"):
