@@ -4,7 +4,7 @@ The next command finds them with everything imported and the data loaded. A laun
 workers stay, with a key of all that determines them: their command, environment and code. The next
 launch takes them over if its own workers would have the same key, and ends them otherwise.
 
-They leave by themselves when they have not heard from a master for a minute
+They leave by themselves when for a minute they have had no trial and heard from no master
 (``worker/run/loop.py``), when the folder of their search goes, or when a file of the user's that
 they have imported changes.
 """

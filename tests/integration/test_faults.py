@@ -68,6 +68,11 @@ def half_way(here: Place) -> bool:
     return False
 
 
+def all_have_ended(here: Place) -> bool:
+    coarse = here.status()["stages"]["coarse"]
+    return bool(coarse["running"] == coarse["pending"] == 0)
+
+
 def another_server(here: Place, killed: int) -> bool:
     with contextlib.suppress(redis.ConnectionError):
         return here.redis_pid() != killed
@@ -112,13 +117,7 @@ def test_ctrl_c_leaves_the_trials_running_and_says_so(here: Place) -> None:
     os.killpg(master.pid, signal.SIGINT)  # what a terminal does: the whole foreground group
     assert master.wait(DEADLINE_S) == 130
     assert "the trials go on" in here.output("master.log")
-    wait_for(
-        lambda: (
-            here.status()["stages"]["coarse"]["running"] == 0
-            and here.status()["stages"]["coarse"]["pending"] == 0
-        ),
-        "the end",
-    )
+    wait_for(lambda: all_have_ended(here), "the end")
     assert here.worker_pids()  # it waits a minute for the next command
     ended_once(here, 24)
     shutil.rmtree(here.root)

@@ -131,6 +131,21 @@ def test_local_workers_linger_a_minute_for_the_next_command(
     assert bell.answers == []  # it stayed until the last of them
 
 
+def test_the_minute_begins_after_the_last_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [time.monotonic()]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    idle = Idle(monkeypatch, local=True, master=False)
+    later = clock(now)
+
+    def train_for_an_hour(_: object, claims: str) -> None:
+        now[0] += 3600.0
+        idle.worked.append(claims)
+
+    monkeypatch.setattr(idle.loop, "_work", train_for_an_hour)
+    bell = idle.run(idle.ring, later(MASTER_GRACE_S - 1), later(0.5), later(1.0))
+    assert idle.worked == ["a trial"] and bell.answers == []
+
+
 def test_it_leaves_after_the_time_that_it_may_idle_and_work_begins_it_anew(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
