@@ -10,11 +10,13 @@ bytes of a first and of a second visit, and the seconds until the best trial and
 The two take turns, each visit in a new browser; figures are medians.
 
     python benchmarks/watching.py [--quick] [--only curves|pages] [--trials 50 1000 10000]
+        [--alone]
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import tempfile
@@ -141,15 +143,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="15 epochs, not 100; 1 visit, not 3")
     parser.add_argument("--only", choices=["curves", "pages"])
     parser.add_argument("--trials", type=int, nargs="+", default=[50, 1000, 10_000])
+    parser.add_argument("--alone", action="store_true", help="without optuna-dashboard")
     options = parser.parse_args()
     if options.only != "curves":
-        compare_pages(options.trials, 1 if options.quick else 3)
+        compare_pages(options.trials, 1 if options.quick else 3, options.alone)
     if options.only != "pages":
         compare_curves(15 if options.quick else 100)
 
 
-def compare_pages(numbers: list[int], n_visits: int) -> None:
-    from benchmarks.watched.servers import make_search, serve_optuna, serve_ours
+def compare_pages(numbers: list[int], n_visits: int, alone: bool) -> None:
+    from benchmarks.watched.servers import Served, make_search, serve_optuna, serve_ours
     from benchmarks.watched.visits import Visit, middle, visit_twice
 
     print("| trials | page | first visit | second | best trial shown | figure | of the second |")
@@ -158,10 +161,13 @@ def compare_pages(numbers: list[int], n_visits: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             root = Path(folder)
             best = make_search(root, n_trials)
-            with serve_ours(root, best) as ours, serve_optuna(root) as optuna:
-                seen: dict[str, list[tuple[Visit, Visit]]] = {ours.name: [], optuna.name: []}
+            with contextlib.ExitStack() as running:
+                dashboards: list[Served] = [running.enter_context(serve_ours(root, best))]
+                if not alone:
+                    dashboards.append(running.enter_context(serve_optuna(root)))
+                seen: dict[str, list[tuple[Visit, Visit]]] = {one.name: [] for one in dashboards}
                 for _ in range(n_visits):
-                    for served in (ours, optuna):
+                    for served in dashboards:
                         seen[served.name].append(visit_twice(served))
         for name, visits in seen.items():
             first, second = (middle([pair[n] for pair in visits]) for n in (0, 1))

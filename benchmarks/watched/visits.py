@@ -6,18 +6,22 @@ import time
 from dataclasses import dataclass
 from statistics import median
 
-from playwright.sync_api import BrowserContext, CDPSession
+from playwright.sync_api import BrowserContext
 
 from benchmarks.watched.programs import chromium
 from benchmarks.watched.servers import Served
 
+STARTED_S = 3.0  # a browser that has just started has much to do
 SETTLED_S = 2.0  # after its first figure; a page may load more for the next ones
 PATIENCE_MS = 180_000  # only there to stop a hang
 # A figure that has been drawn: its axes, bars or lines are there.
 DRAWN = """() => [...document.querySelectorAll('.main-svg, figure svg, figure canvas')].some(
   (one) => one.getBoundingClientRect().width > 100
     && (one.tagName === 'CANVAS' || one.querySelector('path, rect, circle, line')))"""
-SHOWS = "(pattern) => new RegExp(pattern).test(document.body.innerText)"
+# Bytes on the wire, headers included. Chromium's protocol would tell them too, and slow the page.
+RECEIVED = """() => [...performance.getEntriesByType('navigation'),
+  ...performance.getEntriesByType('resource')].reduce((sum, one) => sum + one.transferSize, 0)"""
+SHOWS = "(pattern) => new RegExp(pattern).test(document.body?.innerText)"
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,7 @@ def middle(visits: list[Visit]) -> Visit:
 def _visit(context: BrowserContext, served: Served) -> Visit:
     page = context.new_page()
     page.set_default_timeout(PATIENCE_MS)
-    wire = context.new_cdp_session(page)
-    received = _count(wire)
+    page.wait_for_timeout(STARTED_S * 1000)
     started = time.perf_counter()
     page.goto(served.address, wait_until="commit")
     page.wait_for_function(SHOWS, arg=served.content, polling="raf")
@@ -57,17 +60,6 @@ def _visit(context: BrowserContext, served: Served) -> Visit:
     page.wait_for_function(DRAWN, polling="raf")
     figure_s = time.perf_counter() - started
     page.wait_for_timeout(SETTLED_S * 1000)
+    n_bytes = page.evaluate(RECEIVED)
     page.close()
-    return Visit(sum(received), content_s, figure_s)
-
-
-def _count(wire: CDPSession) -> list[int]:
-    """Return a list to which the bytes of each packet of an answer are added."""
-    received: list[int] = []
-    wire.on("Network.dataReceived", lambda one: received.append(one["encodedDataLength"]))
-    wire.on(
-        "Network.responseReceived",
-        lambda one: received.append(int(one["response"].get("encodedDataLength", 0))),
-    )
-    wire.send("Network.enable")
-    return received
+    return Visit(n_bytes, content_s, figure_s)

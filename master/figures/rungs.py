@@ -27,6 +27,7 @@ from master.figures.style import (
     metric_axis,
     metric_title,
     safe,
+    thin,
 )
 from master.figures.table import is_min
 from master.results.lineage import describe_draw
@@ -41,7 +42,7 @@ ROOM = 0.12  # decades beside the first and the last budget
 # Ticks of the axis of a share, given as 1 - share.
 SHARE_TICKS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)
 LEAST_MISSING = 5e-4  # lower bound of 1 - share, since a log axis cannot show 0
-MOST_LINES = 2000  # trials drawn; the best are always among them
+MOST_LINES = 600  # trials drawn; browsers draw more only slowly, and they hide one another
 HEIGHT = 460  # pixels
 
 
@@ -57,15 +58,11 @@ def rungs(trials: pd.DataFrame) -> go.Figure:
     if not len(measured):
         return empty(TITLE, "No trial has completed yet.")
     best_first = measured.sort_values("standing", kind="stable")
-    drawn = best_first.head(MOST_LINES)
+    drawn, thinning = thin(best_first, MOST_LINES, by="standing")
     ends = sorted({row[-1][0] for row in drawn["rungs"] if len(row) > 1})
     note = "Lines: promoted trials, from budget to budget. Dots: trials that were not promoted."
     note += "" if ends else " No trial was promoted in these stages."
-    note += (
-        f" The best {MOST_LINES:,} of {len(measured):,} trials."
-        if len(measured) > MOST_LINES
-        else ""
-    )
+    note += f" {thinning}" if thinning else ""
     figure = frame(go.Figure(), TITLE, note, HEIGHT)
     alone = drawn[(drawn["rungs"].map(len) == 1) & (drawn["rung"] == 0)]
     share = _is_share(measured)

@@ -190,17 +190,20 @@ def _decades(values: pd.Series[float]) -> float:
     return float(np.log10(values.max() / values.min()))
 
 
-def thin(trials: pd.DataFrame, most: int = MOST_POINTS) -> tuple[pd.DataFrame, str]:
+def thin(
+    trials: pd.DataFrame, most: int = MOST_POINTS, by: str = "rank"
+) -> tuple[pd.DataFrame, str]:
     """Thin the trials to at most ``most`` rows.
 
-    The best are kept, and the others are thinned evenly. The order stays.
+    The best by the column ``by``, lowest first, are kept. The others are thinned evenly. The order
+    stays.
 
     Returns:
         The rows, and a note that says how many are drawn (empty if all are).
     """
     if len(trials) <= most:
         return trials, ""
-    order = trials["rank"].to_numpy().argsort(kind="stable")
+    order = trials[by].to_numpy().argsort(kind="stable")
     n_best = most // BEST_SHARE
     rest = np.sort(order[n_best:])
     kept = np.concatenate(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
@@ -15,7 +16,18 @@ from common.broker.connection import open_broker
 from common.folder.records import SearchFolder
 from common.queue.trial_queue import TrialQueue
 from common.search.trial import ENDED, TrialState
-from tests.browser.visit import DESK, PHONE, go, picture, serve, visit
+from tests.browser.visit import (
+    PHONE,
+    SCREENS,
+    Screen,
+    Theme,
+    go,
+    hover,
+    look,
+    picture,
+    serve,
+    visit,
+)
 from tests.integration.commands import Place, place, wait_for
 
 WITHIN_S = 10.0  # two seconds on a machine that does nothing else
@@ -292,7 +304,7 @@ def test_what_a_record_says_is_never_markup(tmp_path: Path, browser: Browser) ->
 def test_the_api_page_needs_nobody_else(tmp_path: Path, browser: Browser, pictures: Path) -> None:
     with place(tmp_path, "unix:///nowhere/redis.sock") as here:
         address = serve(here)
-        with visit(browser, address.replace("/?", "/api/docs?"), DESK) as page:
+        with visit(browser, address.replace("/?", "/api/docs?")) as page:
             expect(
                 page.get_by_role(
                     "heading", name="GET /api/searches/{search}/trials/{trial}", exact=True
@@ -324,22 +336,23 @@ def test_ten_thousand_trials(tmp_path: Path, browser: Browser, pictures: Path) -
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
 def test_compare_download_keys_colours_and_addresses(
-    tmp_path: Path, browser: Browser, pictures: Path
+    tmp_path: Path, browser: Browser, pictures: Path, screen: Screen
 ) -> None:
     from tests.unit.master.test_serve import launched, records
 
     with place(tmp_path, "unix:///nowhere/redis.sock") as here:
         search = launched(here.root)
         search.folder.stage("coarse").write_records(records(search, 0, 60))
-        with visit(browser, serve(here)) as page:
+        with visit(browser, serve(here), screen) as page:
             _uses_the_keys(page)
             _compares(page, pictures)
             _downloads(page)
             _follows_addresses(page)
             _opens_a_point(page)
             _lists_all_searches(here, page, pictures)
-            _becomes_dark(page, pictures)
+            _changes_colours(page, screen)
 
 
 def _uses_the_keys(page: Page) -> None:
@@ -379,17 +392,23 @@ def _compares(page: Page, pictures: Path) -> None:
     expect(table.locator("tr").filter(has_text="budget")).to_have_count(0)
     lines = page.locator('figure[aria-label="Validation loss"] .scatterlayer .trace')
     expect(lines).to_have_count(4)
-    picture(page, pictures, "compare")
+    look(page, pictures, "compare")
 
 
 def _downloads(page: Page) -> None:
-    go(page, SEARCH, "trials?filter=" + "val_acc<0.45")
+    go(page, SEARCH, "trials")
+    page.get_by_label("Filter").fill("(val_acc<0.45 OR val_acc>0.8) state=completed")
     expect(page.locator("#summary")).to_contain_text(re.compile(r"^[1-5]?\d of 60 ended"))
     matching = int(page.locator("#summary").inner_text().split()[0])
-    with page.expect_download() as told:
-        page.get_by_role("link", name="CSV").click()
-    lines = told.value.path().read_text().splitlines()
-    assert lines[0].startswith("rank,trial,state,val_acc,") and len(lines) == matching + 1
+    assert matching > 0
+    frames = []
+    for name, read in (("CSV", pd.read_csv), ("Parquet", pd.read_parquet)):
+        with page.expect_download() as told:
+            page.get_by_role("link", name=name).click()
+        frames.append(read(told.value.path()))
+    for frame in frames:
+        assert list(frame.columns[:4]) == ["rank", "trial", "state", "val_acc"]
+        assert len(frame) == matching and not frame["val_acc"].between(0.45, 0.8).any()
 
 
 def _follows_addresses(page: Page) -> None:
@@ -417,12 +436,9 @@ def _opens_a_point(page: Page) -> None:
     figure = page.locator('[data-figure="hyperparameters"]')
     figure.scroll_into_view_if_needed()  # it is drawn when it is seen
     point = figure.locator(".scatterlayer .points path").first
-    point.scroll_into_view_if_needed()
     expect(point).to_be_visible()
-    place_ = point.bounding_box()
-    assert place_ is not None
-    page.mouse.move(place_["x"] + place_["width"] / 2, place_["y"] + place_["height"] / 2)
-    page.wait_for_timeout(300)  # plotly.js looks for the point below the pointer
+    point.scroll_into_view_if_needed()
+    wait_for(lambda: re.search(r"coarse-\d{4}", hover(page, point)), "the point's text")
     page.mouse.down()
     page.mouse.up()
     expect(page).to_have_url(re.compile(r"/trial/coarse-\d{4}$"))
@@ -434,22 +450,18 @@ def _lists_all_searches(here: Place, page: Page, pictures: Path) -> None:
     file.write_text(file.read_text().replace(f'name = "{SEARCH}"', 'name = "other"'))
     page.get_by_role("link", name="all", exact=True).click()
     expect(page.locator(".card[data-search]")).to_have_count(2)
-    picture(page, pictures, "searches")
+    look(page, pictures, "searches")
     page.get_by_role("link", name="other").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("other")
 
 
-def _becomes_dark(page: Page, pictures: Path) -> None:
+def _changes_colours(page: Page, screen: Screen) -> None:
     theme = "document.documentElement.dataset.theme"
-    assert page.evaluate(theme) == "light"
-    page.emulate_media(color_scheme="dark")  # the system's setting
-    wait_for(lambda: page.evaluate(theme) == "dark", "the page to follow the system")
-    page.get_by_role("button", name="Use light colours").click()
-    assert page.evaluate(theme) == "light"
-    page.get_by_role("button", name="Use dark colours").click()
-    assert page.evaluate(theme) == "dark"
-    for name in ("overview", "trials", "figures", "trial/coarse-0003"):
-        go(page, SEARCH, name)
-        page.wait_for_selector("h1")
-        page.wait_for_timeout(1500)  # no condition holds on every page: let it draw
-        picture(page, pictures, f"{name.partition('/')[0]}-dark")
+    other: Theme = "light" if screen.theme == "dark" else "dark"
+    assert page.evaluate(theme) == screen.theme
+    page.emulate_media(color_scheme=other)  # the system's setting
+    wait_for(lambda: page.evaluate(theme) == other, "the page to follow the system")
+    page.get_by_role("button", name=f"Use {screen.theme} colours").click()
+    assert page.evaluate(theme) == screen.theme
+    page.get_by_role("button", name=f"Use {other} colours").click()
+    assert page.evaluate(theme) == other

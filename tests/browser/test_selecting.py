@@ -1,4 +1,4 @@
-"""Selecting trials in a figure, choosing columns, addresses, descent: at three widths."""
+"""Selecting trials in a figure, choosing columns, addresses, descent: on three screens."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.browser.accessible import find_violations
-from tests.browser.visit import go, picture, serve, visit
+from tests.browser.visit import SCREENS, Screen, go, hover, look, serve, visit
 from tests.integration.commands import place, wait_for
 
 SEARCH = "digits"
-WIDTHS = (1440, 1024, 400)
 TITLES_ARE_WHOLE = """figure => {
   const around = figure.getBoundingClientRect();
   const titles = [...figure.querySelectorAll(".xtitle, .ytitle, .legend")];
@@ -85,11 +83,11 @@ def _drag(page: Page, axis: str, top: float, bottom: float) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
 def test_a_part_of_an_axis_filters_table_figure_address_and_download(
-    address: str, browser: Browser, pictures: Path, width: int
+    address: str, browser: Browser, pictures: Path, screen: Screen
 ) -> None:
-    with visit(browser, address, {"width": width, "height": 900}) as page:
+    with visit(browser, address, screen) as page:
         go(page, SEARCH, "trials?figure=parallel")
         _wait_for_rows(page, 60)
         expect(page.locator('.brush [data-axis="hidden"]')).to_be_visible()
@@ -107,7 +105,7 @@ def test_a_part_of_an_axis_filters_table_figure_address_and_download(
         _drag(page, "hidden", -0.02, 0.1)  # an option: the last of them, at the top
         wait_for(lambda: "hidden=256" in _asked(page).get("filter", ""), "the option")
         expect(page.locator(".brush .part:visible")).to_have_count(2)
-        picture(page, pictures, f"selected-{width}")
+        look(page, pictures, "selected")
         _carries_on(page)
         _clears(page)
 
@@ -153,11 +151,11 @@ def _clears(page: Page) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
 def test_columns_are_chosen_sorted_linked_and_downloaded(
-    address: str, browser: Browser, pictures: Path, width: int
+    address: str, browser: Browser, pictures: Path, screen: Screen
 ) -> None:
-    with visit(browser, address, {"width": width, "height": 900}) as page:
+    with visit(browser, address, screen) as page:
         go(page, SEARCH, "trials")
         _wait_for_rows(page, 60)
         heads = page.locator("#ranking thead th")
@@ -167,7 +165,7 @@ def test_columns_are_chosen_sorted_linked_and_downloaded(
         expect(heads.filter(has_text="seconds")).to_have_count(1)
         page.locator("#columns").get_by_label("val_loss").uncheck()
         expect(heads.filter(has_text="val_loss")).to_have_count(0)
-        picture(page, pictures, f"columns-{width}")
+        look(page, pictures, "columns")
         page.get_by_role("button", name="seconds").click()
         expect(page.locator('th[aria-sort="descending"]')).to_contain_text("seconds")
         assert _asked(page)["sort"] == "seconds" and "seconds" in _asked(page)["columns"]
@@ -192,10 +190,11 @@ def test_columns_are_chosen_sorted_linked_and_downloaded(
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
 def test_every_part_of_an_address_is_obeyed_on_the_page_itself(
-    address: str, browser: Browser
+    address: str, browser: Browser, screen: Screen
 ) -> None:
-    with visit(browser, address) as page:
+    with visit(browser, address, screen) as page:
         go(page, SEARCH, "trials?filter=hidden%3D64")
         expect(page.get_by_label("Filter")).to_have_value("hidden=64")
         go(page, SEARCH, "trials?filter=hidden%3D128&stage=coarse&order=desc&sort=val_loss")
@@ -224,25 +223,16 @@ def test_every_part_of_an_address_is_obeyed_on_the_page_itself(
         expect(page.get_by_role("alert").filter(has_text="no such column")).to_be_visible()
 
 
-def _hover(page: Page, point: Locator) -> str:
-    """Move the mouse to a point, where it is now, and return what the figure says of it."""
-    box = point.bounding_box()
-    assert box is not None
-    page.mouse.move(0, 0)
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_timeout(300)
-    return str(page.locator(".hoverlayer").first.text_content())
-
-
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
 def test_a_point_leads_to_the_trial_that_it_was_drawn_around(
-    address: str, browser: Browser
+    address: str, browser: Browser, screen: Screen
 ) -> None:
-    with visit(browser, address) as page:
+    with visit(browser, address, screen) as page:
         go(page, SEARCH, "figures?figure=hyperparameters&filter=trial%3Dcoarse-0040")
         point = page.locator('[data-figure="hyperparameters"] .scatterlayer .points path').first
         expect(point).to_be_visible()
-        wait_for(lambda: "density of coarse-0001" in _hover(page, point), "the point's text")
+        wait_for(lambda: "density of coarse-0001" in hover(page, point), "the point's text")
         page.mouse.down()
         page.mouse.up()
         menu = page.locator("#kin")
@@ -272,19 +262,15 @@ def test_curves_have_their_names_in_words(address: str, browser: Browser) -> Non
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("screen", SCREENS, ids=str)
 def test_every_view_is_accessible_and_fits(
-    address: str, browser: Browser, pictures: Path, width: int
+    address: str, browser: Browser, pictures: Path, screen: Screen
 ) -> None:
-    with visit(browser, address, {"width": width, "height": 900}) as page:
+    with visit(browser, address, screen) as page:
         for name, view in VIEWS.items():
             go(page, SEARCH, view)
             expect(page.locator("h1")).to_be_visible()
             if page.locator("figure").count():
                 page.locator("figure").first.scroll_into_view_if_needed()
                 expect(page.locator("figure .main-svg").first).to_be_visible()
-            for theme in ("light", "dark"):
-                page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
-                told = find_violations(page)
-                assert not told, f"{name} at {width} pixels, {theme}: {told}"
-                picture(page, pictures, f"{name}-{width}-{theme}")
+            look(page, pictures, name)

@@ -4,13 +4,21 @@ import {fill, h} from "./dom.js";
 
 const TRIAL = /\b[A-Za-z][A-Za-z0-9_]{0,31}-\d{4,9}\b/g; // the name of a trial
 
+const SOURCE = "/static/plotly.min.js";
+
 let loading = null;
+let turn = Promise.resolve(); // ends when the figure before has been painted
+
+/** Fetches plotly.js into the browser's cache without running it: a figure may soon be drawn. */
+export function fetchPlotly() {
+  fetch(SOURCE).then((answer) => answer.blob()).catch(() => null); // plotly() tells what is wrong
+}
 
 /** Loads plotly.js, once. */
 export function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
-    script.src = "/static/plotly.min.js";
+    script.src = SOURCE;
     script.addEventListener("load", () => resolve(window.Plotly));
     script.addEventListener("error", () => {
       loading = null;
@@ -24,13 +32,29 @@ export function plotly() {
 // The button that sends a chart to the makers of plotly.js is off, as in master/figures/style.py.
 const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"]};
 
+/** Waits until the browser has painted what was drawn before; a hidden page paints nothing. */
+const painted = () => new Promise((resolve) => (document.hidden ? setTimeout(resolve) : requestAnimationFrame(() => setTimeout(resolve))));
+
 /**
  * Draws or redraws a figure in an element. The reader's zoom stays while the data grow.
+ * One figure is painted before the next one is drawn, so that the first does not wait for all.
  * A click on a point whose text or line names a trial calls `open` with the name. If the text names
  * the trials that it was drawn around, too, the reader chooses one of them.
  */
 export async function draw(element, figure, open = null) {
   const library = await plotly();
+  const before = turn;
+  let paint = null;
+  turn = new Promise((resolve) => (paint = resolve));
+  try {
+    await before;
+    await drawNow(library, element, figure, open);
+  } finally {
+    painted().then(paint);
+  }
+}
+
+async function drawNow(library, element, figure, open) {
   if (!element.isConnected) return;
   const isNew = !element.classList.contains("js-plotly-plot");
   await library.react(element, figure.data, {...figure.layout, uirevision: "kept"}, CONFIG);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from common.errors import CheckpointError
 from common.folder.records import SearchFolder
@@ -71,10 +72,8 @@ class WholeRanking:
 def _whole(views: Sequence[StageView], version: int) -> Whole:
     searching = [view for view in views if view.stage.searches]
     records = [record for view in searching for record in view.ranked.records]
-    present = {
-        row["checkpoint"] for view in searching for row in view.ranked.rows if row["checkpoint"]
-    }
-    rows = tuple(ranking.rows(ranking.frame(records), present)) if records else ()
+    begun = [view.ranked for view in searching if view.ranked.records]
+    rows = begun[0].rows if len(begun) == 1 else _rank(begun)
     best, found, until = (
         ranking.best(records) if records else [],
         dict[str, tuple[Border, ...]](),
@@ -90,6 +89,13 @@ def _whole(views: Sequence[StageView], version: int) -> Whole:
             top = [record.hyperparameters for record in one_of_each(best) if record.stage in until]
             found[view.stage.name] = tuple(borders_of(top, space)) if top else ()
     return Whole(Ranked(version, rows, tuple(records)), found, len(best), nothing)
+
+
+def _rank(stages: Sequence[Ranked]) -> tuple[dict[str, Any], ...]:
+    """Return the common ranking of stages that are ranked each for itself."""
+    records = [record for stage in stages for record in stage.records]
+    present = {row["checkpoint"] for stage in stages for row in stage.rows if row["checkpoint"]}
+    return tuple(ranking.rows(ranking.frame(records), present)) if records else ()
 
 
 class Promotions:
