@@ -45,6 +45,7 @@ from common.search.search_file import NAME_PATTERN, Search, load_search
 from common.search.trial import STAGE_PATTERN, TRIAL_PATTERN
 from common.shell_command import shell_command
 
+REPORT = "report.html"  # in a stage's folder, and in the search's
 MAX_RECORD_BYTES = 16 << 20  # a million epochs; a larger file is not a record
 _TRIAL = rf"(?P<trial>{TRIAL_PATTERN.pattern})"
 ATTEMPT_PATTERN = re.compile(rf"{_TRIAL}-try=(?P<attempt>\d{{1,9}})\.(?:json|pt|txt)", re.ASCII)

@@ -6,12 +6,10 @@ import html
 from collections.abc import Collection
 
 from common.folder import durable
-from common.folder.records import SearchFolder
+from common.folder.records import REPORT, SearchFolder
 from common.search.search_file import Search
 from common.search.stage import Stage
 from master.report.page import cells, library_name, page, plotly_js
-
-NAME = "report.html"  # in a stage's folder, and in the search's
 
 
 def share_library(folder: SearchFolder) -> str:
@@ -36,7 +34,7 @@ def write_contents(search: Search, folder: SearchFolder) -> None:
     rows = ""
     for stage in search.stages:
         name = html.escape(stage.name)
-        link = f'<a href="{name}/{NAME}">report</a>' if _is_drawn(folder, stage) else "none yet"
+        link = f'<a href="{name}/{REPORT}">report</a>' if _is_drawn(folder, stage) else "none yet"
         rows += (
             f"<tr><td>{name}</td><td>{stage.kind}</td><td>{stage.trials}</td><td>{link}</td></tr>"
         )
@@ -46,7 +44,7 @@ def write_contents(search: Search, folder: SearchFolder) -> None:
         f'<div class="table"><table>{cells(["stage", "kind", "trials", ""], "th")}{rows}</table>'
         "</div>"
     )
-    durable.replace(folder.path / NAME, page(title, body, []).encode())
+    durable.replace(folder.path / REPORT, page(title, body, []).encode())
 
 
 def find_ways(
@@ -60,15 +58,15 @@ def find_ways(
         stage: the stage.
         also: stages whose reports are about to be written.
     """
-    parts = [f'<a href="../{NAME}">{html.escape(search.name)}</a>']
+    parts = [f'<a href="../{REPORT}">{html.escape(search.name)}</a>']
     for other in search.stages:
         name = html.escape(other.name)
         if other.name == stage.name:
             parts.append(f"<b>{name}</b>")
         elif other.name in also or _is_drawn(folder, other):
-            parts.append(f'<a href="../{name}/{NAME}">{name}</a>')
+            parts.append(f'<a href="../{name}/{REPORT}">{name}</a>')
     return f'<p class="small">{" · ".join(parts)}</p>'
 
 
 def _is_drawn(folder: SearchFolder, stage: Stage) -> bool:
-    return (folder.stage(stage.name).path / NAME).is_file()
+    return (folder.stage(stage.name).path / REPORT).is_file()

@@ -15,13 +15,13 @@ from typing import Any
 from common.folder import durable
 from common.folder.chosen import Chosen
 from common.folder.record import Record, format_metric
-from common.folder.records import SearchFolder
+from common.folder.records import REPORT, SearchFolder
 from common.search.search_file import Search
 from common.search.space import Space
 from common.search.stage import Stage
 from master.figures.catalogue import NARROW_COLUMNS, Material, draw
 from master.figures.names import FIGURES
-from master.report.contents import NAME, find_ways, share_library, write_contents
+from master.report.contents import find_ways, share_library, write_contents
 from master.report.figure_data import Following, Known, gather, read_following, read_known
 from master.report.kinds import REPORTS
 from master.report.lines import (
@@ -113,7 +113,7 @@ def write_report(
         return out
     library = f"../{share_library(folder)}"
     ways = find_ways(search, folder, stage, also)
-    path = folder.stage(stage.name).path / NAME
+    path = folder.stage(stage.name).path / REPORT
     own = report_page(search, stage, known, material, following, library, ways)
     durable.replace(path, own.encode())
     write_contents(search, folder)

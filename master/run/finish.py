@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.console import Console
 
 from common.folder import durable
-from common.folder.records import SearchFolder
+from common.folder.records import REPORT, SearchFolder
 from common.search.stage import Stage
 from common.shell_command import shell_command
 from master.launchers.background import draw_reports_in_background
@@ -25,7 +25,6 @@ from master.strategy.box import Proposal
 from master.strategy.guessing import guessing
 from master.strategy.ranges import write_proposal
 
-REPORT = "report.html"  # the name that master/report/contents.py uses
 DRAW_EVERY_S = 60.0  # in a launch of so many seconds, some seconds of drawing do not matter
 
 
