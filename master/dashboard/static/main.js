@@ -5,7 +5,7 @@ import {comparePage} from "./compare.js";
 import {fill, h, setText} from "./dom.js";
 import {figuresPage} from "./figures.js";
 import {overviewPage} from "./overview.js";
-import {fetchPlotly} from "./plot.js";
+import {plotly} from "./plot.js";
 import {searchesPage} from "./searches.js";
 import {trialPage} from "./trial.js";
 import {trialsPage} from "./trials.js";
@@ -170,10 +170,11 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-if (DRAWN.includes(parse(location.hash).name)) fetchPlotly();
 app.ticked = new Set(); // trials to compare, as `search/trial`
 app.session = await get("session").catch(() => app.session);
 app.state = await get("state", {search: parse(location.hash).search}).catch(() => null);
+// The first figure soon needs it. The browser fetches it while the page is drawn.
+if (DRAWN.includes(parse(location.hash).name) && app.state?.overview?.stages.some((stage) => stage.ended)) plotly().catch(() => null);
 if (app.state) drawSearches();
 drawHealth();
 setText(

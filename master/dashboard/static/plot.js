@@ -4,21 +4,15 @@ import {fill, h} from "./dom.js";
 
 const TRIAL = /\b[A-Za-z][A-Za-z0-9_]{0,31}-\d{4,9}\b/g; // the name of a trial
 
-const SOURCE = "/static/plotly.min.js";
-
+const waiting = []; // figures to be drawn: {element, begin}
+let drawing = false; // until the figure has been painted
 let loading = null;
-let turn = Promise.resolve(); // ends when the figure before has been painted
-
-/** Fetches plotly.js into the browser's cache without running it: a figure may soon be drawn. */
-export function fetchPlotly() {
-  fetch(SOURCE).then((answer) => answer.blob()).catch(() => null); // plotly() tells what is wrong
-}
 
 /** Loads plotly.js, once. */
 export function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = document.createElement("script");
-    script.src = SOURCE;
+    script.src = "/static/plotly.min.js";
     script.addEventListener("load", () => resolve(window.Plotly));
     script.addEventListener("error", () => {
       loading = null;
@@ -35,6 +29,14 @@ const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, pl
 /** Waits until the browser has painted what was drawn before; a hidden page paints nothing. */
 const painted = () => new Promise((resolve) => (document.hidden ? setTimeout(resolve) : requestAnimationFrame(() => setTimeout(resolve))));
 
+/** Begins the waiting figure that is highest on the page. */
+function drawNext() {
+  if (drawing || !waiting.length) return;
+  drawing = true;
+  waiting.sort((a, b) => (a.element.compareDocumentPosition(b.element) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1));
+  waiting.shift().begin();
+}
+
 /**
  * Draws or redraws a figure in an element. The reader's zoom stays while the data grow.
  * One figure is painted before the next one is drawn, so that the first does not wait for all.
@@ -43,14 +45,16 @@ const painted = () => new Promise((resolve) => (document.hidden ? setTimeout(res
  */
 export async function draw(element, figure, open = null) {
   const library = await plotly();
-  const before = turn;
-  let paint = null;
-  turn = new Promise((resolve) => (paint = resolve));
+  await new Promise((begin) => {
+    waiting.push({element, begin});
+    setTimeout(drawNext); // until then others come that waited for plotly.js
+  });
   try {
-    await before;
     await drawNow(library, element, figure, open);
   } finally {
-    painted().then(paint);
+    await painted();
+    drawing = false;
+    drawNext();
   }
 }
 
