@@ -96,9 +96,12 @@ def test_a_forked_loop_is_as_a_new_interpreter_would_be(
     assert noted["parent"] == zygote.pid and noted["session"] == noted["pid"]
     assert noted["stdin"] == os.devnull and noted["main"] and noted["threads"] == 1
     assert noted["line"].rstrip("\0") == "worker.own.child" and noted["name"] == "loop\n"
-    # A shell starts what runs beside it with SIGINT ignored, and interpreters leave it so.
-    hears = signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
-    assert noted["handlers"] == [True, True] and noted["interrupt"] is hears
+    # A shell starts what runs beside it with SIGINT ignored, nohup does so with SIGHUP, and
+    # interpreters leave it so.
+    hears, hangs = (
+        signal.getsignal(one) is not signal.SIG_IGN for one in (signal.SIGINT, signal.SIGHUP)
+    )
+    assert noted["handlers"] == [hangs, True] and noted["interrupt"] is hears
     assert noted["environ"] == "set after the zygote was forked"
     assert [Path(word).name for word in noted["argv"]] == ["child.py"]
     loops.host.close()
