@@ -19,6 +19,7 @@ from common.errors import QueueError
 from common.folder.records import SearchFolder
 from common.queue.trial_queue import TrialQueue
 from common.search.search_file import load_search
+from common.search.trial import Running
 from master.stages.sampling import configurations
 from master.stages.source import first_source
 from tests.integration.commands import BUSY_S, DEADLINE_S, Place, place, wait_for
@@ -53,19 +54,23 @@ def taken(here: Place, attempts: dict[str, int]) -> int:
     return sum(attempts.values()) - len(attempts) - sum(map(int, given))
 
 
-def half_way(here: Place) -> bool:
-    """Wait until trials are training.
+def read_running(here: Place) -> list[Running]:
+    """Return the trials that are training.
 
     This reads Redis directly: on a busy machine a command may take as long as the whole search.
     """
     search = SearchFolder(here.root, "digits").search()
     if search is None or search.id is None:
-        return False
+        return []
     with here.connection() as client, contextlib.suppress(redis.ConnectionError, QueueError):
-        running = TrialQueue(client, search.id).running()
-        trains = any(one.progress is not None and one.progress.epoch > 0 for one in running)
-        return trains and len(running) >= 4
-    return False
+        return TrialQueue(client, search.id).running()
+    return []
+
+
+def half_way(here: Place) -> bool:
+    running = read_running(here)
+    trains = any(one.progress is not None and one.progress.epoch > 0 for one in running)
+    return trains and len(running) >= 4
 
 
 def all_have_ended(here: Place) -> bool:
@@ -249,7 +254,7 @@ def test_a_worker_stopped_beyond_its_lease_and_continued(here: Place) -> None:
         == 0
     )
     sleeper = here.start("worker", "start", log="sleeper.log")
-    wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 8, "all trials on one worker")
+    wait_for(lambda: len(read_running(here)) == 8, "all trials on one worker")
     os.kill(sleeper.pid, signal.SIGSTOP)
     other = here.start("master", "launch", "--stage", "coarse", "--workers", "1", log="master.log")
     assert other.wait(DEADLINE_S) == 0, here.output("master.log")
@@ -343,7 +348,7 @@ def test_kill_of_a_trial_while_it_trains(here: Place) -> None:
         == 0
     )
     here.start("worker", "start", log="worker.log")
-    wait_for(lambda: here.status()["stages"]["coarse"]["running"] == 4, "running trials")
+    wait_for(lambda: len(read_running(here)) == 4, "running trials")
     killed = here.run("master", "kill", "--trial", "coarse-0002", "--yes")
     assert killed.returncode == 0 and "killed" in killed.stdout
     assert here.status()["stages"]["coarse"]["killed"] == 1  # at once
