@@ -6,8 +6,8 @@ same trials take turns, epoch by epoch, in one process with one thread. Processo
 so that other processes on the machine disturb less. Below the totals is the time of each part.
 
 **Pages.** Visits of `master serve` in Chromium, beside optuna-dashboard with the same trials: the
-bytes of a first and of a second visit, and the seconds until the best trial and a figure are shown.
-The two take turns, each visit in a new browser; figures are medians.
+bytes of a first and of a third visit, and the seconds until the best trial and a figure are shown.
+The two take turns, each three visits with a new profile; figures are medians.
 
     python benchmarks/watching.py [--quick] [--only curves|pages] [--trials 50 1000 10000]
         [--alone]
@@ -153,9 +153,9 @@ def main() -> None:
 
 def compare_pages(numbers: list[int], n_visits: int, alone: bool) -> None:
     from benchmarks.watched.servers import Served, make_search, serve_optuna, serve_ours
-    from benchmarks.watched.visits import Visit, middle, visit_twice
+    from benchmarks.watched.visits import Visit, middle, visit_three_times
 
-    print("| trials | page | first visit | second | best trial shown | figure | of the second |")
+    print("| trials | page | first visit | third | best trial shown, figure | second | third |")
     print("|---|---|---|---|---|---|---|")
     for n_trials in numbers:
         with tempfile.TemporaryDirectory() as folder:
@@ -165,16 +165,16 @@ def compare_pages(numbers: list[int], n_visits: int, alone: bool) -> None:
                 dashboards: list[Served] = [running.enter_context(serve_ours(root, best))]
                 if not alone:
                     dashboards.append(running.enter_context(serve_optuna(root)))
-                seen: dict[str, list[tuple[Visit, Visit]]] = {one.name: [] for one in dashboards}
+                seen: dict[str, list[tuple[Visit, ...]]] = {one.name: [] for one in dashboards}
                 for _ in range(n_visits):
                     for served in dashboards:
-                        seen[served.name].append(visit_twice(served))
+                        seen[served.name].append(visit_three_times(served))
         for name, visits in seen.items():
-            first, second = (middle([pair[n] for pair in visits]) for n in (0, 1))
+            each = [middle([visit[n] for visit in visits]) for n in range(3)]
+            seconds = " | ".join(f"{one.content_s:.2f} s, {one.figure_s:.2f} s" for one in each)
             print(
-                f"| {n_trials:,} | {name} | {first.n_bytes / 1e6:.2f} MB | "
-                f"{second.n_bytes / 1e6:.3f} MB | {first.content_s:.2f} s | "
-                f"{first.figure_s:.2f} s | {second.content_s:.2f} s, {second.figure_s:.2f} s |",
+                f"| {n_trials:,} | {name} | {each[0].n_bytes / 1e6:.2f} MB | "
+                f"{each[2].n_bytes / 1e6:.3f} MB | {seconds} |",
                 flush=True,
             )
     print(f"load of this machine at the end: {os.getloadavg()[0]:.1f}, {os.cpu_count()} cores")

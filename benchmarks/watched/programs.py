@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 T = TypeVar("T")
 PATIENCE_S = 300.0  # only there to stop a hang
@@ -42,12 +42,34 @@ def wait(condition: Callable[[], T], process: subprocess.Popen[bytes]) -> T:
 @contextlib.contextmanager
 def chromium() -> Iterator[Browser]:
     """Run the Chromium of this machine."""
-    program = next((found for name in CHROMIUMS if (found := shutil.which(name))), None)
-    if program is None:
-        raise SystemExit(f"no {' or '.join(CHROMIUMS)} in the PATH; apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=_find_chromium(), args=["--no-sandbox"]
+        )
         try:
             yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def chromium_of_a_person(folder: Path, width: int, height: int) -> Iterator[BrowserContext]:
+    """Run Chromium with the profile in a folder, which keeps files and compiled scripts."""
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            folder,
+            executable_path=_find_chromium(),
+            args=["--no-sandbox"],
+            viewport={"width": width, "height": height},
+        )
+        try:
+            yield context
+        finally:
+            context.close()
+
+
+def _find_chromium() -> str:
+    program = next((found for name in CHROMIUMS if (found := shutil.which(name))), None)
+    if program is None:
+        raise SystemExit(f"no {' or '.join(CHROMIUMS)} in the PATH; apt-get install chromium")
+    return program
