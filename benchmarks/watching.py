@@ -140,7 +140,7 @@ def timed(own: Callable[..., Any], name: str, spent: Counter[str]) -> Callable[.
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="15 epochs, not 100; 1 visit, not 3")
+    parser.add_argument("--quick", action="store_true", help="15 epochs, not 100; 1 profile, not 3")
     parser.add_argument("--only", choices=["curves", "pages"])
     parser.add_argument("--trials", type=int, nargs="+", default=[50, 1000, 10_000])
     parser.add_argument("--alone", action="store_true", help="without optuna-dashboard")
@@ -151,7 +151,7 @@ def main() -> None:
         compare_curves(15 if options.quick else 100)
 
 
-def compare_pages(numbers: list[int], n_visits: int, alone: bool) -> None:
+def compare_pages(numbers: list[int], n_profiles: int, alone: bool) -> None:
     from benchmarks.watched.servers import Served, make_search, serve_optuna, serve_ours
     from benchmarks.watched.visits import Visit, middle, visit_three_times
 
@@ -166,7 +166,7 @@ def compare_pages(numbers: list[int], n_visits: int, alone: bool) -> None:
                 if not alone:
                     dashboards.append(running.enter_context(serve_optuna(root)))
                 seen: dict[str, list[tuple[Visit, ...]]] = {one.name: [] for one in dashboards}
-                for _ in range(n_visits):
+                for _ in range(n_profiles):
                     for served in dashboards:
                         seen[served.name].append(visit_three_times(served))
         for name, visits in seen.items():

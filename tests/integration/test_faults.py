@@ -68,6 +68,7 @@ def read_running(here: Place) -> list[Running]:
 
 
 def half_way(here: Place) -> bool:
+    """Return whether four trials or more are training, and one has ended an epoch."""
     running = read_running(here)
     trains = any(one.progress is not None and one.progress.epoch > 0 for one in running)
     return trains and len(running) >= 4

@@ -456,6 +456,6 @@ class Loop:
         elif self._options.local and (why := self._staying.over()) is not None:
             self._say(f"{why}: leaving, so that the next command starts a worker anew")
             return True
-        # After a stage that outlived its master by long, too, it stays for the next command.
+        # The minute begins with the last word of a master or the last trial, whichever came later.
         idle_s = time.monotonic() - max(self._needed_at, self._worked_at)
         return self._options.local and idle_s > MASTER_GRACE_S

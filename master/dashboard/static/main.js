@@ -5,7 +5,6 @@ import {comparePage} from "./compare.js";
 import {fill, h, setText} from "./dom.js";
 import {figuresPage} from "./figures.js";
 import {overviewPage} from "./overview.js";
-import {plotly} from "./plot.js";
 import {searchesPage} from "./searches.js";
 import {trialPage} from "./trial.js";
 import {trialsPage} from "./trials.js";
@@ -13,7 +12,6 @@ import {workersPage} from "./workers.js";
 
 const PAGES = {overview: overviewPage, trials: trialsPage, figures: figuresPage, workers: workersPage, trial: trialPage, compare: comparePage, searches: searchesPage};
 const TABS = [["overview", "Overview"], ["trials", "Trials"], ["figures", "Figures"], ["workers", "Workers"]];
-const DRAWN = ["overview", "figures", "trial", "compare"]; // pages with figures
 const FILTERED = ["trials", "figures"]; // pages of the trials that pass the filter
 const USUAL = {sort: "rank", order: "asc"}; // what the address leaves out
 const main = document.getElementById("main");
@@ -173,8 +171,6 @@ document.addEventListener("keydown", (event) => {
 app.ticked = new Set(); // trials to compare, as `search/trial`
 app.session = await get("session").catch(() => app.session);
 app.state = await get("state", {search: parse(location.hash).search}).catch(() => null);
-// The first figure soon needs it. The browser fetches it while the page is drawn.
-if (DRAWN.includes(parse(location.hash).name) && app.state?.overview?.stages.some((stage) => stage.ended)) plotly().catch(() => null);
 if (app.state) drawSearches();
 drawHealth();
 setText(

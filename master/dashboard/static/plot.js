@@ -5,7 +5,7 @@ import {fill, h} from "./dom.js";
 const TRIAL = /\b[A-Za-z][A-Za-z0-9_]{0,31}-\d{4,9}\b/g; // the name of a trial
 
 const waiting = []; // figures to be drawn: {element, begin}
-let drawing = false; // until the figure has been painted
+let drawing = false; // whether a figure is drawn now, or is not painted yet
 let loading = null;
 
 /** Loads plotly.js, once. */
@@ -26,14 +26,21 @@ export function plotly() {
 // The button that sends a chart to the makers of plotly.js is off, as in master/figures/style.py.
 const CONFIG = {responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", displayModeBar: "hover", modeBarButtonsToRemove: ["lasso2d", "select2d"]};
 
-/** Waits until the browser has painted what was drawn before; a hidden page paints nothing. */
-const painted = () => new Promise((resolve) => (document.hidden ? setTimeout(resolve) : requestAnimationFrame(() => setTimeout(resolve))));
+/** Waits until the browser has painted what was drawn. A hidden page paints nothing. */
+function painted() {
+  const soon = document.hidden ? (next) => next() : requestAnimationFrame;
+  return new Promise((resolve) => soon(() => setTimeout(resolve)));
+}
+
+/** Whether an element comes before another one on the page. */
+const isAbove = (one, other) =>
+  Boolean(one.compareDocumentPosition(other) & Node.DOCUMENT_POSITION_FOLLOWING);
 
 /** Begins the waiting figure that is highest on the page. */
 function drawNext() {
   if (drawing || !waiting.length) return;
   drawing = true;
-  waiting.sort((a, b) => (a.element.compareDocumentPosition(b.element) & Node.DOCUMENT_POSITION_FOLLOWING ? -1 : 1));
+  waiting.sort((a, b) => (isAbove(a.element, b.element) ? -1 : 1));
   waiting.shift().begin();
 }
 
@@ -47,7 +54,7 @@ export async function draw(element, figure, open = null) {
   const library = await plotly();
   await new Promise((begin) => {
     waiting.push({element, begin});
-    setTimeout(drawNext); // until then others come that waited for plotly.js
+    setTimeout(drawNext); // so that all figures that waited for plotly.js are in the list
   });
   try {
     await drawNow(library, element, figure, open);

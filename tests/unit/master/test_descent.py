@@ -13,7 +13,8 @@ from common.folder.record import Record
 from common.search.trial import TrialState
 from master.figures.hyperparameters import hyperparameters
 from master.figures.progress import best_so_far
-from master.figures.rungs import rungs
+from master.figures.rungs import MOST_LINES, rungs
+from master.figures.style import BEST_SHARE
 from master.figures.table import table, with_shares
 from master.figures.timeline import timeline
 from master.report import stage_report
@@ -168,6 +169,18 @@ def test_promoted_trials_are_lines_over_a_log_axis_and_the_best_is_thick() -> No
     assert best.line.width > 3 and len(best.x) == 4 and best.x[3] is None
     assert list(best.y[:3]) == pytest.approx([0.3, 0.25, 0.2])
     assert figure.layout.yaxis.ticktext[1] == "0.8"  # a share stands by what it lacks to 1
+
+
+def test_of_many_trials_the_best_are_drawn_and_some_of_all_others() -> None:
+    n = 4 * MOST_LINES
+    figure = rungs(table([promoted(i, i / n) for i in range(n)]))
+    (dots,) = traces(figure, f"not promoted ({MOST_LINES:,})")
+    drawn = {int(words[7:].partition("<br>")[0]) for words in dots.text if words is not None}
+    n_best = MOST_LINES // BEST_SHARE
+    assert len(drawn) == MOST_LINES and drawn >= {0, *range(n - n_best, n)}
+    assert f"{MOST_LINES:,} of {n:,} trials are drawn" in figure.layout.title.subtitle.text.replace(
+        "<br>", " "
+    )
 
 
 def test_who_was_lost_on_the_way_is_marked_and_a_loss_stands_on_its_own_axis() -> None:
