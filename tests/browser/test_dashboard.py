@@ -438,10 +438,15 @@ def _opens_a_point(page: Page) -> None:
     point = figure.locator(".scatterlayer .points path").first
     expect(point).to_be_visible()
     point.scroll_into_view_if_needed()
-    wait_for(lambda: re.search(r"coarse-\d{4}", hover(page, point)), "the point's text")
-    page.mouse.down()
-    page.mouse.up()
-    expect(page).to_have_url(re.compile(r"/trial/coarse-\d{4}$"))
+
+    def opens() -> bool:
+        if re.search(r"coarse-\d{4}", hover(page, point)):
+            page.mouse.down()
+            page.mouse.up()
+            page.wait_for_timeout(1000)  # the point may have moved while figures were drawn
+        return bool(re.search(r"/trial/coarse-\d{4}$", page.evaluate("location.href")))
+
+    wait_for(opens, "a click on the point to open its trial")
 
 
 def _lists_all_searches(here: Place, page: Page, pictures: Path) -> None:
