@@ -121,14 +121,17 @@ class Watched:
 
 @contextmanager
 def a_sentinel(folder: Path) -> Iterator[Watched]:
-    """One Sentinel that fails over soon after the primary is gone."""
+    """One Sentinel that fails over two seconds after the primary is gone.
+
+    A busy machine lets a server wait for most of that.
+    """
     primary, replica, watcher = free_port(), free_port(), free_port()
     settings = (
         f"port {watcher}\nbind 127.0.0.1\ndir {folder}\n"
         f"sentinel monitor search 127.0.0.1 {primary} 1\n"
     )
     settings += (
-        "sentinel down-after-milliseconds search 300\nsentinel failover-timeout search 2000\n"
+        "sentinel down-after-milliseconds search 2000\nsentinel failover-timeout search 4000\n"
     )
     (folder / "sentinel.conf").write_text(settings)
     with ExitStack() as stack:
