@@ -18,6 +18,8 @@ from common.folder import durable
 
 MAX_FILE_BYTES = 1 << 16  # the file holds three short strings
 MAX_SOCKET_BYTES = 100  # the system's limit is 108 (104 on macOS)
+SOCKET = "redis.sock"
+SOCKET_PREFIX = "coarsefine-"  # of a temporary folder that holds nothing but a socket
 BOOT_ID_FILE = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -78,6 +80,15 @@ class Place:
         """
         return is_elsewhere(self.host, self.boot_id)
 
+    def is_ours(self, folder: Path) -> bool:
+        """Return whether ``choose_socket`` may have chosen the socket for ``folder``.
+
+        Another path may be that of the folder before it was moved, or anybody's file.
+        """
+        path = Path(self.socket)
+        is_temporary = path.parent.name.startswith(SOCKET_PREFIX) and path.name == SOCKET
+        return path == folder / SOCKET or is_temporary
+
     def is_outlived(self) -> bool:
         """Return whether the host has rebooted since.
 
@@ -100,13 +111,13 @@ def choose_socket(folder: Path) -> Path:
     Raises:
         QueueError: there is no such path.
     """
-    inside = folder / "redis.sock"
+    inside = folder / SOCKET
     if _fits(inside) and _holds_sockets(folder):
         return inside
     for parent in dict.fromkeys([tempfile.gettempdir(), "/tmp", "/var/tmp"]):
         with suppress(OSError):  # missing or not writable: try the next one
             # mkdtemp gives the new folder rights 0700.
-            path = Path(tempfile.mkdtemp(prefix="coarsefine-", dir=parent)) / "redis.sock"
+            path = Path(tempfile.mkdtemp(prefix=SOCKET_PREFIX, dir=parent)) / SOCKET
             if _fits(path):
                 return path
             path.parent.rmdir()
@@ -114,6 +125,18 @@ def choose_socket(folder: Path) -> Path:
         f"{folder}: there is no folder for the server's socket with a path below "
         f"{MAX_SOCKET_BYTES} bytes; set TMPDIR to one"
     )
+
+
+def remove_socket(path: Path) -> None:
+    """Remove a socket that nobody listens on, and the temporary folder made for it.
+
+    No other kind of file is removed, and no folder that holds anything.
+    """
+    with suppress(OSError):
+        if path.is_socket():
+            path.unlink()
+        if path.parent.name.startswith(SOCKET_PREFIX):
+            path.parent.rmdir()
 
 
 def boot_id() -> str:

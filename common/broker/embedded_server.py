@@ -15,7 +15,6 @@ end.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import threading
@@ -30,7 +29,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
-from common.broker.embedded_folder import Place, make_private
+from common.broker.embedded_folder import Place, make_private, remove_socket
 from common.broker.server_folder import (
     ANSWER_PATIENCE_S,
     LOADING_PATIENCE_S,
@@ -125,17 +124,18 @@ class EmbeddedServer:
     def _run(self) -> bool:
         """Make sure that a server answers. Return True if it had to be started."""
         place = self._find_place()
-        self.socket = place.socket if place else ""
+        if place is not None:
+            self.socket = place.socket
         deadline = Deadline(ANSWER_PATIENCE_S)
         while self._server.is_in_use():
             if place and self._answers(deadline):
                 return False
             if deadline.has_passed():
+                where = place.socket if place else "a known socket"
                 raise QueueError(
-                    f"{self.folder}: a server runs, but does not answer at "
-                    f"{self.socket or 'a known socket'} (it hangs, or runs in a container with "
-                    f"its own /tmp); `fuser {self._server.lock}` shows its process: end it and "
-                    "try again"
+                    f"{self.folder}: a server runs, but does not answer at {where} (it hangs, or "
+                    f"runs in a container with its own /tmp); `fuser {self._server.lock}` shows "
+                    "its process: end it and try again"
                 )
             time.sleep(RETRY_S)
         self._start(place)
@@ -149,15 +149,15 @@ class EmbeddedServer:
                 f"this there, or end what runs there, or, for several hosts, {_elsewhere()}. If "
                 f"{known.host} is gone for good, delete {self._place_file}"
             )
-        return None if known and known.is_outlived() else known
+        return None if known and (known.is_outlived() or not known.is_ours(self.folder)) else known
 
     def _start(self, known: Place | None) -> None:
         program = self._server.choose_program()
         place = known or Place.new(self.folder)
         place.write(self._place_file)
         self.socket = place.socket
+        remove_socket(Path(place.socket))  # a killed server leaves it behind
         make_private(Path(place.socket).parent)
-        Path(place.socket).unlink(missing_ok=True)  # a killed server leaves it behind
         settings = [
             ("port", "0"),  # no TCP
             ("unixsocket", place.socket),
@@ -196,7 +196,7 @@ class EmbeddedServer:
         deadline = Deadline(STOP_PATIENCE_S)
         with (
             suppress(RedisError),
-            self._connection() if Path(self.socket).exists() else client as connection,
+            self._connection() if Path(self.socket).is_socket() else client as connection,
         ):
             # The append-only file is written and synced all the same.
             connection.shutdown(nosave=True)
@@ -212,8 +212,7 @@ class EmbeddedServer:
             time.sleep(RETRY_S)
         if self._process:
             self._process.wait()
-        if Path(self.socket).parent != self.folder:
-            shutil.rmtree(Path(self.socket).parent, ignore_errors=True)
+        remove_socket(Path(self.socket))
         self._place_file.unlink(missing_ok=True)
 
     def _is_replaced(self) -> bool:

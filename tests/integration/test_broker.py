@@ -174,6 +174,35 @@ class TestSharing:
         new.close()
         assert not alive(after)
 
+    def test_no_file_is_lost_with_it_where_a_user_of_a_removed_server_works(
+        self, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = tmp_path / "project" / "train.py"
+        own.parent.mkdir()
+        own.write_text("precious")
+        monkeypatch.chdir(own.parent)
+        with open_broker(None, root) as broker:
+            shutil.rmtree(root)
+            with pytest.raises(CheckpointError):
+                broker.ensure()  # as a worker does whose connection is lost
+        assert own.read_text() == "precious"
+
+    @pytest.mark.parametrize("name", ["redis.sock", "train.py"])
+    def test_a_socket_elsewhere_takes_nothing_beside_it_along(
+        self, root: Path, tmp_path: Path, name: str
+    ) -> None:
+        own = tmp_path / "project" / "train.py"
+        own.parent.mkdir(0o755)
+        own.write_text("precious")
+        with open_broker(None, root):
+            known = json.loads((root / ".redis/server.json").read_text())
+        elsewhere = {**known, "socket": str(own.parent / name)}
+        (root / ".redis/server.json").write_text(json.dumps(elsewhere))
+        with open_broker(None, root) as broker:
+            assert broker.client.ping()
+        assert list(own.parent.iterdir()) == [own] and own.read_text() == "precious"
+        assert stat.S_IMODE(own.parent.stat().st_mode) == 0o755
+
 
 @pytest.mark.usefixtures("program")
 class TestData:
