@@ -14,6 +14,7 @@ from torch.func import vjp, vmap
 from worker.tasks import trees
 from worker.tasks.layers import GaussianDropout
 from worker.tasks.trees import Tree
+from worker.training.math.ends import join
 from worker.training.math.noise import SlotDropout
 from worker.training.math.precision import (
     BF16,
@@ -71,7 +72,7 @@ class _Called(OfLayout):
         if self._model.checkpoints:
             found = self._gradients_by_backward(ends, directions)
         else:
-            found = torch.autograd.grad(ends, leaves, directions, allow_unused=True)
+            found = torch.autograd.grad(join(ends, directions), leaves, allow_unused=True)
         self._outputs = self._activity = None
         for (name, leaf), one in zip(self._leaves.items(), found, strict=True):
             self._gradients[name].copy_(one if one is not None else torch.zeros_like(leaf))
@@ -84,7 +85,7 @@ class _Called(OfLayout):
         for leaf in leaves:
             leaf.grad = None
         try:
-            torch.autograd.backward(outputs, gradients)
+            torch.autograd.backward(join(outputs, gradients))
             return tuple(leaf.grad for leaf in leaves)
         finally:
             self._release()

@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from worker.tasks import trees
 from worker.tasks.trees import Tree
+from worker.training.math.ends import join
 
 SAMPLE = 256  # validation examples: enough for smooth histograms, at the cost of one batch
 BINS = 32
@@ -80,26 +81,25 @@ def histogram(values: Tensor) -> dict[str, Any]:
         ``low`` and ``high`` edges, ``counts`` (32), ``mean``, ``std`` (with divisor n), and
             ``zeros``, the share of values that are exactly zero.
     """
-    known = values.detach().double().flatten().cpu()
-    if not (finite := known.isfinite()).all():
-        known = known[finite]
+    known = values.detach().double().flatten().cpu().numpy()
+    if not math.isfinite(known.sum()):
+        known = known[np.isfinite(known)]
     if not len(known):
         nothing = dict.fromkeys(("low", "high", "mean", "std", "zeros"), 0.0)
         return nothing | {"counts": [0] * BINS}
-    low, high = (end.item() for end in known.aminmax())
-    counts = (
-        torch.histc(known, BINS, low, high).tolist()
-        if high > low
-        else [len(known)] + [0] * (BINS - 1)
-    )
-    std, mean = torch.std_mean(known, correction=0)
+    low, high = known.min(), known.max()
+    counts = [len(known)] + [0] * (BINS - 1)
+    if high > low:
+        # This takes a fifth of the time of torch.histc and np.histogram.
+        bins = ((known - low) / (high - low) * BINS).astype(np.intp)
+        counts = np.bincount(np.minimum(bins, BINS - 1, out=bins), minlength=BINS).tolist()
     return {
-        "low": low,
-        "high": high,
-        "counts": [int(count) for count in counts],
-        "mean": mean.item(),
-        "std": std.item(),
-        "zeros": (len(known) - int(known.count_nonzero())) / len(known),
+        "low": float(low),
+        "high": float(high),
+        "counts": counts,
+        "mean": float(known.mean()),
+        "std": float(known.std()),
+        "zeros": 1 - np.count_nonzero(known) / len(known),
     }
 
 
@@ -149,12 +149,10 @@ class _Backward(nn.Module):
     def forward(self, inputs: Tree) -> Tree:
         """Return the outputs. Leaves get their gradients."""
         outputs = self.module(inputs)
-        # The gradient of this sum is that of the loss. Passing the output gradient itself would
-        # import sympy first, which takes half a second.
         ends = self._output_gradient(trees.map_leaves(torch.detach, outputs))
         pairs = zip(trees.list_leaves(outputs), trees.list_leaves(ends), strict=True)
-        directed = torch.stack([(one * end).sum() for one, end in pairs if one.requires_grad])
-        directed.sum().backward()  # type: ignore[no-untyped-call]
+        directed = [(one, end) for one, end in pairs if one.requires_grad]
+        torch.autograd.backward(join(*zip(*directed, strict=True)))
         return outputs
 
 
