@@ -54,11 +54,17 @@ class Server:
         self._wake.setblocking(False)
         self._poke.setblocking(False)
 
+    def answer_waiting(self) -> None:
+        """Answer one message if it is there already."""
+        if select.select([self._channel], [], [], 0)[0]:
+            self._hear()
+
     def run(self) -> None:
         """Serve until the other side closes the socket."""
         signal.set_wakeup_fd(self._poke.fileno(), warn_on_full_buffer=False)
         # The wakeup descriptor is written only for signals that have a Python handler.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self._reap()  # who has ended before
         while True:
             ready, _, _ = select.select([self._channel, self._wake], [], [])
             if self._wake in ready:

@@ -168,6 +168,18 @@ def test_checks_come_back_with_code_and_output(
     assert wrong is not None and (wrong.returncode, wrong.stdout) == (2, b"")
 
 
+def test_checks_asked_for_before_all_is_loaded_are_done_and_heard(tmp_path: Path) -> None:
+    server = ForkServer(tmp_path)
+    try:
+        done = server.check(["check", "--checkpoints", str(tmp_path), "--json"])  # the first word
+        assert done is not None and done.returncode == 0 and json.loads(done.stdout)["passed"]
+        worker = Place(tmp_path, server).worker()
+        worker.terminate()
+        assert (worker.wait(DEADLINE_S), worker.unknown) == (143, False)
+    finally:
+        server.close()
+
+
 def test_when_the_master_ends_the_server_ends_and_workers_go_on_but_for_what_is_bound(
     tmp_path: Path,
 ) -> None:
