@@ -98,6 +98,11 @@ class Loop:
             QueueError: Redis refuses this user, or holds data that coarsefine did not write.
         """
         while not self._heartbeat.stopping():
+            # Redis need not be asked. The next launch may have begun one in the same place, and
+            # would count on this worker.
+            if self._options.local and (gone := self._staying.is_gone()) is not None:
+                self._say(f"{gone}: leaving")
+                return
             # Just after giving trials away, a claim would get the same trials back.
             asks = self._sharing.refills
             try:

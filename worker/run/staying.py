@@ -29,13 +29,19 @@ class Staying:
 
     def over(self) -> str | None:
         """Return why the worker should leave now, or None if it may stay."""
-        self._place = self._place or _place(self._folder)  # the folder may not have existed before
-        if self._place is not None and _place(self._folder) != self._place:
-            return f"{self._folder} is gone"
+        if (gone := self.is_gone()) is not None:
+            return gone
         changed = next(
             (path for path in self.own_sources() if _read_mtime(path) > self._since_s), None
         )
         return f"{changed} has changed since" if changed is not None else None
+
+    def is_gone(self) -> str | None:
+        """Return that the folder is gone, or None while it is there."""
+        self._place = self._place or _place(self._folder)  # the folder may not have existed before
+        if self._place is not None and _place(self._folder) != self._place:
+            return f"{self._folder} is gone"
+        return None
 
     def own_sources(self) -> list[Path]:
         """Return the user's own source files that are imported here.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import redis
 
+from common.errors import QueueError
 from worker.run import loop
 from worker.run.loop import CROWD, MASTER_GRACE_S, Loop, LoopOptions
 
@@ -36,6 +38,7 @@ class Idle:
         *,
         local: bool = False,
         idle_exit_s: float | None = None,
+        folder: Path | None = None,
         workers: int = 1,
         master: bool = True,
     ) -> None:
@@ -53,7 +56,7 @@ class Idle:
             tick_every_s=0.4,
         )
         session = SimpleNamespace(queue=queue, folder=None)
-        options = LoopOptions(local=local, idle_exit_s=idle_exit_s)
+        options = LoopOptions(local=local, idle_exit_s=idle_exit_s, folder=folder)
         self.loop = Loop(
             redis.Redis(), cast(Any, None), cast(Any, heartbeat), options, self.said.append
         )
@@ -129,6 +132,25 @@ def test_local_workers_linger_a_minute_for_the_next_command(
     later = clock(now)
     bell = idle.run(later(MASTER_GRACE_S - 1), later(0.5), later(1.0))
     assert bell.answers == []  # it stayed until the last of them
+
+
+def test_a_local_worker_whose_folder_is_gone_leaves_without_asking_redis(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    idle = Idle(monkeypatch, local=True, folder=folder)
+
+    def refuse() -> None:
+        raise QueueError("Redis is away")
+
+    def remove() -> bool:
+        folder.rmdir()
+        monkeypatch.setattr(idle.loop, "_claim", refuse)
+        return False
+
+    bell = idle.run(False, remove)
+    assert bell.answers == [] and idle.said == [f"{folder} is gone: leaving"]
 
 
 def test_the_minute_begins_after_the_last_trial(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ def test_it_stays_while_its_folder_is_there(tmp_path: Path) -> None:
     staying = Staying(folder)
     assert staying.over() is None
     folder.rename(tmp_path / "aside")
-    assert staying.over() == f"{folder} is gone"
+    assert staying.over() == staying.is_gone() == f"{folder} is gone"
     folder.mkdir()
     assert staying.over() == f"{folder} is gone"  # this one is another
     assert Staying(folder).over() is None and Staying(None).over() is None
