@@ -363,7 +363,8 @@ class Run:
                 f"{published.reconciled.to_folder} records were missing in the folder; "
                 "written again"
             )
-        if published.added and (warning := crowding(published.space, stage.trials)):
+        stacks = not self._launched.search.is_command
+        if published.added and stacks and (warning := crowding(published.space, stage.trials)):
             self._say(f"warning: {warning}")
         self._say(f"folder {self._launched.folder.stage(stage.name).path}")
 

@@ -76,7 +76,8 @@ def crowding(space: Space, n_trials: int) -> str | None:
     )
     return (
         f"{n_trials:,} trials spread over {n_groups:,.0f} combinations of whole numbers and "
-        f"choices. Only trials with the same combination share an array: {advice}"
+        f"choices. Trials of a class or of a built-in task share an array only if theirs is the "
+        f"same: {advice}"
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 GATE = Path(os.environ["GATE"])
-PATIENCE_S = 100.0  # only there to stop a hang
+PATIENCE_S = 300.0  # only there to stop a hang
 FREE = 2  # trials
 begun = count()
 

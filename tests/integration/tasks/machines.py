@@ -16,7 +16,7 @@ from torch import nn
 from worker.tasks.digits import Digits
 
 MEETING = Path(os.environ["MEETING"])
-PATIENCE_S = 60.0  # only there to stop a hang
+PATIENCE_S = 300.0  # only there to stop a hang
 
 if os.environ["MACHINE"] == "bad":
     (MEETING / "bad").touch()
