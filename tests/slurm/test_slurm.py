@@ -139,6 +139,11 @@ def test_a_cancelled_job_gives_its_trials_back_and_is_not_replaced(faults: Searc
 
 
 def test_a_job_that_uses_too_much_memory_is_told_and_replaced(faults: Search) -> None:
+    # A trial of the cancelled job would find the file as well.
+    faults.wait(
+        lambda: "COMPLETING" not in {state for state, _ in faults.jobs().values()},
+        "the end of the cancelled job",
+    )
     faults.wait_for_training(WORKERS - 1)
     (faults.here.path / "hungry").touch()
     told = faults.wait_for_word(r"Slurm job \S+ on n\d was killed .*memory.*")
