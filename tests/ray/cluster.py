@@ -19,6 +19,8 @@ from tests.integration.commands import wait_for
 from tests.slurm.cluster import free_ports
 
 CPUS = 1  # of each node, so that each has one actor
+# A head asks for a token as soon as any program of this user has ever made one.
+OPEN = {"RAY_AUTH_MODE": "disabled"}
 
 
 class Cluster:
@@ -32,7 +34,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """What a command needs to reach this cluster."""
-        return {"RAY_ADDRESS": self.address}
+        return {"RAY_ADDRESS": self.address, **OPEN}
 
     def start(self) -> None:
         port = self.address.rpartition(":")[2]
@@ -67,6 +69,7 @@ class Cluster:
             self.nodes[name] = subprocess.Popen(
                 [*command, "--disable-usage-stats", "--object-store-memory=100000000"],
                 cwd=self.folder,
+                env={**os.environ, **OPEN},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
