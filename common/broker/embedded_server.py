@@ -156,8 +156,9 @@ class EmbeddedServer:
         place = known or Place.new(self.folder)
         place.write(self._place_file)
         self.socket = place.socket
-        remove_socket(Path(place.socket))  # a killed server leaves it behind
-        make_private(Path(place.socket).parent)
+        path = Path(place.socket)
+        make_private(path.parent)
+        path.unlink(missing_ok=True)  # a killed server leaves it behind
         settings = [
             ("port", "0"),  # no TCP
             ("unixsocket", place.socket),

@@ -40,7 +40,6 @@ class Going:
     """
 
     here: Place
-    id: str
     master: subprocess.Popen[str]
     queue: TrialQueue
     gate: Path
@@ -92,7 +91,7 @@ def begun(stack: ExitStack, here: Place, lease_s: float = 30.0) -> Going:
         lambda: len(here.records()) == 2 and [trial for trial in queue.running() if trial.progress],
         "a trial in its middle",
     )
-    return Going(here, search.id, master, queue, gate)
+    return Going(here, master, queue, gate)
 
 
 @pytest.mark.faults
@@ -132,7 +131,7 @@ def test_the_primary_is_killed_and_sentinel_promotes_its_replica(tmp_path: Path)
             promoted = stack.enter_context(
                 open_broker(f"redis://127.0.0.1:{watched.replica_port}/0", here.root)
             )
-            search.queue = TrialQueue(promoted.client, search.id)
+            search.queue = TrialQueue(promoted.client, search.queue.search_id)
             search.ends_once()
             assert replica.hlen(search.queue.keys["results"]) == N
         wait_for(

@@ -98,8 +98,8 @@ class Loop:
             QueueError: Redis refuses this user, or holds data that coarsefine did not write.
         """
         while not self._heartbeat.stopping():
-            # Redis need not be asked. The next launch may have begun one in the same place, and
-            # would count on this worker.
+            # The folder is looked at before Redis is asked. The next launch may have started a
+            # Redis of its own in the same place, and would count on this worker.
             if self._options.local and (gone := self._staying.is_gone()) is not None:
                 self._say(f"{gone}: leaving")
                 return

@@ -5,8 +5,10 @@ It may as long as the command would start the same worker: the same code and the
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from worker.tasks.importing import find_users_file
@@ -22,7 +24,8 @@ class Staying:
             folder: folder of the only search that the worker works for, or None.
         """
         self._folder = folder
-        self._place = _place(folder)
+        self._held: int | None = None  # descriptor of the folder, from when it is first there
+        self._hold()
         self._since_s = time.time()
         self._looked_at: set[str] = set()  # names of modules
         self._own: list[Path] = []
@@ -37,11 +40,24 @@ class Staying:
         return f"{changed} has changed since" if changed is not None else None
 
     def is_gone(self) -> str | None:
-        """Return that the folder is gone, or None while it is there."""
-        self._place = self._place or _place(self._folder)  # the folder may not have existed before
-        if self._place is not None and _place(self._folder) != self._place:
-            return f"{self._folder} is gone"
-        return None
+        """Return that the folder is gone, or None while it is there or cannot be seen for now."""
+        self._hold()
+        if self._folder is None or self._held is None:
+            return None
+        try:
+            if os.path.samestat(self._folder.stat(), os.fstat(self._held)):
+                return None
+        except FileNotFoundError:
+            pass
+        except OSError:  # such as a network that is away
+            return None
+        return f"{self._folder} is gone"
+
+    def _hold(self) -> None:
+        """Open the folder if it is there. While it is open, no other folder gets its number."""
+        if self._folder is not None and self._held is None:
+            with suppress(OSError):
+                self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def own_sources(self) -> list[Path]:
         """Return the user's own source files that are imported here.
@@ -55,15 +71,6 @@ class Staying:
                 self._own.append(file)
         self._looked_at = set(sys.modules)
         return self._own
-
-
-def _place(folder: Path | None) -> tuple[int, int] | None:
-    """Return the folder's device and inode numbers, or None if there is no such folder."""
-    try:
-        found = folder.stat() if folder is not None else None
-    except OSError:
-        return None
-    return (found.st_dev, found.st_ino) if found is not None else None
 
 
 def _read_mtime(path: Path) -> float:

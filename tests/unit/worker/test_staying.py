@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -23,6 +24,27 @@ def test_it_stays_while_its_folder_is_there(tmp_path: Path) -> None:
     folder.mkdir()
     assert staying.over() == f"{folder} is gone"  # this one is another
     assert Staying(folder).over() is None and Staying(None).over() is None
+
+
+def test_another_folder_of_that_name_is_known_however_soon_it_is_made(tmp_path: Path) -> None:
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    staying = Staying(folder)
+    folder.rmdir()
+    folder.mkdir()  # ext4 would give it the number of the one before
+    assert staying.is_gone() == f"{folder} is gone"
+
+
+def test_a_folder_that_cannot_be_seen_for_now_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staying = Staying(tmp_path)
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, "the network is away")
+
+    monkeypatch.setattr(Path, "stat", fail)
+    assert staying.is_gone() is None
 
 
 def test_a_folder_that_is_made_later_is_waited_for(tmp_path: Path) -> None:

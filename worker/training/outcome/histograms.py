@@ -82,8 +82,8 @@ def histogram(values: Tensor) -> dict[str, Any]:
             ``zeros``, the share of values that are exactly zero.
     """
     known = values.detach().double().flatten().cpu().numpy()
-    if not math.isfinite(known.sum()):
-        known = known[np.isfinite(known)]
+    if not (finite := np.isfinite(known)).all():
+        known = known[finite]
     if not len(known):
         nothing = dict.fromkeys(("low", "high", "mean", "std", "zeros"), 0.0)
         return nothing | {"counts": [0] * BINS}
