@@ -6,7 +6,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ ASIDE = ".damaged"  # appended to the name of a file that cannot be read
 DEVICES = Path("/dev")
 # Concurrent fsyncs share commits of the journal: 64 files take about as long as 8.
 SYNC_THREADS = 8
+MOST_OPEN = 128  # files at a time, below the limits of processes
 REMEDIES = {
     errno.EROFS: "the file system is read-only; mount it writable or pass another --checkpoints",
     errno.EACCES: "permission denied; make it writable for this user or pass another --checkpoints",
@@ -194,26 +195,48 @@ def _write(
 
 
 def _sync_all(files: Iterable[tuple[Path, bytes, int]]) -> None:
-    batch = list(files)
-    if len(batch) == 1:
-        _write_synced(*batch[0])
+    """Create files with these contents and rights. They are durable on return, but for their names.
+
+    Threads do nothing but sync: where they also run Python code, they wait for each other.
+    """
+    rest = list(files)
+    while rest:
+        batch, rest = rest[:MOST_OPEN], rest[MOST_OPEN:]
+        descriptors: list[int] = []
+        try:
+            for file in batch:
+                descriptors.append(_create(*file))
+            _sync(descriptors)
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+
+def _create(path: Path, content: bytes, mode: int) -> int:
+    """Create a file, which is not durable yet. Return its descriptor."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _sync(descriptors: Sequence[int]) -> None:
+    if len(descriptors) == 1:
+        os.fsync(descriptors[0])
         return
 
-    def write(first: int) -> None:
-        for item in batch[first::SYNC_THREADS]:
-            _write_synced(*item)
+    def sync(first: int) -> None:
+        for descriptor in descriptors[first::SYNC_THREADS]:
+            os.fsync(descriptor)
 
     with ThreadPoolExecutor(SYNC_THREADS) as pool:
-        for _ in pool.map(write, range(min(SYNC_THREADS, len(batch)))):
+        for _ in pool.map(sync, range(min(SYNC_THREADS, len(descriptors)))):
             pass
-
-
-def _write_synced(path: Path, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(descriptor)
 
 
 def set_aside(path: Path) -> Path:
@@ -260,4 +283,4 @@ def sync_folder(folder: Path) -> None:
 
 
 def _temporary_name(final: Path) -> Path:
-    return final.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+    return final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}")

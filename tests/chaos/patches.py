@@ -231,19 +231,19 @@ def _around_words(arrive: Callable[[str], None]) -> None:
 
 
 def _around_files(arrive: Callable[[str], None]) -> None:
-    write, link, replace = durable._write_synced, os.link, os.replace
+    create, link, replace = durable._create, os.link, os.replace
 
-    def watched_write(path: Path, content: bytes, mode: int) -> None:
+    def watched_create(path: Path, content: bytes, mode: int) -> int:
         kind = _kind(path)
         if kind is None:
-            write(path, content, mode)
-            return
+            return create(path, content, mode)
         with path.open("wb") as half:
             half.write(content[: len(content) // 2])
         arrive(f"{kind}_half")
         path.unlink()
-        write(path, content, mode)
+        descriptor = create(path, content, mode)
         arrive(f"{kind}_temporary")
+        return descriptor
 
     def named(real: Callable[..., None]) -> Callable[..., None]:
         def watched(source: Any, target: Any, **options: Any) -> None:
@@ -253,7 +253,7 @@ def _around_files(arrive: Callable[[str], None]) -> None:
 
         return watched
 
-    durable._write_synced = watched_write
+    durable._create = watched_create
     os.link, os.replace = named(link), named(replace)
 
 
