@@ -16,6 +16,7 @@ interleaved, and medians are printed.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import random
@@ -83,8 +84,8 @@ class FreeWatch:
 def jobs_for(n: int, epochs: int, optimizer: str, batch_size: int) -> list[Claim]:
     """Return jobs with randomly drawn configurations."""
     draw = random.Random(SEARCH_SEED)
-    # log10 of the highest learning rate, at which no trial explodes
-    top = -2.0 if optimizer == "adam" else -1.5
+    # log10 of the highest learning rate, at which no trial explodes: less for smaller batches
+    top = (-2.0 if optimizer == "adam" else -1.5) + math.log10(min(1.0, batch_size / 64))
     return [_job(i, epochs, _configuration(draw, top, optimizer, batch_size)) for i in range(n)]
 
 
