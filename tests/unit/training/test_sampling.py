@@ -94,3 +94,20 @@ def test_only_a_sample_is_compared_where_all_agree(
     monkeypatch.setattr(array, "differences", counted)
     outcomes([job(i, 1, learning_rate=0.01 + i / 1000) for i in range(WIDTH)], task=task())
     assert compared == [(n, n)]
+
+
+def test_slots_that_share_a_module_are_compared_in_their_first_array_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[int] = []
+    own = array.differences
+
+    def counted(stack: Any, models: Any, *more: Any) -> dict[int, str]:
+        compared.append(len(models))
+        return own(stack, models, *more)
+
+    monkeypatch.setattr(array, "differences", counted)
+    first = [job(i, 1, learning_rate=0.01 + i / 1000) for i in range(8)]
+    other = [job(i, 1, learning_rate=0.01 + i / 1000, hidden=7) for i in range(8, 16)]
+    outcomes([*first, *other], task=SmallDigits(), width=2)
+    assert compared == [2, 2]

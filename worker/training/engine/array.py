@@ -91,7 +91,7 @@ class TrialArray:
         self._backends = backends
         self.waiting_steps = 0  # steps of trials that will join, as far as known
         self.paused = False  # whether all slots are inside an epoch
-        self._sampling = Sampling()
+        self._sampling = Sampling(model.structure in setting.agreed)
         self.slots, rows, sums = self._prepare_entries(entries)
         self._shapes = shapes
         self.stack = self._stack(self._network, rows)
@@ -128,11 +128,14 @@ class TrialArray:
         A sample of the slots is compared. If one of them differs, all are.
         """
         slots = {position: self.slots[position] for position in positions}
+        sharing = [position for position, slot in slots.items() if slot.model.start is not None]
         chosen = self._sampling.choose(
             {position: slot.claim.trial.hyperparameters for position, slot in slots.items()},
-            [position for position, slot in slots.items() if slot.model.start is not None],
+            sharing,
         )
         found = self._compare(chosen)
+        if not found and set(sharing) & set(chosen):
+            self._setting.agreed.add(self._model.structure)
         return found | self._compare(sorted(slots.keys() - {*chosen})) if found else found
 
     def _compare(self, positions: Sequence[int]) -> dict[int, str]:

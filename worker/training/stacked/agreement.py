@@ -39,7 +39,9 @@ LOOSE_TOLERANCE = 2e-3
 # convolutions. No fixed number fits both.
 ROUNDING = 4.0
 COMPARED = 8  # slots of an array with modules of their own, at least
-SHARING = 2  # slots of an array that share a module, which hides nothing from one of them alone
+# Slots of the first array that share a module, which hides nothing from one of them alone. Further
+# arrays of its structure are stacked in the same way.
+SHARING = 2
 
 
 class Sampling:
@@ -50,9 +52,10 @@ class Sampling:
     Of one with many, such as a learning rate, the first slots have several already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agreed: bool = False) -> None:
+        """Create a sampling. ``agreed`` tells that slots that share a module need no comparison."""
         self._n_slots = 0
-        self._n_left, self._n_sharing_left = COMPARED, SHARING
+        self._n_left, self._n_sharing_left = COMPARED, 0 if agreed else SHARING
         self._values: defaultdict[str, set[Hashable]] = defaultdict(set)
         self._compared: set[tuple[str, Hashable]] = set()
 

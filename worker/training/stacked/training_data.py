@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -98,6 +98,8 @@ class Setting:
         self._parts: dict[tuple[str, str | None], Parts] = {}
         self._tests: dict[str, Part] = {}
         self._taught: dict[str, Tensor] = {}
+        # Structures whose slots were seen to agree with the module that they share.
+        self.agreed: set[Hashable] = set()
         # Examples times slots in one pass of an evaluation. It shrinks where memory runs out.
         self.evaluated_at_once = EVALUATED_AT_ONCE["cpu" if self.device.type == "cpu" else "gpu"]
 
