@@ -59,6 +59,18 @@ def test_a_narrower_array_that_was_faster_stays() -> None:
     assert widths.guess(own) == widths.to_claim(own) == 8
 
 
+@pytest.mark.parametrize(
+    ("n_parameters", "gain", "width"),
+    [(9_000, 0.95, 64), (85_000, 0.95, 8), (85_000, 0.85, 64)],
+    ids=["in the cache", "beyond it for little", "beyond it for much"],
+)
+def test_an_array_that_leaves_the_cache_must_gain_more(
+    n_parameters: int, gain: float, width: int
+) -> None:
+    widths, own = Widths(CPU, None), model(n_parameters)
+    assert widths.choose(own, 64, LONG, lambda n: gain if n == 64 else 8 / min(n, 8)) == width
+
+
 def test_on_a_gpu_claims_climb_until_a_wider_array_is_not_faster() -> None:
     widths, own, claimed, tried = Widths(GPU, None), model(9_000), list[int](), list[int]()
 

@@ -33,6 +33,9 @@ LONG_STEP_S = 2e-3  # a shorter step is all overhead, which threads add to
 THREADS_GAIN = 0.8
 # A wider array must take less than this share of the time per trial.
 CLEAR_GAIN = 0.97
+# The same of one that leaves the cache. It is measured while others may be idle, and slows down
+# when they share the cache: by a fifth in two processes with 64 x 1 MB.
+CLEAR_GAIN_BEYOND_CACHE = 0.9
 # The fixed width may take up to this multiple of the fastest width's time, which is noise.
 FIXED_LOSS = 1.05
 # Stacked on a CPU they may take more than twice as long.
@@ -87,8 +90,20 @@ class Widths:
         """Return the width for a structure that was not measured."""
         if self._fixed or self._device.type == "cuda":
             return self.default
+        return min(CPU_DEFAULT, self._cached(model))
+
+    def _cached(self, model: Model) -> int:
+        """Return how many trials' parameters a CPU's cache holds. On a GPU nothing limits them."""
+        if self._device.type == "cuda":
+            return sys.maxsize
         row_bytes = model.layout.size * next(model.module.parameters()).element_size()
-        return max(1, min(CPU_DEFAULT, round(CACHE_BYTES / row_bytes)))
+        return max(1, round(CACHE_BYTES / row_bytes))
+
+    def _needed(self, model: Model, width: int) -> float:
+        """Return the share of the time of narrower arrays that this width must stay below."""
+        if width == self._fixed:
+            return FIXED_LOSS
+        return CLEAR_GAIN if width <= self._cached(model) else CLEAR_GAIN_BEYOND_CACHE
 
     def choose(
         self, model: Model, n_trials: int, n_steps: int, measure: Callable[[int], float]
@@ -126,7 +141,7 @@ class Widths:
                 # Too wide, or it cannot be stacked. The array itself meets the same error and
                 # reports it.
                 break
-            if seconds < best_s * (FIXED_LOSS if width == self._fixed else CLEAR_GAIN):
+            if seconds < best_s * self._needed(model, width):
                 best, best_s = width, seconds
             elif seconds > 1.5 * best_s:
                 break
