@@ -81,11 +81,7 @@ class TrialArray:
         self.batches = setting.batches(model.recipe.batch_size)
         self._feed = setting.feed(model.recipe)
         self._objective = setting.objective(model.recipe)
-        self._network = (
-            LoneNetwork(model)
-            if model.structure.alone
-            else network_for(model, lone=len(entries) == 1)
-        )
+        self._network = network_for(model, lone=len(entries) == 1)
         self.stacked = not isinstance(self._network, LoneNetwork)  # whether more trials could join
         self._rates: list[float] | None = None  # learning rates of the last step
         self._backends = backends

@@ -109,6 +109,8 @@ def network_for(model: Model, lone: bool) -> Network:
         model: the model.
         lone: whether one model is trained without stacking.
     """
+    if model.structure.alone:
+        return LoneNetwork(model)
     if chain_of(model.module) is not None and model.recipe.kind("precision") != BF16:
         return ChainNetwork(model)
     if lone:

@@ -13,7 +13,8 @@ from common.search.trial import TrialState
 from worker.tasks import trees
 from worker.tasks.base import Part
 from worker.training.math.precision import multiplying
-from worker.training.model.vmap_networks import LoneNetwork
+from worker.training.model.network import Network
+from worker.training.model.networks import network_for
 from worker.training.outcome import histograms
 from worker.training.stacked.rows import Row, best, name_tensors, take_row
 from worker.training.stacked.slot import Moment, Slot, pack
@@ -149,8 +150,8 @@ def _predict(
     )
 
 
-def _network(slot: Slot, row: Mapping[str, Tensor], setting: Setting) -> LoneNetwork:
-    network = LoneNetwork(slot.model)
+def _network(slot: Slot, row: Mapping[str, Tensor], setting: Setting) -> Network:
+    network = network_for(slot.model, lone=True)
     flat = row["flat"].to(setting.device).unsqueeze(0)
     network.bind(
         flat, flat, {name: tensor.unsqueeze(0) for name, tensor in _buffers(row, setting).items()}
