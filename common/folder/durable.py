@@ -204,8 +204,7 @@ def _sync_all(files: Iterable[tuple[Path, bytes, int]]) -> None:
         batch, rest = rest[:MOST_OPEN], rest[MOST_OPEN:]
         descriptors: list[int] = []
         try:
-            for file in batch:
-                descriptors.append(_create(*file))
+            descriptors.extend(_create(*file) for file in batch)  # the first ones also if one fails
             _sync(descriptors)
         finally:
             for descriptor in descriptors:
