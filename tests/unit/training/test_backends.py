@@ -71,6 +71,7 @@ class Interpreter(Compiler):
     def __init__(self, folder: Path, cost_s: float = 1.0, error: Exception | None = None) -> None:
         super().__init__(folder)
         self.compiled = 0
+        self.operations: set[str] = set()  # of all graphs
         self._error = error
         self.costs.note_cost("before", cost_s)
 
@@ -81,6 +82,7 @@ class Interpreter(Compiler):
         self, graph: Any, examples: Sequence[Tensor], key: str
     ) -> Callable[..., Sequence[Tensor]]:
         self.compiled += 1
+        self.operations |= {str(node.target) for node in graph.graph.nodes}
         if self._error is not None:
             raise self._error
         return graph
@@ -152,10 +154,13 @@ def test_what_a_compiler_is_given_is_the_eager_step_with_its_noise(tmp_path: Pat
         job(i, epochs=2, dropout=0.3, input_dropout=0.1, depth=1, weight_decay=1e-3)
         for i in range(3)
     ]
-    through = engine()
-    through.builder.backends = Backends(CPU, lambda line: None, "compiled", Interpreter(tmp_path))
+    through, compiler = engine(), Interpreter(tmp_path)
+    through.builder.backends = Backends(CPU, lambda line: None, "compiled", compiler)
     agree(trained(jobs, through), trained(jobs, engine(backend="eager")), 1e-10)
     assert through.backend.startswith("compiled: ")
+    # A product over old numbers would be compiled to a copy of these and a product.
+    assert "aten.bmm.default" in compiler.operations
+    assert not [name for name in compiler.operations if name.startswith("aten.baddbmm")]
 
 
 def test_slots_at_different_epochs_and_refills_do_as_before() -> None:

@@ -276,6 +276,15 @@ def _product_and_sum(
     return (product if alpha == 1 else product * alpha) + (bias if beta == 1 else bias * beta)
 
 
+def _product_in_place(
+    tensor: Tensor, rows: Tensor, weight: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Any:
+    """Write a product over a tensor. A compiler would copy the old numbers first."""
+    if beta != 0 or alpha != 1:
+        return NotImplemented
+    return tensor.copy_(torch.bmm(rows, weight))
+
+
 def _is_column(tensor: Tensor, dim: int, index: Tensor) -> bool:
     """Return whether the index picks one of few numbers in each row."""
     return (
@@ -335,6 +344,7 @@ def _add_in_place(tensor: Tensor, dim: int, index: Tensor, source: Tensor) -> An
 
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.baddbmm.default: _product_and_sum,
+    torch.ops.aten.baddbmm_.default: _product_in_place,
     torch.ops.aten.argmax.default: _largest,
     torch.ops.aten.gather.default: _choose,
     torch.ops.aten.scatter_add.default: _add,
