@@ -26,6 +26,7 @@ mode = "min"
 [space]
 x = {{ uniform = [0.0, 1.0] }}
 folder = "{folder}"
+search = "{name}"
 first_to_wait = {first_to_wait}
 [stages.coarse]
 trials = {trials}
@@ -80,11 +81,14 @@ class ClusterSearch:
 
         def holds() -> Any:
             value = condition()
-            is_well = self.last is not None and self.last.poll() is None
-            assert value or is_well, self.here.output(self.log)
+            assert value or (self.last is not None and self.last.poll() is None), "it has ended"
             return value
 
-        return wait_for(holds, f"{what}; the launch has said\n{self.here.output(self.log)}")
+        try:
+            return wait_for(holds, what)
+        except AssertionError as error:
+            said = self.here.output(self.log)
+            raise AssertionError(f"{error}; the launch has said\n{said}") from error
 
     def wait_for_word(self, pattern: str) -> str:
         """Wait until the launch has said something, and return it."""

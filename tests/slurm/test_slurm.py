@@ -102,13 +102,15 @@ def test_a_search_of_200_trials_over_an_array_of_4_ends(digits: Search) -> None:
 
 
 def test_jobs_that_a_launch_leaves_are_cancelled_with_the_stage(digits: Search) -> None:
-    left = [id for id, (state, _) in digits.jobs().items() if state == "RUNNING"]
+    def left() -> int:
+        states = [state for state, _ in digits.jobs().values()]
+        return states.count("RUNNING") + states.count("COMPLETING")
+
+    before = left()
     said = digits.run("master", "kill", "--search", "digits", "--stage", "coarse", "--yes")
-    assert said.strip() == f"stage coarse: killed 0 trials; cancelled {len(left)} jobs"
-    wait_for(
-        lambda: not {state for state, _ in digits.jobs().values()} & {"RUNNING", "COMPLETING"},
-        "the end of the jobs",
-    )
+    told = re.fullmatch(r"stage coarse: killed 0 trials; cancelled (\d) jobs?", said.strip())
+    assert told and int(told[1]) <= before, said  # some may have ended by themselves meanwhile
+    wait_for(lambda: not left(), "the end of the jobs")
 
 
 def test_a_launch_that_is_killed_leaves_its_jobs_and_the_next_finds_them(
@@ -145,7 +147,7 @@ def test_a_job_that_uses_too_much_memory_is_told_and_replaced(faults: Search) ->
         "the end of the cancelled job",
     )
     faults.wait_for_training(WORKERS - 1)
-    (faults.here.path / "hungry").touch()
+    (faults.here.path / "hungry-faults").touch()
     told = faults.wait_for_word(r"Slurm job \S+ on n\d was killed .*memory.*")
     assert "--slurm-option mem=" in told
     faults.wait_for_word("1 job submitted to Slurm: ")

@@ -1,7 +1,8 @@
 """A loop that takes its time and no CPU. Files beside the search file say what it does besides.
 
 While there is a file ``wait``, the last trials do not end, so that the search lasts until the test
-has done all that it wants. A trial that finds a file ``hungry`` uses up the memory of its job.
+has done all that it wants. A trial of a search NAME that finds a file ``hungry-NAME`` uses up the
+memory of its job.
 """
 
 import time
@@ -17,17 +18,17 @@ def train(trial):
     for epoch in range(round(trial.epoch) + 1, round(trial.epochs) + 1):
         time.sleep(EPOCH_S)
         while waits and epoch == trial.epochs and (folder / "wait").exists():
-            eat(folder)
+            eat(folder / f"hungry-{trial.hp['search']}")
             trial.beat()
             time.sleep(EPOCH_S)
-        eat(folder)
+        eat(folder / f"hungry-{trial.hp['search']}")
         trial.report(epoch, val_loss=trial.hp["x"] / epoch, state={})
 
 
-def eat(folder: Path) -> None:
+def eat(hungry: Path) -> None:
     """Use up the memory of the job if this trial is the first to find the file."""
     try:
-        (folder / "hungry").unlink()
+        hungry.unlink()
     except FileNotFoundError:
         return
     taken = bytearray(b"1") * MUCH_BYTES
