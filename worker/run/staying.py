@@ -40,7 +40,7 @@ class Staying:
         return f"{changed} has changed since" if changed is not None else None
 
     def is_gone(self) -> str | None:
-        """Return that the folder is gone, or None while it is there or cannot be seen for now."""
+        """Return that the folder is gone; None while it is there, or while that is unknown."""
         self._hold()
         if self._folder is None or self._held is None:
             return None

@@ -14,14 +14,15 @@ MUCH_BYTES = 3 << 30  # more than a job may use
 
 def train(trial):
     folder = Path(trial.hp["folder"])
+    hungry = folder / f"hungry-{trial.hp['search']}"
     waits = int(trial.id.rpartition("-")[2]) >= trial.hp["first_to_wait"]
     for epoch in range(round(trial.epoch) + 1, round(trial.epochs) + 1):
         time.sleep(EPOCH_S)
         while waits and epoch == trial.epochs and (folder / "wait").exists():
-            eat(folder / f"hungry-{trial.hp['search']}")
+            eat(hungry)
             trial.beat()
             time.sleep(EPOCH_S)
-        eat(folder / f"hungry-{trial.hp['search']}")
+        eat(hungry)
         trial.report(epoch, val_loss=trial.hp["x"] / epoch, state={})
 
 
